@@ -1,0 +1,66 @@
+# Everything works on a bare Debian 12 machine, as root: the scripts under .ci
+# install what is missing, idempotently.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export GOTOOLCHAIN := auto
+export GOFLAGS := -buildvcs=false
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION)
+PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cmd/debvisor-agent
+TOOLS := $(CURDIR)/build/tools
+UNIT := ./certs/... ./shared/... ./controlplane/... ./agent/... ./integration/imports/...
+
+.PHONY: help deps tools build generate lint test unit e2e demo bench chaos fuzz lab lab-down clean
+
+help: ## What there is
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+deps: ## Debian packages that building and testing need
+	@.ci/deps
+
+tools: deps ## golangci-lint, buf, gofumpt, ghz, protoc plugins and gofail, at the pinned versions
+	@.ci/tools-build $(TOOLS)
+
+build: deps ## bin/debvisor-rpcd, bin/debvisor-agent, bin/hvctl
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
+
+generate: tools ## Go code from proto/
+	@.ci/proto-deps
+	PATH=$(TOOLS):$$PATH buf generate
+
+lint: tools ## vet, golangci-lint, buf lint and breaking, generated code current
+	@.ci/lint $(TOOLS)
+
+unit: deps ## Unit tests with the race detector
+	go test -race -timeout 15m $(UNIT)
+
+e2e: build ## End-to-end and fault tests on real libvirt
+	@.ci/failpoint-build
+	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin \
+	  go test -timeout 25m -count=1 -v ./integration/... 2>&1 | .ci/go-test-brief
+
+test: unit e2e ## Every test
+
+demo: build ## The main job: three replicas, two hypervisors, one live migration
+	go run ./integration/lab/cmd/lab demo --bin bin
+
+bench: build tools ## docs/benchmarks.md and build/bench.json, from what is measured
+	PATH=$(TOOLS):$$PATH go run ./integration/bench --bin bin
+
+N ?= 5
+chaos: build ## The fault tests N times; docs/reliability.md
+	@.ci/failpoint-build
+	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin go run ./integration/chaos -n $(N)
+
+FUZZTIME ?= 30s
+fuzz: deps ## Every fuzz target for FUZZTIME each
+	@.ci/fuzz $(FUZZTIME)
+
+lab: build ## Keeps a lab up to play with
+	go run ./integration/lab/cmd/lab up --bin bin
+
+lab-down: ## Ends it
+	go run ./integration/lab/cmd/lab down
+
+clean: ## Removes bin and build
+	rm -rf bin build
