@@ -1,0 +1,148 @@
+package cluster
+
+import (
+	"maps"
+
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// Draft is the next snapshot in the making. It shares every collection with
+// the snapshot that it began from until that collection is first changed. One
+// goroutine uses it, once: after Snapshot it is spent.
+type Draft struct {
+	Nodes      *Table[*storev1.Node]
+	Statuses   *Table[*storev1.NodeStatus]
+	Healths    *Table[*storev1.NodeHealth]
+	VMs        *Table[*storev1.VM]
+	Operations *Table[*storev1.Operation]
+	Tasks      *Table[*storev1.Task]
+	InUse      *Table[string]
+	JoinTokens *Table[*storev1.JoinToken]
+	Principals *Table[*storev1.Principal]
+	Replicas   *Table[*storev1.Replica]
+	Roles      *Table[[]string]
+	Revoked    *Table[string]
+
+	epoch           uint64
+	candidates      map[string]candidate
+	ownedCandidates bool
+
+	vmsByName, vmsByNode          indexer
+	tasksByOperation, tasksByNode indexer
+	activeOperations              indexer
+}
+
+// Draft begins the next snapshot from this one.
+func (s *Snapshot) Draft() *Draft {
+	d := &Draft{
+		Nodes:      newTable(s.Nodes, nil),
+		Statuses:   newTable(s.Statuses, nil),
+		Healths:    newTable(s.Healths, nil),
+		InUse:      newTable(s.InUse, nil),
+		JoinTokens: newTable(s.JoinTokens, nil),
+		Principals: newTable(s.Principals, nil),
+		Replicas:   newTable(s.Replicas, nil),
+		Roles:      newTable(s.Roles, nil),
+		Revoked:    newTable(s.Revoked, nil),
+
+		epoch:      s.Epoch,
+		candidates: s.candidates,
+
+		vmsByName:        indexer{postings: s.index.vmsByName},
+		vmsByNode:        indexer{postings: s.index.vmsByNode},
+		tasksByOperation: indexer{postings: s.index.tasksByOperation},
+		tasksByNode:      indexer{postings: s.index.tasksByNode},
+		activeOperations: indexer{postings: s.index.activeOperations},
+	}
+	d.VMs = newTable(s.VMs, d.indexVM)
+	d.Tasks = newTable(s.Tasks, d.indexTask)
+	d.Operations = newTable(s.Operations, d.indexOperation)
+	return d
+}
+
+// SetEpoch sets the cluster's epoch.
+func (d *Draft) SetEpoch(epoch uint64) { d.epoch = epoch }
+
+// PutCandidate notes a key under election/ with its value and the revision at
+// which it was created: the candidate with the lowest one leads.
+func (d *Draft) PutCandidate(key string, value *storev1.Leader, createRevision int64) {
+	d.ownCandidates()
+	d.candidates[key] = candidate{value: value, createRevision: createRevision}
+}
+
+// DeleteCandidate notes that a key under election/ is gone.
+func (d *Draft) DeleteCandidate(key string) {
+	d.ownCandidates()
+	delete(d.candidates, key)
+}
+
+func (d *Draft) ownCandidates() {
+	if !d.ownedCandidates {
+		d.candidates, d.ownedCandidates = maps.Clone(d.candidates), true
+	}
+}
+
+// Snapshot ends the draft: the snapshot that is true at that revision.
+func (d *Draft) Snapshot(revision int64) *Snapshot {
+	return &Snapshot{
+		Revision:   revision,
+		Nodes:      d.Nodes.entries,
+		Statuses:   d.Statuses.entries,
+		Healths:    d.Healths.entries,
+		VMs:        d.VMs.entries,
+		Operations: d.Operations.entries,
+		Tasks:      d.Tasks.entries,
+		InUse:      d.InUse.entries,
+		JoinTokens: d.JoinTokens.entries,
+		Principals: d.Principals.entries,
+		Replicas:   d.Replicas.entries,
+		Roles:      d.Roles.entries,
+		Revoked:    d.Revoked.entries,
+		Leader:     leaderOf(d.candidates, d.epoch),
+		Epoch:      d.epoch,
+		candidates: d.candidates,
+		index: index{
+			vmsByName:        d.vmsByName.postings,
+			vmsByNode:        d.vmsByNode.postings,
+			tasksByOperation: d.tasksByOperation.postings,
+			tasksByNode:      d.tasksByNode.postings,
+			activeOperations: d.activeOperations.postings,
+		},
+	}
+}
+
+// leaderOf gives the candidate that leads, nil when there is none.
+func leaderOf(candidates map[string]candidate, epoch uint64) *Leader {
+	var first *candidate
+	for _, c := range candidates {
+		if first == nil || c.createRevision < first.createRevision {
+			first = &c
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return &Leader{
+		Name:           first.value.GetName(),
+		CallersAddress: first.value.GetCallersAddress(),
+		AgentsAddress:  first.value.GetAgentsAddress(),
+		Term:           task.Term{Epoch: epoch, Revision: first.createRevision},
+	}
+}
+
+func (d *Draft) indexVM(key string, was *storev1.VM, had bool, is *storev1.VM, has bool) {
+	d.vmsByName.move(key, was.GetName(), had, is.GetName(), has)
+	d.vmsByNode.move(key, was.GetNode(), had, is.GetNode(), has)
+}
+
+func (d *Draft) indexTask(key string, was *storev1.Task, had bool, is *storev1.Task, has bool) {
+	d.tasksByOperation.move(key, was.GetOperationId(), had, is.GetOperationId(), has)
+	d.tasksByNode.move(key, was.GetNode(), had, is.GetNode(), has)
+}
+
+func (d *Draft) indexOperation(key string, was *storev1.Operation, had bool, is *storev1.Operation, has bool) {
+	wasActive := had && !task.OpEnded(was.GetState())
+	isActive := has && !task.OpEnded(is.GetState())
+	d.activeOperations.move(key, "", wasActive, "", isActive)
+}

@@ -1,0 +1,91 @@
+// Package cluster holds what the control plane knows: the types, and the
+// immutable Snapshot that every other package reads. It does no I/O and has no
+// clock. A Snapshot is made from the one before it by a Draft, which copies
+// only the collections that a batch of changes touches; store feeds it.
+package cluster
+
+import (
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// Entry is one record and the etcd revision of its last change, which a
+// transaction may require to be still the same. The value is never changed:
+// who wants another makes a copy of it.
+type Entry[T any] struct {
+	Value       T
+	ModRevision int64
+}
+
+// Leader is who holds the election.
+type Leader struct {
+	Name string
+	// CallersAddress is host:port of its callers' listener.
+	CallersAddress string
+	// AgentsAddress is host:port of its agents' listener.
+	AgentsAddress string
+	Term          task.Term
+}
+
+// Snapshot is the whole state of the cluster at one etcd revision. It is never
+// changed; its maps are for reading only, since other snapshots share them.
+// Records that could not be decoded are not in it.
+type Snapshot struct {
+	// Revision is the etcd revision at which it is true.
+	Revision int64
+
+	// Nodes, Statuses and Healths are by node id.
+	Nodes    map[string]Entry[*storev1.Node]
+	Statuses map[string]Entry[*storev1.NodeStatus]
+	Healths  map[string]Entry[*storev1.NodeHealth]
+	// VMs are by UUID.
+	VMs map[string]Entry[*storev1.VM]
+	// Operations and Tasks are by id.
+	Operations map[string]Entry[*storev1.Operation]
+	Tasks      map[string]Entry[*storev1.Task]
+	// InUse says which operation (its id) holds a resource.
+	InUse map[string]Entry[string]
+	// JoinTokens are by id.
+	JoinTokens map[string]Entry[*storev1.JoinToken]
+	// Principals and Replicas are by name.
+	Principals map[string]Entry[*storev1.Principal]
+	Replicas   map[string]Entry[*storev1.Replica]
+	// Roles gives the permissions of each role.
+	Roles map[string]Entry[[]string]
+	// Revoked holds certificate serials, with what was noted of each.
+	Revoked map[string]Entry[string]
+
+	// Leader is nil while nobody holds the election.
+	Leader *Leader
+	// Epoch grows when the cluster is restored from a backup.
+	Epoch uint64
+
+	candidates map[string]candidate
+	index      index
+}
+
+// candidate is one key under election/; the oldest one leads.
+type candidate struct {
+	value          *storev1.Leader
+	createRevision int64
+}
+
+// Empty is the snapshot of a cluster that has no records.
+func Empty() *Snapshot {
+	return &Snapshot{
+		Nodes:      map[string]Entry[*storev1.Node]{},
+		Statuses:   map[string]Entry[*storev1.NodeStatus]{},
+		Healths:    map[string]Entry[*storev1.NodeHealth]{},
+		VMs:        map[string]Entry[*storev1.VM]{},
+		Operations: map[string]Entry[*storev1.Operation]{},
+		Tasks:      map[string]Entry[*storev1.Task]{},
+		InUse:      map[string]Entry[string]{},
+		JoinTokens: map[string]Entry[*storev1.JoinToken]{},
+		Principals: map[string]Entry[*storev1.Principal]{},
+		Replicas:   map[string]Entry[*storev1.Replica]{},
+		Roles:      map[string]Entry[[]string]{},
+		Revoked:    map[string]Entry[string]{},
+		candidates: map[string]candidate{},
+		index:      newIndex(),
+	}
+}
