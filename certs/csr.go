@@ -8,14 +8,12 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 )
 
-// NewRequest returns a CSR in PEM for the key. The name is for whoever reads
-// the request; the authority decides every name itself.
+// NewRequest returns a CSR (PKCS #10, DER) for the key. The name is for whoever
+// reads the request; the authority decides every name itself.
 func NewRequest(key crypto.Signer, name string) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: name},
@@ -23,19 +21,13 @@ func NewRequest(key crypto.Signer, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate request: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: requestBlock, Bytes: der}), nil
+	return der, nil
 }
 
-// ParseRequest reads a CSR (PEM, or bare DER) and returns its public key. The
-// request must be signed by that key, which proves that the asker holds it,
-// and the key must be on P-256. Subject and SANs of the request are ignored.
+// ParseRequest reads a CSR (DER) and returns its public key. The request must
+// be signed by that key, which proves that the asker holds it, and the key must
+// be on P-256. Subject and SANs of the request are ignored.
 func ParseRequest(csr []byte) (*ecdsa.PublicKey, error) {
-	if block, _ := pem.Decode(csr); block != nil {
-		if block.Type != requestBlock {
-			return nil, fmt.Errorf("a PEM block of type %q is not a certificate request", block.Type)
-		}
-		csr = block.Bytes
-	}
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate request: %w", err)
@@ -50,13 +42,13 @@ func ParseRequest(csr []byte) (*ecdsa.PublicKey, error) {
 	return key, nil
 }
 
-// KeyHash returns the SHA-256, in hex, of the public key's PKIX encoding: it
-// says which key a token was used with.
-func KeyHash(key crypto.PublicKey) (string, error) {
+// KeyHash returns the SHA-256 of the public key's PKIX encoding: it says which
+// key a token was used with.
+func KeyHash(key crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
-		return "", fmt.Errorf("hash a public key: %w", err)
+		return nil, fmt.Errorf("hash a public key: %w", err)
 	}
 	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:]), nil
+	return sum[:], nil
 }

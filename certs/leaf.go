@@ -26,9 +26,22 @@ const (
 	RenewalGrace = 90 * 24 * time.Hour
 )
 
-// skew is how far a certificate's start is put back, for clocks that are
-// behind; a short life gets a tenth of it at most.
+// skew is how far a certificate's start is put back at most, for clocks that
+// are behind.
 const skew = 5 * time.Minute
+
+// backdating is what a life's start is put back by: a tenth of it, in whole
+// seconds, up to skew.
+func backdating(life time.Duration) time.Duration {
+	return min(skew, (life / 10).Truncate(time.Second))
+}
+
+// IssuedAt returns the moment, to the second, at which a leaf of this package
+// was issued: its start without what the start was put back by.
+func IssuedAt(leaf *x509.Certificate) time.Time {
+	total := leaf.NotAfter.Sub(leaf.NotBefore)
+	return leaf.NotBefore.Add(min(skew, (total / 11).Truncate(time.Second)))
+}
 
 // Leaf says what a certificate states about its holder.
 type Leaf struct {
@@ -99,7 +112,7 @@ func (a *Authority) Issue(pub crypto.PublicKey, leaf Leaf, now time.Time) ([]byt
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: leaf.commonName},
-		NotBefore:             now.Add(-min(skew, leaf.life/10)),
+		NotBefore:             now.Truncate(time.Second).Add(-backdating(leaf.life)),
 		NotAfter:              earlier(now.Add(leaf.life), a.cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           leaf.usages,

@@ -16,7 +16,6 @@ import (
 const (
 	certificateBlock = "CERTIFICATE"
 	keyBlock         = "PRIVATE KEY"
-	requestBlock     = "CERTIFICATE REQUEST"
 )
 
 // NewKey makes a private key on P-256.

@@ -4,18 +4,27 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
-	"strings"
 )
 
-// namePattern is what a cluster, a node, a replica or a principal may be
-// called: it must be safe in a URI's path, in an etcd key and in a file name.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?$`)
+var (
+	namePattern    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	clusterPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
+)
 
-// CheckName refuses a name that could be taken for something else where it is
-// used: in a SPIFFE id, in a key of etcd, in a path.
+// CheckName refuses the name of a node or a replica that would be unsafe where
+// names are used: in a URI's path, in a key of etcd, in the name of a file.
 func CheckName(what, name string) error {
-	if !namePattern.MatchString(name) || strings.Contains(name, "..") {
-		return fmt.Errorf("%s %q is not a name: 1 to 63 letters, digits, '.', '_', '@' or '-', first and last a letter or digit", what, name)
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("%s %q is not a name: 1 to 63 letters, digits, '.', '_' or '-', first and last a letter or digit", what, name)
+	}
+	return nil
+}
+
+// CheckCluster refuses a cluster's name that cannot be the trust domain of a
+// SPIFFE id.
+func CheckCluster(name string) error {
+	if !clusterPattern.MatchString(name) {
+		return fmt.Errorf("cluster %q is not a name: 1 to 63 lower-case letters, digits, '.' or '-', first and last a letter or digit", name)
 	}
 	return nil
 }
