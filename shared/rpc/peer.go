@@ -1,0 +1,90 @@
+package rpc
+
+import (
+	"context"
+	"crypto/x509"
+	"net"
+	"sync"
+
+	"google.golang.org/grpc/credentials"
+	grpcpeer "google.golang.org/grpc/peer"
+)
+
+// Peer is the other end of one of a server's connections: a credentials.AuthInfo
+// that also remembers what was made of its certificate.
+type Peer struct {
+	credentials.TLSInfo
+	once sync.Once
+	made any
+}
+
+// PeerOf gives the connection that a server's call came on; nil where the
+// server was not made by NewServer.
+func PeerOf(ctx context.Context) *Peer {
+	p, ok := grpcpeer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	peer, _ := p.AuthInfo.(*Peer)
+	return peer
+}
+
+// Once gives what the first call to make on this connection gave, and whether
+// this was that call.
+func (p *Peer) Once(make func(leaf *x509.Certificate) any) (made any, first bool) {
+	p.once.Do(func() {
+		p.made, first = make(p.leaf()), true
+	})
+	return p.made, first
+}
+
+// leaf is the client's certificate, verified by the handshake; nil where it
+// gave none.
+func (p *Peer) leaf() *x509.Certificate {
+	if len(p.State.PeerCertificates) == 0 {
+		return nil
+	}
+	return p.State.PeerCertificates[0]
+}
+
+// Certificate gives the verified certificate of the client whose call has this
+// context; nil where it gave none.
+func Certificate(ctx context.Context) *x509.Certificate {
+	if peer := PeerOf(ctx); peer != nil {
+		return peer.leaf()
+	}
+	return nil
+}
+
+// Address gives the IP address that a call came from, without its port.
+func Address(ctx context.Context) string {
+	p, ok := grpcpeer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return ""
+	}
+	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+		return tcp.IP.String()
+	}
+	return p.Addr.String()
+}
+
+// peerCredentials gives each accepted connection its Peer.
+type peerCredentials struct {
+	credentials.TransportCredentials
+}
+
+func (c peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	if !ok {
+		return conn, info, nil
+	}
+	return conn, &Peer{TLSInfo: tlsInfo}, nil
+}
+
+func (c peerCredentials) Clone() credentials.TransportCredentials {
+	return peerCredentials{c.TransportCredentials.Clone()}
+}
