@@ -1,0 +1,144 @@
+// Package imports holds the table of which package of ours may import which.
+// Imports go down only; a package that is not in the table fails the test, so
+// that a new room is given its place on purpose.
+package imports
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/debvisor/debvisor/"
+
+// layer is a set of packages, why they stand there, and what of ours they may
+// import besides the wire messages (proto/…), which everyone may.
+type layer struct {
+	packages []string
+	reason   string
+	may      []string
+}
+
+// common is what any daemon's package may build on.
+var common = []string{"shared/errdefs", "shared/task", "shared/identity", "shared/run", "shared/obs"}
+
+func table() []layer {
+	var (
+		cp    = "controlplane/internal/"
+		ag    = "agent/internal/"
+		with  = func(more ...string) []string { return append(slices.Clone(common), more...) }
+		state = []string{cp + "cluster", cp + "store"}
+	)
+	return []layer{
+		{[]string{"proto/debvisor/v1", "proto/debvisor/agent/v1", "proto/debvisor/store/v1"}, "messages import messages only", nil},
+		{[]string{"shared/errdefs"}, "kinds of error: below all, but for the contract's ErrorDetails", nil},
+		{[]string{"shared/task", "shared/run", "shared/obs"}, "words that all share; they know no package but the errors", []string{"shared/errdefs"}},
+		{[]string{"certs"}, "keys, certificates and TLS configs; knows no cluster", []string{"shared/errdefs"}},
+		{[]string{"shared/identity"}, "what a verified certificate says", []string{"shared/errdefs", "certs"}},
+		{[]string{"shared/rpc"}, "builders with every limit set", with("certs")},
+
+		{[]string{cp + "cluster"}, "the snapshot: pure, so that planner and tests need no etcd", []string{"shared/errdefs", "shared/task"}},
+		{[]string{cp + "store"}, "the only way to etcd", with(cp + "cluster")},
+		{[]string{cp + "election"}, "leadership; what is done with it is not its business", with(state...)},
+		{[]string{cp + "planner"}, "pure: snapshot in, plan out", []string{"shared/errdefs", "shared/task", cp + "cluster"}},
+		{[]string{cp + "operations"}, "submit, wait, watch, cancel; knows no kind of operation", with(state...)},
+		{[]string{cp + "inventory"}, "liveness and last-known state", with(append(state, cp+"election")...)},
+		{[]string{cp + "authn"}, "who a caller is", with(cp+"cluster", "shared/rpc", "certs")},
+		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn")},
+		{[]string{cp + "audit"}, "what a caller did", with("shared/rpc", cp+"authn")},
+		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
+		{[]string{cp + "enroll"}, "tokens and agents' certificates", with(append(state, "certs", cp+"operations")...)},
+		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", cp+"enroll", cp+"election")...)},
+		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
+		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, cp+"election", cp+"inventory", "shared/rpc")...)},
+		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
+			state, cp+"operations", cp+"planner", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
+		)...)},
+		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
+			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"authn", cp+"authz", cp+"audit",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"dispatch", cp+"api",
+		)...)},
+		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
+		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client", []string{"shared/errdefs", "shared/rpc", "shared/obs"}},
+
+		{[]string{ag + "hypervisor"}, "the only package that touches libvirt", with()},
+		{[]string{ag + "tunnel"}, "byte streams between agents", with("certs")},
+		{[]string{ag + "inventory"}, "what the host is and has", with(ag + "hypervisor")},
+		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
+		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"worker")},
+		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
+		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
+		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"enroll", ag+"session",
+		)},
+		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel")},
+	}
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+// ours lists our packages outside of integration, which may see all.
+func ours(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"...")
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, errOut.String())
+	}
+	var all []listed
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatalf("reading go list: %v", err)
+		}
+		if !strings.HasPrefix(p.ImportPath, module+"integration") {
+			all = append(all, p)
+		}
+	}
+}
+
+func TestImportsGoDownOnly(t *testing.T) {
+	allowed := map[string]layer{}
+	for _, l := range table() {
+		if l.reason == "" {
+			t.Errorf("%v stands without a reason", l.packages)
+		}
+		for _, p := range l.packages {
+			allowed[p] = l
+		}
+	}
+	seen := map[string]bool{}
+	for _, p := range ours(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		seen[name] = true
+		l, ok := allowed[name]
+		if !ok {
+			t.Errorf("%s is not in the table: give it its place and the reason", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			target, internal := strings.CutPrefix(imported, module)
+			if !internal || strings.HasPrefix(target, "proto/") || slices.Contains(l.may, target) {
+				continue
+			}
+			t.Errorf("%s must not import %s (%s)", name, target, l.reason)
+		}
+	}
+	for p := range allowed {
+		if !seen[p] {
+			t.Errorf("%s is in the table and nowhere else: take it out", p)
+		}
+	}
+}
