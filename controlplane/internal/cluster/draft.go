@@ -30,6 +30,7 @@ type Draft struct {
 
 	vmsByName, vmsByNode          indexer
 	tasksByOperation, tasksByNode indexer
+	openTasksByNode               indexer
 	activeOperations              indexer
 }
 
@@ -53,6 +54,7 @@ func (s *Snapshot) Draft() *Draft {
 		vmsByNode:        indexer{postings: s.index.vmsByNode},
 		tasksByOperation: indexer{postings: s.index.tasksByOperation},
 		tasksByNode:      indexer{postings: s.index.tasksByNode},
+		openTasksByNode:  indexer{postings: s.index.openTasksByNode},
 		activeOperations: indexer{postings: s.index.activeOperations},
 	}
 	d.VMs = newTable(s.VMs, d.indexVM)
@@ -107,6 +109,7 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 			vmsByNode:        d.vmsByNode.postings,
 			tasksByOperation: d.tasksByOperation.postings,
 			tasksByNode:      d.tasksByNode.postings,
+			openTasksByNode:  d.openTasksByNode.postings,
 			activeOperations: d.activeOperations.postings,
 		},
 	}
@@ -139,6 +142,9 @@ func (d *Draft) indexVM(key string, was *storev1.VM, had bool, is *storev1.VM, h
 func (d *Draft) indexTask(key string, was *storev1.Task, had bool, is *storev1.Task, has bool) {
 	d.tasksByOperation.move(key, was.GetOperationId(), had, is.GetOperationId(), has)
 	d.tasksByNode.move(key, was.GetNode(), had, is.GetNode(), has)
+	wasOpen := had && !task.Ended(task.State(was.GetState()))
+	isOpen := has && !task.Ended(task.State(is.GetState()))
+	d.openTasksByNode.move(key, was.GetNode(), wasOpen, is.GetNode(), isOpen)
 }
 
 func (d *Draft) indexOperation(key string, was *storev1.Operation, had bool, is *storev1.Operation, has bool) {

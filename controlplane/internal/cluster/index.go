@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
-	"github.com/debvisor/debvisor/shared/task"
 )
 
 // index is what a snapshot derives from its records, so that nobody has to
@@ -16,6 +15,7 @@ type index struct {
 	vmsByNode        postings
 	tasksByOperation postings
 	tasksByNode      postings
+	openTasksByNode  postings
 	// activeOperations holds, under the empty name, those that have not ended.
 	activeOperations postings
 }
@@ -24,7 +24,7 @@ func newIndex() index {
 	return index{
 		vmsByName: postings{}, vmsByNode: postings{},
 		tasksByOperation: postings{}, tasksByNode: postings{},
-		activeOperations: postings{},
+		openTasksByNode: postings{}, activeOperations: postings{},
 	}
 }
 
@@ -57,9 +57,7 @@ func (s *Snapshot) TasksOn(node string) []Entry[*storev1.Task] {
 
 // OpenTasksOn gives a node's tasks that have not ended, by ascending id.
 func (s *Snapshot) OpenTasksOn(node string) []Entry[*storev1.Task] {
-	return slices.DeleteFunc(s.TasksOn(node), func(e Entry[*storev1.Task]) bool {
-		return task.Ended(task.State(e.Value.GetState()))
-	})
+	return pick(s.Tasks, s.index.openTasksByNode[node])
 }
 
 // ActiveOperations gives the operations that have not ended, by ascending id.
@@ -78,21 +76,24 @@ func pick[T any](from map[string]Entry[T], keys []string) []Entry[T] {
 	return entries
 }
 
-// indexer changes postings on their way from one snapshot to the next: the map
-// is copied at the first change, a list at each, so that readers of older
-// snapshots see nothing of it.
+// indexer changes postings on their way from one snapshot to the next. The map
+// and each list in it are copied before their first change, so that readers of
+// older snapshots see nothing of it.
 type indexer struct {
 	postings postings
-	owned    bool
+	// owned holds the names whose lists this draft has already copied; nil
+	// while the map itself is still shared.
+	owned map[string]struct{}
 }
 
-// move takes a key from one name to another; an empty bool means no name.
+// move takes a key from one name to another; had and has say whether there was
+// and is a name at all.
 func (x *indexer) move(key, from string, had bool, to string, has bool) {
 	if had == has && from == to {
 		return
 	}
-	if !x.owned {
-		x.postings, x.owned = maps.Clone(x.postings), true
+	if x.owned == nil {
+		x.postings, x.owned = maps.Clone(x.postings), map[string]struct{}{}
 	}
 	if had {
 		x.remove(key, from)
@@ -103,21 +104,32 @@ func (x *indexer) move(key, from string, had bool, to string, has bool) {
 }
 
 func (x *indexer) remove(key, name string) {
-	keys := x.postings[name]
+	keys := x.own(name)
 	at, found := slices.BinarySearch(keys, key)
-	switch {
-	case !found:
-	case len(keys) == 1:
-		delete(x.postings, name)
-	default:
-		x.postings[name] = slices.Concat(keys[:at], keys[at+1:])
+	if found {
+		keys = slices.Delete(keys, at, at+1)
 	}
+	if len(keys) == 0 {
+		delete(x.postings, name)
+		return
+	}
+	x.postings[name] = keys
 }
 
 func (x *indexer) insert(key, name string) {
-	keys := x.postings[name]
+	keys := x.own(name)
 	at, found := slices.BinarySearch(keys, key)
 	if !found {
-		x.postings[name] = slices.Concat(keys[:at], []string{key}, keys[at:])
+		x.postings[name] = slices.Insert(keys, at, key)
 	}
+}
+
+// own gives a name's list, safe to change in place.
+func (x *indexer) own(name string) []string {
+	keys := x.postings[name]
+	if _, ok := x.owned[name]; !ok {
+		x.owned[name] = struct{}{}
+		keys = slices.Clone(keys)
+	}
+	return keys
 }

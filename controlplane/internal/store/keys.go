@@ -1,0 +1,69 @@
+package store
+
+import "strings"
+
+// prefix begins every key of the control plane.
+const prefix = "/debvisor/rpc/"
+
+// The collections: what follows the prefix up to the next slash.
+const (
+	nodes      = "nodes/"
+	statuses   = "nodestatus/"
+	healths    = "nodehealth/"
+	vms        = "vms/"
+	operations = "operations/"
+	tasks      = "tasks/"
+	inUse      = "inuse/"
+	joinTokens = "jointokens/"
+	revoked    = "revoked/"
+	principals = "principals/"
+	roles      = "roles/"
+	replicas   = "replicas/"
+	election   = "election/"
+)
+
+// NodeKey is where a node's identity and wishes are.
+func NodeKey(id string) string { return prefix + nodes + id }
+
+// StatusKey is where the leader notes what it last knew of a node.
+func StatusKey(node string) string { return prefix + statuses + node }
+
+// HealthKey is where what the unary Heartbeat last said of a node is.
+func HealthKey(node string) string { return prefix + healths + node }
+
+// VMKey is where a VM is.
+func VMKey(uuid string) string { return prefix + vms + uuid }
+
+// OperationKey is where an operation is.
+func OperationKey(id string) string { return prefix + operations + id }
+
+// TaskKey is where a task is; its id may hold slashes.
+func TaskKey(id string) string { return prefix + tasks + id }
+
+// InUseKey is where the id of the operation that holds a resource is.
+func InUseKey(resource string) string { return prefix + inUse + resource }
+
+// JoinTokenKey is where a join token is.
+func JoinTokenKey(id string) string { return prefix + joinTokens + id }
+
+// RevokedKey is where a certificate's serial is noted as revoked.
+func RevokedKey(serial string) string { return prefix + revoked + serial }
+
+// PrincipalKey is where a principal is, in JSON.
+func PrincipalKey(name string) string { return prefix + principals + name }
+
+// RoleKey is where a role's list of permissions is, in JSON.
+func RoleKey(name string) string { return prefix + roles + name }
+
+// ReplicaKey is where a replica says how it is reached.
+func ReplicaKey(name string) string { return prefix + replicas + name }
+
+// ElectionPrefix is the directory of the election, without the last slash, as
+// package concurrency wants it.
+func ElectionPrefix() string { return prefix + strings.TrimSuffix(election, "/") }
+
+// EpochKey is where the cluster's epoch is, a decimal number.
+func EpochKey() string { return prefix + "epoch" }
+
+// SchemaKey is where the version of the records' form is, a decimal number.
+func SchemaKey() string { return prefix + "schema" }
