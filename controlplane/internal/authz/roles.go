@@ -1,0 +1,34 @@
+package authz
+
+import "strings"
+
+// builtin gives the permissions of a built-in role. Those of the contract's
+// resources are the contract's; operator and viewer have those of what we add.
+func builtin(role string) []string {
+	switch role {
+	case "operator":
+		return []string{
+			"node:*", "migration:*", "storage:*",
+			"vm:*", "operation:*", "token:*", "replica:*", "reflection:*",
+		}
+	case "developer":
+		return []string{"node:list", "storage:snapshot:create", "storage:snapshot:list", "storage:clone:*"}
+	case "monitor":
+		return []string{"node:list", "node:heartbeat"}
+	case "viewer":
+		return []string{
+			"node:list", "storage:snapshot:list", "migration:plan",
+			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "reflection:get",
+		}
+	}
+	return nil
+}
+
+// matches tells whether a granted permission covers the wanted one: it is the
+// same, or ends in ":*" and the wanted one lies below it, at any depth.
+func matches(granted, wanted string) bool {
+	if below, ok := strings.CutSuffix(granted, "*"); ok && strings.HasSuffix(below, ":") {
+		return len(wanted) > len(below) && strings.HasPrefix(wanted, below)
+	}
+	return granted == wanted
+}
