@@ -26,22 +26,24 @@ func (b *bare) ListNodes(context.Context, *debvisorv1.Empty) (*debvisorv1.NodeLi
 	return b.list, nil
 }
 
-// serveBare is the whole life of the baseline's process: it serves until its
-// parent, holding its standard input, goes away. It says its address first.
-func serveBare(cert, key, ca, answer string) error {
-	pair, err := tls.LoadX509KeyPair(cert, key)
+// bareFiles are what the baseline's process is given.
+type bareFiles struct{ listen, cert, key, ca, answer string }
+
+// serveBare is the whole life of the baseline's process, which its lab ends.
+func serveBare(f bareFiles) error {
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {
 		return fmt.Errorf("loading the baseline's certificate: %w", err)
 	}
-	pem, err := os.ReadFile(ca)
+	pem, err := os.ReadFile(f.ca)
 	if err != nil {
 		return fmt.Errorf("reading the CA: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s holds no certificate", ca)
+		return fmt.Errorf("%s holds no certificate", f.ca)
 	}
-	data, err := os.ReadFile(answer)
+	data, err := os.ReadFile(f.answer)
 	if err != nil {
 		return fmt.Errorf("reading the answer: %w", err)
 	}
@@ -49,7 +51,7 @@ func serveBare(cert, key, ca, answer string) error {
 	if err := proto.Unmarshal(data, list); err != nil {
 		return fmt.Errorf("decoding the answer: %w", err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the process lives as long as its listener
+	lis, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
@@ -58,11 +60,6 @@ func serveBare(cert, key, ca, answer string) error {
 		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13,
 	})))
 	debvisorv1.RegisterNodeServiceServer(srv, &bare{list: list})
-	fmt.Println(lis.Addr().String())
-	go func() {
-		_, _ = os.Stdin.Read(make([]byte, 1)) // ends when the parent does
-		srv.Stop()
-	}()
 	if err := srv.Serve(lis); err != nil {
 		return fmt.Errorf("serving: %w", err)
 	}
