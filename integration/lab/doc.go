@@ -1,0 +1,9 @@
+// Package lab runs a whole cluster on one machine for tests, benchmarks and demonstrations: replicas of debvisor-rpcd in
+// network namespaces, hypervisors in network, mount, UTS, IPC and PID namespaces with a real libvirtd each, a bridge between
+// all of them, and guests under TCG that write a counter to a disk which both hypervisors see.
+//
+// It promises that nothing outside of its namespaces and its one directory changes, that several labs run at once, and that
+// all of a lab is gone when its owner (the process that called New) is: after Close, and after a kill -9 of the owner as well.
+// It needs root and what .ci/deps installs. What the daemons do is left to them; the lab only starts, stops and looks, from
+// outside: at libvirt, at the process tables, at the guests' disks.
+package lab

@@ -1,0 +1,58 @@
+#!/bin/bash
+# build.sh CACHE : makes what a lab needs compiled and prints the directory that holds it: the kernel and the initramfs of its
+# guests, "vmlinuz" and "initramfs", and "sharedfs.so" for its libvirtds (see sharedfs.c). The kernel is Debian's own cloud kernel, downloaded but never installed. Kept in CACHE under
+# the kernel's version and the digest of the sources beside this script; a second call does nothing but look.
+set -euo pipefail
+src=$(dirname "$(realpath "$0")")
+mkdir -p "$1"
+cache=$(realpath "$1")
+exec 9>"$cache/.guest.lock"
+flock 9
+digest=$(cat "$src"/{init,tick.c,build.sh,../scripts/sharedfs.c} | sha256sum | cut -c1-12)
+for ready in "$cache"/guest-*-"$digest"; do
+  if [[ -e $ready/initramfs ]]; then echo "$ready"; exit 0; fi
+done
+say() { echo "lab guest: $*" >&2; }
+for t in gcc cpio busybox dpkg-deb apt-get; do
+  command -v "$t" >/dev/null || { say "$t is missing (.ci/deps installs it)"; exit 1; }
+done
+
+newest() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1; }
+package=$(newest)
+if [[ -z $package ]]; then
+  say "no package lists yet: apt-get update"
+  apt-get update -q >&2
+  package=$(newest)
+fi
+[[ -n $package ]] || { say "apt knows no linux-image-cloud-amd64"; exit 1; }
+version=$(apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p')
+mkdir -p "$cache/deb"
+deb=$cache/deb/${package}_${version}_amd64.deb
+if [[ ! -e $deb ]]; then
+  say "downloading $package $version"
+  work=$(mktemp -d "$cache/deb/.get-XXXXXX")
+  fetch() { (cd "$work" && apt-get -o APT::Sandbox::User=root download -q "$package=$version" >&2); }
+  fetch || { apt-get update -q >&2; fetch; }
+  mv "$work"/*.deb "$deb"
+  rmdir "$work"
+fi
+
+out=$cache/guest-$version-$digest
+work=$(mktemp -d "$cache/.guest-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"/{kernel,root/bin,root/dev,root/proc,root/modules,out}
+dpkg-deb -x "$deb" "$work/kernel"
+cp "$work"/kernel/boot/vmlinuz-* "$work/out/vmlinuz"
+for m in virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_blk; do
+  find "$work/kernel/lib/modules" -name "$m.ko" -exec cp {} "$work/root/modules/" \;
+  [[ -e $work/root/modules/$m.ko ]] || { say "$package has no module $m"; exit 1; }
+done
+cp "$(command -v busybox)" "$work/root/bin/busybox"
+install -m 755 "$src/init" "$work/root/init"
+gcc -static -Os -Wall -o "$work/root/tick" "$src/tick.c"
+strip "$work/root/tick"
+gcc -shared -fPIC -Os -Wall -o "$work/out/sharedfs.so" "$src/../scripts/sharedfs.c"
+(cd "$work/root" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1 >"$work/out/initramfs")
+chmod 755 "$work/out"
+mv "$work/out" "$out"
+echo "$out"

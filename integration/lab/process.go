@@ -1,0 +1,164 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Command says what to run in a place.
+type Command struct {
+	Name string   // for messages
+	Args []string // the program and its arguments
+	Env  []string // "KEY=value", besides PATH, HOME and LANG, which are all that is passed on
+	Log  string   // file that standard output and error are appended to; empty: discarded
+}
+
+// A Process is a running or ended child of the lab.
+type Process struct {
+	Name string
+	Pid  int // as the host numbers it
+	Log  string
+
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // how it ended, readable when done is closed
+}
+
+// Start starts a process in all of the place's namespaces.
+func (p *Place) Start(c Command) (*Process, error) {
+	path, err := exec.LookPath(c.Args[0])
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", c.Name, err)
+	}
+	cmd := &exec.Cmd{Path: path, Args: c.Args} // no context: it lives until the lab ends it
+	proc := &Process{Name: c.Name, Log: c.Log, cmd: cmd, done: make(chan struct{})}
+	cmd.Env, cmd.Dir = environment(c.Env), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.Log != "" {
+		log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return nil, fmt.Errorf("log of %s: %w", c.Name, err)
+		}
+		defer func() { _ = log.Close() }()
+		cmd.Stdout, cmd.Stderr = log, log
+	}
+	if err := p.within(cmd.Start, "uts", "ipc", "pid", "mnt"); err != nil {
+		return nil, fmt.Errorf("start %s in %s: %w", c.Name, p.Name, err)
+	}
+	proc.watch()
+	return proc, nil
+}
+
+// watch makes the process reaped when it ends.
+func (p *Process) watch() {
+	p.Pid = p.cmd.Process.Pid
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+}
+
+// Run runs a command in the place until it ends and returns its standard output. The error of one that fails holds what it
+// said on standard error. Cancelling the context kills it.
+func (p *Place) Run(ctx context.Context, args ...string) (string, error) {
+	return p.RunInput(ctx, nil, nil, args...)
+}
+
+// RunInput is Run with additional environment and with standard input.
+func (p *Place) RunInput(ctx context.Context, env []string, stdin io.Reader, args ...string) (string, error) {
+	var out, errs strings.Builder
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = environment(env), "/", stdin, &out, &errs
+	cmd.WaitDelay = time.Second
+	err := p.within(cmd.Start, "uts", "ipc", "pid", "mnt")
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return out.String(), fmt.Errorf("%s in %s: %w: %s", strings.Join(args, " "), p.Name, err, strings.TrimSpace(errs.String()))
+	}
+	return out.String(), nil
+}
+
+func environment(extra []string) []string {
+	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C"}, extra...)
+}
+
+// Done is closed when the process has ended and is reaped.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Alive says whether the process has not ended yet; a stopped one is alive.
+func (p *Process) Alive() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Err returns how the process ended: nil while it runs and after an exit with status 0.
+func (p *Process) Err() error {
+	if p.Alive() {
+		return nil
+	}
+	return p.err
+}
+
+// Kill ends the process by SIGKILL and waits until it is gone.
+func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
+
+// Terminate sends SIGTERM and waits until the process is gone, or ctx is done.
+func (p *Process) Terminate(ctx context.Context) error {
+	if err := p.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s does not end on SIGTERM: %w", p.Name, ctx.Err())
+	}
+}
+
+// Stop makes the process stand still (SIGSTOP) and waits until it does.
+func (p *Process) Stop(ctx context.Context) error {
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return Eventually(ctx, p.Name+" stands still", func() error {
+		stat, err := statOf(p.Pid)
+		if err != nil {
+			return err
+		}
+		if stat.state != 'T' {
+			return fmt.Errorf("its state is %c", stat.state)
+		}
+		return nil
+	})
+}
+
+// Cont lets a stopped process go on.
+func (p *Process) Cont() error { return p.signal(syscall.SIGCONT) }
+
+func (p *Process) end(sig syscall.Signal) error {
+	if err := p.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.done
+	return nil
+}
+
+func (p *Process) signal(sig syscall.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("signal %v to %s: %w", sig, p.Name, err)
+	}
+	return nil
+}

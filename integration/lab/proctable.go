@@ -1,0 +1,99 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// procStat is what the lab reads of /proc/<pid>/stat.
+type procStat struct {
+	state byte
+	start string // clock ticks since boot; with the pid it names a process for ever
+}
+
+func statOf(pid int) (procStat, error) {
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return procStat{}, err
+	}
+	// The command's name is in parentheses and may hold anything.
+	_, rest, found := bytes.Cut(raw, []byte(") "))
+	if i := bytes.LastIndex(raw, []byte(") ")); i >= 0 {
+		rest = raw[i+2:]
+	}
+	fields := strings.Fields(string(rest))
+	if !found || len(fields) < 20 {
+		return procStat{}, fmt.Errorf("process %d: cannot read its stat", pid)
+	}
+	return procStat{state: fields[0][0], start: fields[19]}, nil
+}
+
+// A Task is a line of the process table.
+type Task struct {
+	Pid  int // as the host numbers it
+	UID  int // effective user
+	Args []string
+}
+
+// tasks returns the processes of a PID namespace, not those of namespaces inside it.
+func tasks(pidns string) ([]Task, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var found []Task
+	for _, dir := range dirs {
+		// A process may end between any two of these reads; it is then in nobody's table.
+		ns, err := os.Readlink(dir + "/ns/pid")
+		if err != nil || ns != pidns {
+			continue
+		}
+		task, err := taskOf(dir)
+		if errors.Is(err, os.ErrNotExist) || len(task.Args) == 0 {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, task)
+	}
+	return found, nil
+}
+
+func taskOf(dir string) (Task, error) {
+	var t Task
+	var err error
+	if t.Pid, err = strconv.Atoi(filepath.Base(dir)); err != nil {
+		return t, err
+	}
+	cmdline, err := os.ReadFile(dir + "/cmdline")
+	if err != nil || len(cmdline) == 0 {
+		return t, os.ErrNotExist // ended, or a zombie
+	}
+	t.Args = strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return t, os.ErrNotExist
+	}
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "Uid:" {
+			t.UID, err = strconv.Atoi(f[2])
+			return t, err
+		}
+	}
+	return t, fmt.Errorf("%s: no user", dir)
+}
+
+// onlyChild returns the pid of the one child that a process of one thread has.
+func onlyChild(pid int) (int, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", pid))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(raw)))
+}

@@ -1,0 +1,35 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// pollEvery is how often Eventually looks.
+const pollEvery = 50 * time.Millisecond
+
+// Eventually calls f again and again until it returns nil, and fails with its last error when ctx is done first. What names
+// the condition in the error.
+func Eventually(ctx context.Context, what string, f func() error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %q: %w: last: %w", what, ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// Within is Eventually with a time limit instead of a context's.
+func Within(limit time.Duration, what string, f func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return Eventually(ctx, what, f)
+}
