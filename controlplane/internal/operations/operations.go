@@ -1,0 +1,164 @@
+// Package operations keeps what callers asked for: it submits operations, each
+// at most once, follows them to their end, cancels them and forgets old ones.
+// It knows no kind of operation; controllers advance them.
+//
+// An operation is written in one transaction with a key for each resource that
+// it holds, so that no two hold one resource. Its id is made before anything is
+// written, from the caller's request id where there is one: when a commit's
+// outcome is unknown, the same id is tried again, and is either written then or
+// found to be there.
+package operations
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+const (
+	// leaderWait is how long a submission waits for somebody to lead.
+	leaderWait = 3 * time.Second
+	// commitWait is how long a submission, leaderWait included, may take until
+	// the caller is told that its outcome is unknown.
+	commitWait = 4500 * time.Millisecond
+	// settleWait is how long the snapshot is given to show what a conflict
+	// says is there.
+	settleWait = 200 * time.Millisecond
+)
+
+// Operations submits and follows operations. It is safe for use by many
+// goroutines.
+type Operations struct {
+	view  *store.View
+	store *store.Store
+}
+
+// New makes an Operations over the cluster's state.
+func New(view *store.View, st *store.Store) *Operations {
+	return &Operations{view: view, store: st}
+}
+
+// Spec is what is asked for.
+type Spec struct {
+	// Kind is what the operation is, such as "migrate".
+	Kind string
+	// Principal asks, by calling Method.
+	Principal string
+	Method    string
+	// RequestID is the caller's own id of its request; empty: none. Two
+	// requests of one principal to one method with one id are one operation.
+	RequestID string
+	// Request is what was asked, for telling whether it is the same.
+	Request proto.Message
+	// Resources are held until the operation ends, such as "vm/<uuid>".
+	Resources []string
+	// Migrate is the detail of kind "migrate".
+	Migrate *storev1.Migrate
+	TraceID string
+}
+
+// idAlphabet is ULID's, in lower case.
+const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+
+// id gives the operation's id: the same for the same request id, else new.
+func (s *Spec) id() string {
+	if s.RequestID == "" {
+		return "op-" + strings.ToLower(ulid.Make().String())
+	}
+	h := sha256.New()
+	for _, part := range []string{s.Principal, s.Method, s.RequestID} {
+		var length [8]byte
+		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+		h.Write(length[:])
+		h.Write([]byte(part))
+	}
+	return "op-" + base32.NewEncoding(idAlphabet).EncodeToString(h.Sum(nil))[:26]
+}
+
+// digest is SHA-256 of the request's deterministic encoding.
+func (s *Spec) digest() ([]byte, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(s.Request)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the request of %s: %w", s.Method, err)
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
+}
+
+// record is the operation as it is first written.
+func (s *Spec) record(id string, digest []byte, state storev1.OperationState, now time.Time) *storev1.Operation {
+	op := &storev1.Operation{
+		Id: id, Kind: s.Kind, State: state, Resources: s.Resources,
+		Principal: s.Principal, Method: s.Method, RequestId: s.RequestID, RequestDigest: digest,
+		CreatedAt: timestamppb.New(now), TraceId: s.TraceID,
+	}
+	if s.Migrate != nil {
+		op.Detail = &storev1.Operation_Migrate{Migrate: s.Migrate}
+	}
+	return op
+}
+
+// Get gives an operation as this replica knows it. The error is NotFound.
+func (o *Operations) Get(id string) (*storev1.Operation, error) {
+	return get(o.view.Current(), id)
+}
+
+func get(s *cluster.Snapshot, id string) (*storev1.Operation, error) {
+	entry, ok := s.Operations[id]
+	if !ok {
+		return nil, errdefs.New(errdefs.NotFound, "OPERATION_NOT_FOUND",
+			"no operation %q; ended operations are kept for %d days", id, int(KeepFor.Hours()/24)).With("operation", id)
+	}
+	return entry.Value, nil
+}
+
+// Repeated gives the operation that an earlier request with the same request id
+// made; nil where there is none yet. The error says that the id was used for
+// something else.
+func (o *Operations) Repeated(spec Spec) (*storev1.Operation, error) {
+	if spec.RequestID == "" {
+		return nil, nil
+	}
+	entry, ok := o.view.Current().Operations[spec.id()]
+	if !ok {
+		return nil, nil
+	}
+	return entry.Value, same(entry.Value, spec)
+}
+
+// same refuses a request id that was used for another request.
+func same(op *storev1.Operation, spec Spec) error {
+	digest, err := spec.digest()
+	if err != nil {
+		return err
+	}
+	if string(digest) == string(op.GetRequestDigest()) {
+		return nil
+	}
+	return errdefs.New(errdefs.InvalidArgument, "REQUEST_ID_REUSED",
+		"debvisor-request-id %q was used for another request (operation %s); take a new id for a new request", spec.RequestID, op.GetId()).
+		With("request_id", spec.RequestID).With("operation", op.GetId())
+}
+
+// InUse refuses to use a resource that an operation holds; nil where none does.
+func InUse(s *cluster.Snapshot, resource string) error {
+	holder, ok := s.InUse[resource]
+	if !ok {
+		return nil
+	}
+	return errdefs.New(errdefs.Aborted, "IN_USE",
+		"%s is in use by operation %s; try again once that has ended", resource, holder.Value).
+		With("resource", resource).With("operation", holder.Value)
+}
