@@ -1,0 +1,236 @@
+package inventory
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// Hypervisor is what is asked of libvirt. Its calls end with their context.
+type Hypervisor interface {
+	// Domains lists all domains, Domain looks at one (nil: there is none).
+	Domains(ctx context.Context) ([]*agentv1.Domain, error)
+	Domain(ctx context.Context, uuid string) (*agentv1.Domain, error)
+	Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error)
+	// Subscribe has every change of a domain told, with "" for: anything may
+	// have changed. It is called once; what it is given returns at once.
+	Subscribe(changed func(uuid string))
+	// Healthy tells, without waiting, why libvirt does not answer.
+	Healthy() error
+}
+
+const (
+	lookTimeout   = 10 * time.Second
+	resyncEvery   = 5 * time.Minute
+	checkEvery    = 2 * time.Second
+	capacityEvery = 10 * time.Second
+)
+
+// Config is what a collector is made of.
+type Config struct {
+	Node       string
+	Hypervisor Hypervisor
+	// Root is where /proc, /sys and /etc are found; empty: "/".
+	Root string
+	Log  hclog.Logger
+}
+
+// Collector keeps what is known of the host. It is safe for concurrent use.
+type Collector struct {
+	cfg     Config
+	host    host
+	storage *sampler[disks]
+	ceph    *sampler[string]
+	pending pending
+	changed chan struct{}
+
+	mu           sync.Mutex
+	seen         map[string]*agentv1.Domain // when libvirt last answered
+	down         error                      // why libvirt does not answer; nil: it does
+	capabilities *debvisorv1.NodeCapabilities
+	capacity     *debvisorv1.NodeCapacity
+	news         news
+}
+
+// New makes a collector; it knows nothing of VMs before Run has looked.
+func New(cfg Config) *Collector {
+	c := &Collector{
+		cfg: cfg, host: host{root: cfg.Root}, changed: make(chan struct{}, 1),
+		pending: newPending(), seen: map[string]*agentv1.Domain{}, down: errNotAsked,
+	}
+	c.storage = newSampler(5*time.Second, c.sampleDisks)
+	c.ceph = newSampler(15*time.Second, c.sampleCeph)
+	if c.withoutCeph() {
+		c.ceph.last = cephNone // known without asking
+	}
+	c.updateCapacity()
+	return c
+}
+
+// Run keeps the knowledge current until ctx ends; it then returns nil.
+func (c *Collector) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { c.storage.run(ctx) })
+	group.Go(func() { c.ceph.run(ctx) })
+	c.pending.add("")
+	c.cfg.Hypervisor.Subscribe(c.pending.add)
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	resync := time.NewTicker(resyncEvery)
+	defer resync.Stop()
+	capacity := time.NewTicker(capacityEvery)
+	defer capacity.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.pending.bell:
+			c.look(ctx, c.pending.take())
+		case <-resync.C:
+			c.look(ctx, []string{""})
+		case <-capacity.C:
+			c.updateCapacity()
+		case <-check.C:
+			c.check(ctx)
+		}
+	}
+}
+
+// check notices that libvirt stopped answering, and looks again while it is
+// taken for down.
+func (c *Collector) check(ctx context.Context) {
+	if err := c.cfg.Hypervisor.Healthy(); err != nil {
+		c.setDown(err)
+		return
+	}
+	if c.isDown() != nil {
+		c.look(ctx, []string{""})
+	}
+}
+
+// look asks libvirt about those domains; "" asks about everything.
+func (c *Collector) look(ctx context.Context, uuids []string) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	everything := c.isDown() != nil
+	for _, uuid := range uuids {
+		everything = everything || uuid == ""
+	}
+	if everything {
+		c.lookAtAll(ctx)
+		return
+	}
+	for _, uuid := range uuids {
+		d, err := c.cfg.Hypervisor.Domain(ctx, uuid)
+		if err != nil {
+			c.setDown(err)
+			return
+		}
+		c.note(uuid, d)
+	}
+	c.updateCapacity()
+}
+
+func (c *Collector) lookAtAll(ctx context.Context) {
+	domains, err := c.cfg.Hypervisor.Domains(ctx)
+	if err != nil {
+		c.setDown(err)
+		return
+	}
+	capabilities, err := c.cfg.Hypervisor.Capabilities(ctx)
+	if err != nil {
+		c.setDown(err)
+		return
+	}
+	c.noteAll(domains, capabilities)
+	c.updateCapacity()
+}
+
+// note takes what is known of one domain; nil: it is gone.
+func (c *Collector) note(uuid string, d *agentv1.Domain) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was, had := c.seen[uuid]
+	switch {
+	case d == nil && had:
+		delete(c.seen, uuid)
+		c.news.goneNow(uuid)
+	case d != nil && (!had || !proto.Equal(was, d)):
+		c.seen[uuid] = d
+		c.news.changedNow(uuid)
+	default:
+		return
+	}
+	c.ring()
+}
+
+func (c *Collector) noteAll(domains []*agentv1.Domain, capabilities *debvisorv1.NodeCapabilities) {
+	now := map[string]*agentv1.Domain{}
+	for _, d := range domains {
+		now[d.GetUuid()] = d
+	}
+	for _, uuid := range c.known() {
+		if now[uuid] == nil {
+			c.note(uuid, nil)
+		}
+	}
+	for uuid, d := range now {
+		c.note(uuid, d)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !proto.Equal(capabilities, c.capabilities) {
+		c.capabilities, c.news.capabilities = capabilities, true
+		c.ring()
+	}
+	if c.down != nil {
+		c.cfg.Log.Info("libvirt answers", "domains", len(domains))
+		c.down, c.news.complete = nil, true
+		c.ring()
+	}
+}
+
+func (c *Collector) known() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	uuids := make([]string, 0, len(c.seen))
+	for uuid := range c.seen {
+		uuids = append(uuids, uuid)
+	}
+	return uuids
+}
+
+func (c *Collector) isDown() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.down
+}
+
+func (c *Collector) setDown(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down == nil {
+		c.cfg.Log.Error("libvirt does not answer", "error", err)
+		c.news.down = true
+		c.ring()
+	}
+	c.down = err
+}
+
+// ring says that Inventory has news; callers hold mu.
+func (c *Collector) ring() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Changed is sent to when Inventory(false) has something to tell.
+func (c *Collector) Changed() <-chan struct{} { return c.changed }

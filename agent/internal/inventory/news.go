@@ -1,0 +1,78 @@
+package inventory
+
+import (
+	"maps"
+	"slices"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+)
+
+// news is what was not told yet.
+type news struct {
+	complete     bool // tell everything
+	down         bool // tell that libvirt does not answer
+	capacity     bool
+	capabilities bool
+	changed      map[string]struct{}
+	gone         map[string]struct{}
+}
+
+func (n *news) changedNow(uuid string) {
+	if n.changed == nil {
+		n.changed = map[string]struct{}{}
+	}
+	n.changed[uuid] = struct{}{}
+	delete(n.gone, uuid)
+}
+
+func (n *news) goneNow(uuid string) {
+	if n.gone == nil {
+		n.gone = map[string]struct{}{}
+	}
+	n.gone[uuid] = struct{}{}
+	delete(n.changed, uuid)
+}
+
+func (n *news) empty() bool {
+	return !n.complete && !n.down && !n.capacity && !n.capabilities && len(n.changed) == 0 && len(n.gone) == 0
+}
+
+// Inventory is everything, or what is new since the last call; nil: nothing.
+// What is new can be everything too: once libvirt answers again, so that the
+// reader learns what went away meanwhile.
+func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.news
+	if !complete && n.empty() {
+		return nil
+	}
+	c.news = news{}
+	inv := &agentv1.Inventory{Complete: complete || n.complete, LibvirtDown: c.down != nil}
+	if inv.Complete {
+		inv.Capacity, inv.Capabilities = c.capacity, c.capabilities
+		if c.down == nil {
+			inv.Domains = c.domains(slices.Sorted(maps.Keys(c.seen)))
+		}
+		return inv
+	}
+	if n.capacity {
+		inv.Capacity = c.capacity
+	}
+	if n.capabilities {
+		inv.Capabilities = c.capabilities
+	}
+	inv.Domains = c.domains(slices.Sorted(maps.Keys(n.changed)))
+	inv.Gone = slices.Sorted(maps.Keys(n.gone))
+	return inv
+}
+
+// domains are those of the UUIDs; callers hold mu. Domains are never changed
+// once seen.
+func (c *Collector) domains(uuids []string) []*agentv1.Domain {
+	list := make([]*agentv1.Domain, 0, len(uuids))
+	for _, uuid := range uuids {
+		list = append(list, c.seen[uuid])
+	}
+	return list
+}

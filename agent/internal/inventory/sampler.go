@@ -1,0 +1,65 @@
+package inventory
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// sampler takes a measurement that may hang, on its own goroutine, and keeps
+// the last one. It is safe for concurrent use.
+type sampler[T any] struct {
+	every time.Duration
+	take  func(context.Context) T
+
+	mu    sync.Mutex
+	last  T
+	began time.Time // of the measurement under way; zero: none
+}
+
+func newSampler[T any](every time.Duration, take func(context.Context) T) *sampler[T] {
+	return &sampler[T]{every: every, take: take}
+}
+
+// run measures until ctx ends. A measurement that hangs for ever is left
+// behind: run returns nevertheless.
+func (s *sampler[T]) run(ctx context.Context) {
+	tick := time.NewTicker(s.every)
+	defer tick.Stop()
+	done := make(chan T, 1)
+	s.start(ctx, done)
+	busy := true
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case v := <-done:
+			s.mu.Lock()
+			s.last, s.began = v, time.Time{}
+			s.mu.Unlock()
+			busy = false
+		case <-tick.C:
+			if !busy {
+				s.start(ctx, done)
+				busy = true
+			}
+		}
+	}
+}
+
+func (s *sampler[T]) start(ctx context.Context, done chan<- T) {
+	s.mu.Lock()
+	s.began = time.Now()
+	s.mu.Unlock()
+	go func() { done <- s.take(ctx) }()
+}
+
+// latest is the last measurement and for how long another has been under way.
+func (s *sampler[T]) latest() (v T, under time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.began.IsZero() {
+		under = time.Since(s.began)
+	}
+	return s.last, under
+}

@@ -1,0 +1,120 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/agent/internal/worker"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// Host is what a session tells of the agent's host. Its methods answer from
+// memory: they wait for nothing.
+type Host interface {
+	// Health is the host's health now; rtt is the round trip to the leader,
+	// 0 while it is not known.
+	Health(rtt time.Duration) *debvisorv1.Health
+	// Inventory is everything, or what changed since it was last asked: nil
+	// when nothing did. The session numbers it.
+	Inventory(complete bool) *agentv1.Inventory
+	// Changed is sent to when Inventory(false) has something to tell.
+	Changed() <-chan struct{}
+}
+
+// Config is what a session is made of.
+type Config struct {
+	Node        string
+	Version     string
+	BootID      string
+	PeerAddress string // host:port
+	// Servers are the agents' listeners known from enrolment, host:port.
+	Servers []string
+	// ServersFile keeps the list that replicas tell; it may be missing.
+	ServersFile string
+	// TLS makes the configuration for dialling a host.
+	TLS  func(host string) *tls.Config
+	Work *worker.Worker
+	Host Host
+	// Up, when set, is called each time a leader has answered Welcome.
+	Up  func(leader string)
+	Log hclog.Logger
+}
+
+const (
+	// ackTimeout is how long a leader may leave heartbeats unanswered.
+	ackTimeout = 8 * time.Second
+	// welcomeTimeout is how long a replica may take to answer Hello.
+	welcomeTimeout = 5 * time.Second
+	minRetry       = 200 * time.Millisecond
+	maxRetry       = 2 * time.Second
+	refusedRetry   = 5 * time.Second
+)
+
+// Session is one agent's way to the leader.
+type Session struct {
+	cfg     Config
+	servers *servers
+	conns   *conns
+}
+
+// New makes a session; nothing is dialled before Run.
+func New(cfg Config) *Session {
+	return &Session{
+		cfg:     cfg,
+		servers: loadServers(cfg.ServersFile, cfg.Servers, cfg.Log),
+		conns:   newConns(cfg.TLS),
+	}
+}
+
+// Run keeps a session until ctx ends; it then returns nil. Nothing that a
+// replica does ends it.
+func (s *Session) Run(ctx context.Context) error {
+	defer s.conns.closeExcept("")
+	wait := minRetry
+	for ctx.Err() == nil {
+		address := s.servers.next()
+		welcomed, err := s.attempt(ctx, address)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if welcomed {
+			wait = minRetry
+		}
+		var elsewhere *notLeaderError
+		switch {
+		case errors.As(err, &elsewhere) && s.servers.follow(elsewhere, address):
+			continue // the leader is known: at once
+		case errdefs.Is(err, errdefs.AlreadyExists), errdefs.Is(err, errdefs.PermissionDenied):
+			s.cfg.Log.Error("session refused", "replica", address, "error", err)
+			wait = refusedRetry
+		case elsewhere == nil:
+			s.cfg.Log.Warn("no session", "replica", address, "error", err)
+		}
+		s.servers.failed(address)
+		pause(ctx, jittered(wait, 0.5))
+		wait = min(wait*8/5, maxRetry)
+	}
+	return nil
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// jittered is d, up to that part longer or shorter.
+func jittered(d time.Duration, part float64) time.Duration {
+	return time.Duration(float64(d) * (1 + part*(2*rand.Float64()-1)))
+}
