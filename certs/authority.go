@@ -60,21 +60,23 @@ func NewAuthority(name string, now time.Time) (*Authority, error) {
 	return &Authority{name: name, cert: cert, key: key}, nil
 }
 
-// NewAuthorityFrom makes an authority from a CA certificate (the one among
-// certPEM that the key belongs to) and its key, both in PEM, as a replica
-// receives them when it joins.
+// NewAuthorityFrom makes an authority from CA certificates and private keys,
+// both in PEM, as a replica receives them when it joins: the first certificate
+// that one of the keys belongs to counts.
 func NewAuthorityFrom(certPEM, keyPEM []byte) (*Authority, error) {
 	list, err := ParseCertificates(certPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read the CA's certificate: %w", err)
 	}
-	key, err := ParseKey(keyPEM)
+	keys, err := parseKeys(keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read the CA's key: %w", err)
 	}
 	for _, c := range list {
-		if c.IsCA && samePublicKey(c.PublicKey, key.Public()) {
-			return &Authority{name: c.Subject.CommonName, cert: c, key: key}, nil
+		for _, key := range keys {
+			if c.IsCA && samePublicKey(c.PublicKey, key.Public()) {
+				return &Authority{name: c.Subject.CommonName, cert: c, key: key}, nil
+			}
 		}
 	}
 	return nil, errors.New("the CA's key belongs to none of the CA's certificates")
@@ -108,8 +110,9 @@ func LoadAuthority(files AuthorityFiles, wrap WrapKey, now time.Time) (*Authorit
 // sealLabel binds a sealed CA key to its purpose.
 const sealLabel = "debvisor CA key"
 
-// SaveNew writes the authority's files, the key sealed; neither may exist.
-func (a *Authority) SaveNew(files AuthorityFiles, wrap WrapKey) error {
+// Save writes the authority's files, the key sealed. bundle is what goes into
+// the certificate's file; nil: the authority's certificate alone.
+func (a *Authority) Save(files AuthorityFiles, wrap WrapKey, bundle []byte) error {
 	keyPEM, err := EncodeKey(a.key)
 	if err != nil {
 		return err
@@ -118,10 +121,13 @@ func (a *Authority) SaveNew(files AuthorityFiles, wrap WrapKey) error {
 	if err != nil {
 		return err
 	}
-	if err := WriteNewFile(files.Key, sealed, SecretMode); err != nil {
+	if bundle == nil {
+		bundle = a.PEM()
+	}
+	if err := WriteFile(files.Key, sealed, SecretMode); err != nil {
 		return err
 	}
-	return WriteNewFile(files.Cert, a.PEM(), PublicMode)
+	return WriteFile(files.Cert, bundle, PublicMode)
 }
 
 // Certificate returns the CA's certificate.

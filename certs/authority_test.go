@@ -25,7 +25,7 @@ func TestAuthorityIsSealedAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca := newCA(t)
-	if err := ca.SaveNew(files, wrap); err != nil {
+	if err := ca.Save(files, wrap, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -60,8 +60,8 @@ func TestAuthorityIsSealedAtRest(t *testing.T) {
 			t.Errorf("%s has mode %v", path, st.Mode())
 		}
 	}
-	if err := ca.SaveNew(files, wrap); err == nil {
-		t.Error("an existing CA was overwritten")
+	if err := wrap.WriteNew(wrapFile); err == nil {
+		t.Error("an existing wrap key was overwritten")
 	}
 }
 
@@ -73,7 +73,7 @@ func TestLoadAuthorityRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := newCA(t).SaveNew(files, wrap); err != nil {
+		if err := newCA(t).Save(files, wrap, nil); err != nil {
 			t.Fatal(err)
 		}
 		return files, wrap

@@ -36,24 +36,42 @@ func EncodeKey(key crypto.Signer) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
 }
 
-// ParseKey reads a private key from PEM: PKCS #8, or SEC 1 as openssl writes it.
+// ParseKey reads a private key from PEM: PKCS #8, or SEC 1 as openssl writes
+// it. Of several it is the first.
 func ParseKey(data []byte) (crypto.Signer, error) {
+	keys, err := parseKeys(data)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+func parseKeys(data []byte) ([]crypto.Signer, error) {
+	var keys []crypto.Signer
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		var key any
+		var err error
 		switch block.Type {
 		case keyBlock:
-			key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-			if err != nil {
-				return nil, err
-			}
-			if signer, ok := key.(crypto.Signer); ok {
-				return signer, nil
-			}
-			return nil, fmt.Errorf("a %T cannot sign", key)
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 		case "EC PRIVATE KEY":
-			return x509.ParseECPrivateKey(block.Bytes)
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		default:
+			continue
 		}
+		if err != nil {
+			return nil, err
+		}
+		signer, ok := key.(crypto.Signer)
+		if !ok {
+			return nil, fmt.Errorf("a %T cannot sign", key)
+		}
+		keys = append(keys, signer)
 	}
-	return nil, errors.New("holds no PEM private key")
+	if len(keys) == 0 {
+		return nil, errors.New("holds no PEM private key")
+	}
+	return keys, nil
 }
 
 // EncodeCertificates returns the certificates in PEM, in the order given.

@@ -1,0 +1,46 @@
+package members
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/shared/identity"
+)
+
+// IssueClient issues a client certificate for a principal with the CA of a
+// replica's data directory and writes <out>/<name>.pem, <name>-key.pem and
+// ca.pem. It refuses to overwrite a certificate. A life of 0 is
+// certs.ClientLife.
+func IssueClient(home Home, name, out string, life time.Duration) (certs.Pair, error) {
+	if err := identity.CheckPrincipal(name); err != nil {
+		return certs.Pair{}, err
+	}
+	wrap, err := certs.ReadWrapKey(home.wrapKey())
+	if err != nil {
+		return certs.Pair{}, err
+	}
+	ca, err := certs.LoadAuthority(home.Authority(), wrap, time.Now())
+	if err != nil {
+		return certs.Pair{}, err
+	}
+	if err := os.MkdirAll(out, certs.DirMode); err != nil {
+		return certs.Pair{}, fmt.Errorf("make the directory for the certificate: %w", err)
+	}
+	pair := certs.Pair{Cert: filepath.Join(out, name+".pem"), Key: filepath.Join(out, name+"-key.pem")}
+	if _, err := os.Stat(pair.Cert); !errors.Is(err, fs.ErrNotExist) {
+		return certs.Pair{}, fmt.Errorf("%s exists and is not overwritten", pair.Cert)
+	}
+	if err := exchange(pair, ca, certs.ClientLeaf(name, life)); err != nil {
+		return certs.Pair{}, err
+	}
+	bundle, err := os.ReadFile(home.Authority().Cert)
+	if err != nil {
+		return certs.Pair{}, fmt.Errorf("read the CA certificate: %w", err)
+	}
+	return pair, certs.WriteFile(filepath.Join(out, "ca.pem"), bundle, certs.PublicMode)
+}

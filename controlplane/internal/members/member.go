@@ -1,0 +1,137 @@
+package members
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/certs"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/run"
+)
+
+// Member is this replica, with the CAs that it keeps and its own certificates.
+type Member struct {
+	keep   keeping
+	server *certs.Reloader
+	peer   *certs.Reloader
+	log    hclog.Logger
+}
+
+// watchInterval is how often certificate files are looked at for changes made
+// by others.
+const watchInterval = 5 * time.Second
+
+// Open reads a replica's data directory, checks its certificates and reissues
+// its own leaves: one that expired while the replica was off is no obstacle,
+// but a key that does not match, a file that cannot be read or another CA's
+// certificate is, with one clear line. life is that of the leaves; 0:
+// certs.ServerLife.
+func Open(home Home, life time.Duration, log hclog.Logger) (*Member, error) {
+	record, err := ReadRecord(home)
+	if err != nil {
+		return nil, err
+	}
+	wrap, err := certs.ReadWrapKey(home.wrapKey())
+	if err != nil {
+		return nil, err
+	}
+	ca, err := certs.LoadAuthority(home.Authority(), wrap, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	etcdCA, err := certs.LoadAuthority(home.EtcdAuthority(), wrap, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	m := &Member{keep: keeping{home: home, record: record, ca: ca, etcdCA: etcdCA, life: life}, log: log}
+	if m.server, err = fresh(home.Server(), m.keep.issueServer, log); err != nil {
+		return nil, err
+	}
+	if m.peer, err = fresh(home.EtcdPeer(), m.keep.issuePeer, log); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// fresh loads a pair, whatever its age, and reissues it.
+func fresh(files certs.Files, issue func() error, log hclog.Logger) (*certs.Reloader, error) {
+	files.Grace = certs.AuthorityLife
+	r, err := certs.NewReloader(files, log)
+	if err != nil {
+		return nil, err
+	}
+	if certs.Expired(r.Leaf(), time.Now()) {
+		log.Warn("own certificate had expired and is reissued", "file", files.Cert, "not_after", r.Leaf().NotAfter)
+	}
+	if err := issue(); err != nil {
+		return nil, err
+	}
+	return r, r.Reload()
+}
+
+// Record tells what the replica is.
+func (m *Member) Record() Record { return m.keep.record }
+
+// Authority is the cluster's CA.
+func (m *Member) Authority() *certs.Authority { return m.keep.ca }
+
+// Server makes the TLS configurations of the replica's listeners.
+func (m *Member) Server() *certs.Reloader { return m.server }
+
+// Bundle gives the CA certificates that members trust, in PEM.
+func (m *Member) Bundle() ([]byte, error) { return os.ReadFile(m.keep.home.Authority().Cert) }
+
+// Run renews the replica's leaves at two thirds of their lives, and follows
+// changes of the files, until the context ends. etcd reads its files by itself
+// at each handshake.
+func (m *Member) Run(ctx context.Context) error {
+	var g run.Group
+	g.Add("server certificate files", func(ctx context.Context) error { return m.server.Run(ctx, watchInterval) })
+	g.Add("server certificate", m.renewal(m.server, m.keep.issueServer).Run)
+	g.Add("etcd peer certificate", m.renewal(m.peer, m.keep.issuePeer).Run)
+	return g.Run(ctx)
+}
+
+func (m *Member) renewal(r *certs.Reloader, issue func() error) certs.Renewal {
+	return certs.Renewal{
+		Leaf: r.Leaf,
+		Renew: func(context.Context) error {
+			if err := issue(); err != nil {
+				return err
+			}
+			return r.Reload()
+		},
+		Log: m.log,
+	}
+}
+
+// handOver gives what a joiner must have, the keys sealed to its seal key.
+func (m *Member) handOver(sealKey []byte) (*agentv1.JoinReplicaResponse, error) {
+	caKey, err := m.keep.ca.KeyPEM()
+	if err != nil {
+		return nil, err
+	}
+	etcdKey, err := m.keep.etcdCA.KeyPEM()
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := sealTo(sealKey, append(caKey, etcdKey...))
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := m.Bundle()
+	if err != nil {
+		return nil, fmt.Errorf("read the CA certificates: %w", err)
+	}
+	etcdBundle, err := os.ReadFile(m.keep.home.EtcdAuthority().Cert)
+	if err != nil {
+		return nil, fmt.Errorf("read the etcd CA certificates: %w", err)
+	}
+	return &agentv1.JoinReplicaResponse{
+		Cluster: m.keep.record.Cluster, Ca: bundle, EtcdCa: etcdBundle, SealedKeys: sealed,
+	}, nil
+}
