@@ -27,7 +27,7 @@ func (a *Agent) Enroll(ctx context.Context, at *Replica) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.Run(ctx, n.lab.program("debvisor-agent"), "enroll", "--server", at.Callers(), "--token", token,
+	_, err = n.Run(ctx, n.lab.Program("debvisor-agent"), "enroll", "--server", at.Callers(), "--token", token,
 		"--data-dir", a.Data, "--node", n.Name)
 	return err
 }
@@ -36,7 +36,7 @@ func (a *Agent) Enroll(ctx context.Context, at *Replica) error {
 func (a *Agent) Start() error {
 	n := a.node
 	args := []string{
-		n.lab.program("debvisor-agent"), "run", "--data-dir", a.Data,
+		n.lab.Program("debvisor-agent"), "run", "--data-dir", a.Data,
 		"--peer-listen", fmt.Sprintf("%s:%d", n.Addr, AgentPort),
 		"--tunnel-listen", fmt.Sprintf("%s:%d-%d", n.Addr, TunnelsFirst, TunnelsLast),
 		"--libvirt-uri", "qemu:///system",

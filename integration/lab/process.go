@@ -74,17 +74,28 @@ func (p *Place) Run(ctx context.Context, args ...string) (string, error) {
 // RunInput is Run with additional environment and with standard input.
 func (p *Place) RunInput(ctx context.Context, env []string, stdin io.Reader, args ...string) (string, error) {
 	var out, errs strings.Builder
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = environment(env), "/", stdin, &out, &errs
-	cmd.WaitDelay = time.Second
-	err := p.within(cmd.Start, "uts", "ipc", "pid", "mnt")
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
+	if err := p.run(ctx, env, stdin, &out, &errs, args); err != nil {
 		return out.String(), fmt.Errorf("%s in %s: %w: %s", strings.Join(args, " "), p.Name, err, strings.TrimSpace(errs.String()))
 	}
 	return out.String(), nil
+}
+
+// RunTo is Run with additional environment, and with standard output and error going to w as they come.
+func (p *Place) RunTo(ctx context.Context, env []string, w io.Writer, args ...string) error {
+	if err := p.run(ctx, env, nil, w, w, args); err != nil {
+		return fmt.Errorf("%s in %s: %w", strings.Join(args, " "), p.Name, err)
+	}
+	return nil
+}
+
+func (p *Place) run(ctx context.Context, env []string, stdin io.Reader, out, errs io.Writer, args []string) error {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = environment(env), "/", stdin, out, errs
+	cmd.WaitDelay = time.Second
+	if err := p.within(cmd.Start, "uts", "ipc", "pid", "mnt"); err != nil {
+		return err
+	}
+	return cmd.Wait()
 }
 
 func environment(extra []string) []string {

@@ -28,7 +28,7 @@ func (r *Replica) Callers() string { return fmt.Sprintf("%s:%d", r.Addr, Callers
 
 // Init makes a cluster with this replica as the first.
 func (r *Replica) Init(ctx context.Context) error {
-	_, err := r.Run(ctx, r.lab.program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", "lab", "--host", r.Addr)
+	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", "lab", "--host", r.Addr)
 	return err
 }
 
@@ -38,7 +38,7 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Run(ctx, r.lab.program("debvisor-rpcd"), "join", "--server", other.Callers(), "--token", token,
+	_, err = r.Run(ctx, r.lab.Program("debvisor-rpcd"), "join", "--server", other.Callers(), "--token", token,
 		"--data-dir", r.Data, "--host", r.Addr, "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
 	return err
 }
@@ -46,7 +46,7 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 // Start starts the replica, which must not run. It does not wait until it serves: see Serving.
 func (r *Replica) Start() error {
 	args := []string{
-		r.lab.program("debvisor-rpcd"), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
+		r.lab.Program("debvisor-rpcd"), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
 		"--agents-listen", fmt.Sprintf("%s:%d", r.Addr, AgentsPort), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
 	}
 	env := append([]string{
@@ -89,8 +89,8 @@ func (r *Replica) Serving(ctx context.Context) error {
 // PKI returns the path of a file of the replica's D/pki.
 func (r *Replica) PKI(name string) string { return filepath.Join(r.Data, "pki", name) }
 
-// program returns the path of one of our programs.
-func (l *Lab) program(name string) string { return filepath.Join(l.opts.Bin, name) }
+// Program returns the path of one of our programs.
+func (l *Lab) Program(name string) string { return filepath.Join(l.opts.Bin, name) }
 
 // token runs an hvctl command that prints a token: the last word it says.
 func (l *Lab) token(ctx context.Context, at *Replica, args ...string) (string, error) {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # init.sh DIR BRIDGE_ADDRESS NAME=ADDRESS… : process 1 of a lab, in new PID, mount, network, UTS and IPC namespaces.
-# Makes the bridge and one network namespace for every NAME, says so by DIR/ready and then reaps what is left to it
+# Makes the bridge, one network namespace for every NAME and an /etc/hosts that knows them, says so by DIR/ready and then reaps what is left to it
 # until its standard input ends, which it does when the lab's owner dies: the kernel then kills all that is in here.
 set -eu
 dir=$1 bridge=$2
@@ -10,6 +10,9 @@ mount -t proc proc /proc
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lock
 hostname "${dir##*/}"
+printf '127.0.0.1 localhost\n' >"$dir/hosts"
+for place in "$@"; do echo "${place#*=} ${place%%=*}" >>"$dir/hosts"; done
+mount --bind "$dir/hosts" /etc/hosts
 echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null || true
 ip link set lo up
 ip link add br0 type bridge
