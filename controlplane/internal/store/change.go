@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/shared/task"
@@ -17,7 +18,9 @@ const MaxRecordBytes = 1 << 20
 // one must be (--max-txn-ops).
 const MaxChangeOps = 1000
 
-// Change is one etcd transaction. It is applied whole, or not at all.
+// Change is one etcd transaction. It is applied whole, or not at all. One
+// without puts and deletes is a linearizable question: whether its fence and
+// its conditions hold now.
 type Change struct {
 	// Fence, when set, lets the change through only while its term leads.
 	Fence *Fence
@@ -67,9 +70,16 @@ func PutProto(key string, m proto.Message) Put {
 	return Put{key: key, value: value, err: err}
 }
 
-// PutJSON writes a value in JSON as the record at key.
+// PutJSON writes a value in JSON as the record at key; a message with the field
+// names of its proto file.
 func PutJSON(key string, v any) Put {
-	value, err := json.Marshal(v)
+	var value []byte
+	var err error
+	if m, ok := v.(proto.Message); ok {
+		value, err = protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	} else {
+		value, err = json.Marshal(v)
+	}
 	if err != nil {
 		err = fmt.Errorf("encoding %s: %w", key, err)
 	}

@@ -3,49 +3,108 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// EmbeddedConfig says how an embedded etcd member runs.
-type EmbeddedConfig struct {
-	// Name is the replica's name, the same for the life of its data directory.
-	Name string
-	// DataDir is the replica's data directory D; etcd lives in D/etcd.
-	DataDir string
-	// PeerListen is the IP:port that peers connect to.
-	PeerListen string
-	// Peers are all members, this one included: name → https://host:port.
-	// They are read at the first start only.
-	Peers map[string]string
-	// Existing says at the first start that the cluster runs already and has
-	// been told of this member; otherwise all of Peers begin a new cluster.
-	Existing bool
-	// CAFile, CertFile and KeyFile are the etcd CA and this member's leaf;
-	// empty: D/etcd/pki/{ca,peer,peer-key}.pem. They are read anew at each
-	// handshake.
-	CAFile, CertFile, KeyFile string
-	// LogFile takes etcd's own log; empty: its warnings and errors go to Log.
-	LogFile string
-	Log     hclog.Logger
+// Embedded is an etcd member inside this process. Its clients use a unix
+// socket, which only this user can open; its peers speak mutual TLS 1.3 with
+// certificates of etcd's own CA. Nothing else listens.
+type Embedded struct {
+	etcd   *embed.Etcd
+	client *clientv3.Client
+	log    hclog.Logger
+	// logFile is etcd's own log, nil where it goes to log.
+	logFile io.Closer
+	close   sync.Once
 }
-
-// Embedded is an etcd member inside this process.
-type Embedded struct{}
 
 // StartEmbedded starts a member and waits until linearizable reads through it
 // work: until there is a quorum and, for a replica that joins, until it has
-// been promoted from learner.
+// been promoted from learner. ctx bounds the start only.
 func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
-	return nil, errors.New("not yet")
+	ec, err := cfg.etcd()
+	if err != nil {
+		return nil, err
+	}
+	e := &Embedded{log: cfg.Log}
+	zapLog := quietZap(cfg.Log.Named("etcd"))
+	if cfg.LogFile != "" {
+		zl, file, err := fileZap(cfg.LogFile)
+		if err != nil {
+			return nil, err
+		}
+		zapLog, e.logFile = zl, file
+	}
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLog)
+	if err := e.start(ctx, ec, SocketPath(cfg.DataDir)); err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
 }
 
-// Client is connected to the member by its unix socket; Run closes it.
-func (e *Embedded) Client() *clientv3.Client { return nil }
+func (e *Embedded) start(ctx context.Context, ec *embed.Config, socket string) error {
+	var err error
+	if e.etcd, err = embed.StartEtcd(ec); err != nil {
+		return fmt.Errorf("starting etcd: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return fmt.Errorf("closing etcd's socket to others: %w", err)
+	}
+	if e.client, err = dial([]string{"unix://" + socket}, nil, e.log); err != nil {
+		return fmt.Errorf("connecting to etcd at %s: %w", socket, err)
+	}
+	return awaitLinearizable(ctx, e.client, e.etcd.Err(), e.log)
+}
 
-// Run returns when etcd fails, or when ctx ends and it has been stopped.
-func (e *Embedded) Run(ctx context.Context) error { return nil }
+// Client is connected to the member by its unix socket; Close closes it.
+func (e *Embedded) Client() *clientv3.Client { return e.client }
+
+// MemberID is the member's id in etcd's member list.
+func (e *Embedded) MemberID() uint64 { return uint64(e.etcd.Server.MemberID()) }
+
+// Run returns when etcd fails or this member is removed from the cluster, and
+// when ctx ends; in each case the member has stopped by then.
+func (e *Embedded) Run(ctx context.Context) error {
+	defer e.Close()
+	select {
+	case err := <-e.etcd.Err():
+		return fmt.Errorf("etcd has failed: %w", err)
+	case <-e.etcd.Server.StopNotify():
+		return errors.New("etcd has stopped: the member was removed from the cluster, or its disk failed")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close stops the member and returns when it has. Only the first call does
+// anything. For a member that Run was never called for.
+func (e *Embedded) Close() {
+	e.close.Do(func() {
+		// First the client: etcd waits for its calls, watches among them.
+		if e.client != nil {
+			if err := e.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+				e.log.Warn("closing the client of etcd", "error", err)
+			}
+		}
+		if e.etcd != nil {
+			e.etcd.Close()
+		}
+		if e.logFile != nil {
+			if err := e.logFile.Close(); err != nil {
+				e.log.Warn("closing etcd's log", "error", err)
+			}
+		}
+	})
+}
 
 // SocketPath is the embedded member's client socket in a data directory.
-func SocketPath(dataDir string) string { return dataDir + "/etcd/client.sock" }
+func SocketPath(dataDir string) string { return filepath.Join(dataDir, "etcd", "client.sock") }

@@ -1,0 +1,137 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+)
+
+// collection decodes the records of one collection into a draft.
+type collection struct {
+	// put decodes a record; on an error the draft is as it was.
+	put func(d *cluster.Draft, id string, kv *mvccpb.KeyValue) error
+	// drop takes a record out.
+	drop func(d *cluster.Draft, id string)
+}
+
+// codec decodes everything under the prefix that a snapshot holds.
+type codec struct {
+	collections map[string]collection
+}
+
+func newCodec() codec {
+	return codec{collections: map[string]collection{
+		nodes:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Node] { return d.Nodes }, message[storev1.Node]),
+		statuses:   records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeStatus] { return d.Statuses }, message[storev1.NodeStatus]),
+		healths:    records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeHealth] { return d.Healths }, message[storev1.NodeHealth]),
+		vms:        records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.VMs }, message[storev1.VM]),
+		operations: records(func(d *cluster.Draft) *cluster.Table[*storev1.Operation] { return d.Operations }, message[storev1.Operation]),
+		tasks:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Task] { return d.Tasks }, message[storev1.Task]),
+		joinTokens: records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
+		replicas:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
+		principals: records(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal),
+		roles:      records(func(d *cluster.Draft) *cluster.Table[[]string] { return d.Roles }, permissions),
+		inUse:      records(func(d *cluster.Draft) *cluster.Table[string] { return d.InUse }, text),
+		revoked:    records(func(d *cluster.Draft) *cluster.Table[string] { return d.Revoked }, text),
+		election:   {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
+	}}
+}
+
+// apply brings one key's new value, or its end, into the draft. Keys of which a
+// snapshot holds nothing are passed over. After an error the draft no longer
+// holds the record.
+func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
+	rest := strings.TrimPrefix(string(kv.Key), prefix)
+	if rest == "epoch" {
+		return putEpoch(d, kv, deleted)
+	}
+	name, id, ok := strings.Cut(rest, "/")
+	if !ok {
+		return nil
+	}
+	col, ok := c.collections[name+"/"]
+	switch {
+	case !ok:
+		return nil
+	case deleted:
+		col.drop(d, id)
+		return nil
+	}
+	if err := col.put(d, id, kv); err != nil {
+		col.drop(d, id)
+		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	}
+	return nil
+}
+
+// records is a collection whose records stand in one table of the draft.
+func records[T any](table func(*cluster.Draft) *cluster.Table[T], decode func([]byte) (T, error)) collection {
+	return collection{
+		put: func(d *cluster.Draft, id string, kv *mvccpb.KeyValue) error {
+			value, err := decode(kv.Value)
+			if err != nil {
+				return err
+			}
+			table(d).Put(id, value, kv.ModRevision)
+			return nil
+		},
+		drop: func(d *cluster.Draft, id string) { table(d).Delete(id) },
+	}
+}
+
+// putCandidate never fails: an election key counts whatever its value says.
+func putCandidate(d *cluster.Draft, id string, kv *mvccpb.KeyValue) error {
+	leader, err := message[storev1.Leader](kv.Value)
+	if err != nil {
+		leader = &storev1.Leader{}
+	}
+	d.PutCandidate(id, leader, kv.CreateRevision)
+	return nil
+}
+
+// putEpoch keeps the epoch that was where the new one cannot be read, since no
+// term may ever go back.
+func putEpoch(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
+	if deleted {
+		return nil
+	}
+	epoch, err := strconv.ParseUint(string(kv.Value), 10, 64)
+	if err != nil {
+		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	}
+	d.SetEpoch(epoch)
+	return nil
+}
+
+func message[M any, P interface {
+	*M
+	proto.Message
+}](value []byte) (P, error) {
+	m := P(new(M))
+	if err := proto.Unmarshal(value, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func principal(value []byte) (*storev1.Principal, error) {
+	p := &storev1.Principal{}
+	err := protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(value, p)
+	return p, err
+}
+
+func permissions(value []byte) ([]string, error) {
+	var list []string
+	err := json.Unmarshal(value, &list)
+	return list, err
+}
+
+func text(value []byte) (string, error) { return string(value), nil }

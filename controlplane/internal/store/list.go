@@ -1,0 +1,48 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+)
+
+// pageTimeout is how long one page of the list may take.
+const pageTimeout = 10 * time.Second
+
+// list reads everything at one revision, page by page, makes a snapshot of it
+// and gives the revision.
+func (v *View) list(ctx context.Context) (int64, error) {
+	sent := v.now()
+	draft := cluster.Empty().Draft()
+	var revision int64
+	for from, more := prefix, true; more; {
+		page, err := v.page(ctx, from, revision)
+		if err != nil {
+			return 0, err
+		}
+		if revision == 0 {
+			revision = page.Header.Revision
+		}
+		for _, kv := range page.Kvs {
+			v.apply(draft, kv, false)
+			from = string(kv.Key) + "\x00"
+		}
+		more = page.More
+	}
+	v.publish(draft.Snapshot(revision))
+	v.wasTrueAt(sent)
+	v.once.Do(func() { close(v.ready) })
+	return revision, nil
+}
+
+// page reads what follows a key; revision 0 is the latest, by a linearizable
+// read.
+func (v *View) page(ctx context.Context, from string, revision int64) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	return v.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)),
+		clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+}
