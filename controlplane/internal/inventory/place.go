@@ -1,0 +1,104 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+)
+
+// awaitTimeout is how long the snapshot may lag behind a write.
+const awaitTimeout = 2 * time.Second
+
+// placeVMs brings the records of VMs in line with what is reported.
+func (i *Inventory) placeVMs(ctx context.Context, l election.Leadership, s *cluster.Snapshot) error {
+	changes := i.decideAll(s)
+	for len(changes) > 0 {
+		chunk := changes[:min(len(changes), chunkRecords/4)]
+		changes = changes[len(chunk):]
+		err := i.commitVMs(ctx, l, chunk)
+		var conflict *store.ConflictError
+		if errors.As(err, &conflict) {
+			// Somebody changed one of them: the others go alone, and that one
+			// is looked at again with the snapshot that has the change.
+			for _, c := range chunk {
+				if err = i.commitVMs(ctx, l, []*vmChange{c}); errors.As(err, &conflict) {
+					err = nil
+				}
+				if err != nil {
+					break
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (i *Inventory) decideAll(s *cluster.Snapshot) []*vmChange {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	p := &placer{
+		snapshot: s, nodes: i.nodes, ids: slices.Sorted(maps.Keys(i.nodes)),
+		now: time.Now(), since: i.timers,
+	}
+	uuids := map[string]struct{}{}
+	for uuid := range s.VMs {
+		uuids[uuid] = struct{}{}
+	}
+	for _, n := range i.nodes {
+		for uuid := range n.domains {
+			uuids[uuid] = struct{}{}
+		}
+	}
+	maps.DeleteFunc(i.timers, func(key string, _ time.Time) bool {
+		_, ok := uuids[key[strings.IndexByte(key, '/')+1:]]
+		return !ok
+	})
+	var changes []*vmChange
+	for _, uuid := range slices.Sorted(maps.Keys(uuids)) {
+		if c := p.decide(uuid); c != nil {
+			changes = append(changes, c)
+		}
+	}
+	return changes
+}
+
+func (i *Inventory) commitVMs(ctx context.Context, l election.Leadership, changes []*vmChange) error {
+	change := store.Change{Fence: l.Fence}
+	for _, c := range changes {
+		change.Require = append(change.Require, c.require...)
+		if c.vm == nil {
+			change.Deletes = append(change.Deletes, store.VMKey(c.uuid))
+		} else {
+			change.Puts = append(change.Puts, store.PutProto(store.VMKey(c.uuid), c.vm))
+		}
+	}
+	revision, err := i.cfg.Store.Commit(ctx, change)
+	if err != nil {
+		return err
+	}
+	// The next look must know of this one, or it would try the same again.
+	bounded, cancel := context.WithTimeout(ctx, awaitTimeout)
+	defer cancel()
+	if err := i.cfg.View.Await(bounded, revision); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		switch {
+		case c.alarm:
+			i.cfg.Log.Error(c.note, "vm", c.uuid, "name", c.vm.GetName(), "nodes", c.vm.GetConflictNodes())
+		case c.note != "":
+			i.cfg.Log.Info(c.note, "vm", c.uuid, "name", c.vm.GetName(), "node", c.vm.GetNode(), "generation", c.vm.GetGeneration())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package inventory
+
+import (
+	"bytes"
+	"reflect"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+)
+
+// settleTime is how long two reports that contradict each other, or a VM that
+// nobody reports, are waited upon: the nodes' reports do not arrive together.
+const settleTime = 3 * time.Second
+
+// vmChange is what is to become of one VM's record.
+type vmChange struct {
+	vm      *storev1.VM // nil: deleted
+	uuid    string
+	require []store.Condition
+	note    string // for the log; empty: nothing worth it
+	alarm   bool
+}
+
+// placer decides, for one look at all that is known; callers hold the
+// inventory's mu for as long as they use it.
+type placer struct {
+	snapshot *cluster.Snapshot
+	nodes    map[string]*node
+	ids      []string // of nodes, sorted
+	now      time.Time
+	since    map[string]time.Time // when a doubt was first seen
+}
+
+// holds tells whether a condition has held for the settle time; call it with
+// false when it does not hold.
+func (p *placer) holds(what, uuid string, condition bool) bool {
+	key := what + "/" + uuid
+	if !condition {
+		delete(p.since, key)
+		return false
+	}
+	first, ok := p.since[key]
+	if !ok {
+		p.since[key] = p.now
+		return false
+	}
+	return p.now.Sub(first) >= settleTime
+}
+
+// decide tells what is to become of a VM's record; nil: nothing.
+func (p *placer) decide(uuid string) *vmChange {
+	entry, exists := p.snapshot.VMs[uuid]
+	if !exists {
+		return p.create(uuid)
+	}
+	was := entry.Value
+	next := proto.CloneOf(was)
+	c := &vmChange{vm: next, uuid: uuid, require: []store.Condition{store.Unchanged(store.VMKey(uuid), entry.ModRevision)}}
+	next.ConflictNodes = p.conflict(uuid, was.GetConflictNodes())
+	switch {
+	case len(next.ConflictNodes) > 0 && len(was.GetConflictNodes()) == 0:
+		c.note, c.alarm = "CONFLICT: more than one node reports this VM running; operations on it are refused", true
+	case len(next.ConflictNodes) == 0 && len(was.GetConflictNodes()) > 0:
+		c.note = "conflict over: one node at most reports this VM running"
+	}
+	if _, inUse := p.snapshot.InUse["vm/"+uuid]; !inUse {
+		if len(next.ConflictNodes) == 0 && !p.place(uuid, next, c) {
+			c.vm = nil
+		}
+		if c.vm != nil {
+			p.describe(uuid, next)
+		}
+		c.require = append(c.require, store.Absent(store.InUseKey("vm/"+uuid)))
+	}
+	if c.vm != nil && proto.Equal(was, next) {
+		return nil
+	}
+	return c
+}
+
+// create makes the record of a VM that appeared; nil: none is due.
+func (p *placer) create(uuid string) *vmChange {
+	if _, inUse := p.snapshot.InUse["vm/"+uuid]; inUse {
+		return nil
+	}
+	holder := p.holder(uuid)
+	if holder == "" {
+		return nil
+	}
+	vm := &storev1.VM{Uuid: uuid, Node: holder, Generation: 1}
+	p.describe(uuid, vm)
+	return &vmChange{
+		vm: vm, uuid: uuid, note: "VM appeared",
+		require: []store.Condition{store.Absent(store.VMKey(uuid)), store.Absent(store.InUseKey("vm/" + uuid))},
+	}
+}
+
+// place moves the placement after a VM that moved without us; false: the VM is
+// gone from everywhere.
+func (p *placer) place(uuid string, next *storev1.VM, c *vmChange) bool {
+	home := p.nodes[next.GetNode()]
+	if home == nil || !home.known || home.libvirtDown || !home.reachable() {
+		p.holds("gone", uuid, false)
+		return true // nothing is known of its node now
+	}
+	if _, has := home.domains[uuid]; has {
+		p.holds("gone", uuid, false)
+		return true
+	}
+	if holder := p.holder(uuid); holder != "" {
+		p.holds("gone", uuid, false)
+		c.note = "VM adopted: it is gone from its node and present on another"
+		next.Node = holder
+		next.Generation++
+		return true
+	}
+	gone := p.holds("gone", uuid, !p.mayBeAnywhere(uuid))
+	if gone {
+		p.holds("gone", uuid, false)
+		c.note = "VM gone: no node has it any more"
+	}
+	return !gone
+}
+
+func (p *placer) mayBeAnywhere(uuid string) bool {
+	for _, n := range p.nodes {
+		if n.mayHold(uuid) {
+			return true
+		}
+	}
+	return false
+}
+
+// holder is the reachable node that has the VM, one where it runs first; a
+// copy that is still being received does not count.
+func (p *placer) holder(uuid string) string {
+	found := ""
+	for _, id := range p.ids {
+		d, ok := p.claim(id, uuid)
+		switch {
+		case !ok || d.GetState() == debvisorv1.VMState_VM_STATE_INCOMING:
+		case d.GetState() == debvisorv1.VMState_VM_STATE_RUNNING:
+			return id
+		case found == "":
+			found = id
+		}
+	}
+	return found
+}
+
+// claim is the domain as a reachable node reports it.
+func (p *placer) claim(id, uuid string) (domain, bool) {
+	n := p.nodes[id]
+	if !n.known || !n.reachable() {
+		return domain{}, false
+	}
+	d, ok := n.domains[uuid]
+	return d, ok
+}
+
+// conflict lists the nodes that report the VM running, when more than one has
+// for the settle time. A conflict that stands ends only when a node itself
+// takes its word back: not because it is not heard, nor with a new leader.
+func (p *placer) conflict(uuid string, standing []string) []string {
+	var nodes []string
+	for _, id := range p.ids {
+		d, ok := p.claim(id, uuid)
+		runs := ok && d.GetState() == debvisorv1.VMState_VM_STATE_RUNNING
+		unheard := !p.nodes[id].known || !p.nodes[id].reachable()
+		if runs || unheard && slices.Contains(standing, id) {
+			nodes = append(nodes, id)
+		}
+	}
+	settled := p.holds("conflict", uuid, len(nodes) > 1 && len(standing) == 0)
+	if len(nodes) > 1 && (settled || len(standing) > 0) {
+		p.holds("conflict", uuid, false)
+		return nodes
+	}
+	return nil
+}
+
+// describe takes over what the placement's node reports.
+func (p *placer) describe(uuid string, vm *storev1.VM) {
+	n := p.nodes[vm.GetNode()]
+	if n == nil || !n.known {
+		return
+	}
+	if d, ok := n.domains[uuid]; ok && !bytes.Equal(d.encoded, vm.GetDomain()) {
+		vm.Name, vm.Domain = d.GetName(), d.encoded
+	}
+}
+
+// vmsDiffer tells whether the snapshots' VMs or the resources in use differ:
+// collections that did not change are shared.
+func vmsDiffer(a, b *cluster.Snapshot) bool {
+	return reflect.ValueOf(a.VMs).Pointer() != reflect.ValueOf(b.VMs).Pointer() ||
+		reflect.ValueOf(a.InUse).Pointer() != reflect.ValueOf(b.InUse).Pointer()
+}
