@@ -14,8 +14,9 @@ import (
 // that also remembers what was made of its certificate.
 type Peer struct {
 	credentials.TLSInfo
-	once sync.Once
-	made any
+	address string
+	once    sync.Once
+	made    any
 }
 
 // PeerOf gives the connection that a server's call came on; nil where the
@@ -62,10 +63,17 @@ func Address(ctx context.Context) string {
 	if !ok || p.Addr == nil {
 		return ""
 	}
-	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+	if peer, ok := p.AuthInfo.(*Peer); ok {
+		return peer.address
+	}
+	return host(p.Addr)
+}
+
+func host(addr net.Addr) string {
+	if tcp, ok := addr.(*net.TCPAddr); ok {
 		return tcp.IP.String()
 	}
-	return p.Addr.String()
+	return addr.String()
 }
 
 // peerCredentials gives each accepted connection its Peer.
@@ -82,7 +90,7 @@ func (c peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 	if !ok {
 		return conn, info, nil
 	}
-	return conn, &Peer{TLSInfo: tlsInfo}, nil
+	return conn, &Peer{TLSInfo: tlsInfo, address: host(raw.RemoteAddr())}, nil
 }
 
 func (c peerCredentials) Clone() credentials.TransportCredentials {

@@ -52,6 +52,8 @@ func Methods() map[string]Rule {
 		debvisorv1.NodeService_ListJoinTokens_FullMethodName:  read("token:list"),
 		debvisorv1.NodeService_RevokeJoinToken_FullMethodName: change("token:revoke"),
 
+		debvisorv1.ClusterService_GetCluster_FullMethodName: read("cluster:get"),
+
 		debvisorv1.VMService_ListVMs_FullMethodName: read("vm:list"),
 		debvisorv1.VMService_GetVM_FullMethodName:   read("vm:get"),
 

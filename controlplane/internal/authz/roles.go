@@ -9,7 +9,7 @@ func builtin(role string) []string {
 	case "operator":
 		return []string{
 			"node:*", "migration:*", "storage:*",
-			"vm:*", "operation:*", "token:*", "replica:*", "reflection:*",
+			"vm:*", "operation:*", "token:*", "replica:*", "cluster:*", "reflection:*",
 		}
 	case "developer":
 		return []string{"node:list", "storage:snapshot:create", "storage:snapshot:list", "storage:clone:*"}
@@ -18,7 +18,7 @@ func builtin(role string) []string {
 	case "viewer":
 		return []string{
 			"node:list", "storage:snapshot:list", "migration:plan",
-			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "reflection:get",
+			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "cluster:get", "reflection:get",
 		}
 	}
 	return nil

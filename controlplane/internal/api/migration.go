@@ -1,0 +1,137 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/debvisor/debvisor/controlplane/internal/authn"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/rpc"
+)
+
+type migrationService struct {
+	debvisorv1.UnimplementedMigrationServiceServer
+	view       *store.View
+	operations *operations.Operations
+}
+
+// move is what both calls say of a migration.
+type move interface {
+	GetVm() *debvisorv1.VMRef
+	GetSource() *debvisorv1.NodeRef
+	GetTarget() *debvisorv1.NodeRef
+}
+
+// plan asks the planner. The error is NotFound for a VM or a node that does not
+// exist, FailedPrecondition for an ambiguous name.
+func plan(s *cluster.Snapshot, m move) (planner.Result, error) {
+	vm, err := findVM(s, m.GetVm())
+	if err != nil {
+		return planner.Result{}, err
+	}
+	source, err := findNode(s, m.GetSource())
+	if err != nil {
+		return planner.Result{}, err
+	}
+	target, err := findNode(s, m.GetTarget())
+	if err != nil {
+		return planner.Result{}, err
+	}
+	return planner.Plan(s, planner.Request{VM: vm.GetUuid(), Source: source, Target: target}), nil
+}
+
+// PrepareMigration is a dry run: allowed, or every reason why not.
+func (s *migrationService) PrepareMigration(_ context.Context, req *debvisorv1.VMMigratePlan) (*debvisorv1.MigrationPlanResult, error) {
+	result, err := plan(s.view.Current(), req)
+	if err != nil {
+		return nil, err
+	}
+	return planMessage(&result), nil
+}
+
+func planMessage(result *planner.Result) *debvisorv1.MigrationPlanResult {
+	m := &debvisorv1.MigrationPlanResult{
+		Status: debvisorv1.StatusCode_STATUS_OK, Allowed: result.Allowed,
+		Target: nodeRef(result.Target), Source: nodeRef(result.Source),
+		Message: fmt.Sprintf("VM %s can move live from %s to %s", result.Name, result.Source, result.Target),
+	}
+	if !result.Allowed {
+		m.Status, m.Message = debvisorv1.StatusCode_STATUS_ERROR, result.Refusal()
+	}
+	for _, verdict := range result.Nodes {
+		v := &debvisorv1.NodeVerdict{Node: nodeRef(verdict.Node), Allowed: verdict.Allowed, Score: verdict.Score}
+		for _, reason := range verdict.Reasons {
+			v.Reasons = append(v.Reasons, &debvisorv1.PlanReason{Code: reason.Code, Message: reason.Message})
+		}
+		m.Nodes = append(m.Nodes, v)
+	}
+	return m
+}
+
+// MigrateVM moves a VM and waits until it runs on the target and the source has
+// let go.
+func (s *migrationService) MigrateVM(ctx context.Context, req *debvisorv1.VMMigrateSpec) (*debvisorv1.MigrationResult, error) {
+	wait, err := waits(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.begin(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	tellOperation(ctx, id)
+	if !wait {
+		return &debvisorv1.MigrationResult{
+			Status: debvisorv1.StatusCode_STATUS_OK, OperationId: id,
+			Message: fmt.Sprintf("operation %s moves the VM; watch it for its end", id),
+		}, nil
+	}
+	op, err := s.operations.Wait(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return migrationResult(op)
+}
+
+// begin submits the migration, unless an earlier request with the same id has.
+func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateSpec) (string, error) {
+	request, err := requestID(ctx)
+	if err != nil {
+		return "", err
+	}
+	spec := operations.Spec{
+		Kind: "migrate", Principal: authn.From(ctx).Name, Method: debvisorv1.MigrationService_MigrateVM_FullMethodName,
+		RequestID: request, Request: req, TraceID: rpc.TraceID(ctx),
+	}
+	if op, err := s.operations.Repeated(spec); op != nil || err != nil {
+		return op.GetId(), err
+	}
+	snapshot := s.view.Current()
+	result, err := plan(snapshot, req)
+	if err != nil {
+		return "", err
+	}
+	// Whoever holds the VM is what the caller should hear of first.
+	if err := operations.InUse(snapshot, vmResource(result.VM)); err != nil {
+		return "", err
+	}
+	if !result.Allowed {
+		return "", refusal(&result)
+	}
+	spec.Resources = []string{vmResource(result.VM)}
+	spec.Migrate = &storev1.Migrate{
+		VmUuid: result.VM, VmName: result.Name, Source: result.Source,
+		Target: req.GetTarget().GetNodeId().GetId(), AllowDowntime: req.GetAllowDowntime(),
+	}
+	return s.operations.Submit(ctx, spec)
+}
+
+// FailoverVM is not built yet.
+func (*migrationService) FailoverVM(context.Context, *debvisorv1.VMRef) (*debvisorv1.FailoverResult, error) {
+	return nil, unbuilt("restart the VMs of a dead node elsewhere")
+}

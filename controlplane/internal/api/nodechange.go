@@ -1,0 +1,110 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/debvisor/debvisor/controlplane/internal/authn"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/rpc"
+)
+
+// RegisterNode adds a node.
+func (s *nodeService) RegisterNode(ctx context.Context, info *debvisorv1.NodeInfo) (*debvisorv1.NodeAck, error) {
+	id := info.GetId().GetId()
+	if err := ownNode(ctx, id); err != nil {
+		return nil, err
+	}
+	own := authn.From(ctx).Node() == id
+	return s.changeNode(ctx, "node.register", info, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
+		was, exists := snapshot.Nodes[id]
+		if exists && !own {
+			return nil, errdefs.New(errdefs.AlreadyExists, "NODE_EXISTS", "node %q is registered already", id).With("node", id)
+		}
+		node := &storev1.Node{Id: id, RegisteredAt: timestamppb.New(time.Now())}
+		if exists {
+			node = proto.CloneOf(was.Value)
+		}
+		node.Hostname, node.Ip, node.Rack, node.Zone, node.Version =
+			info.GetHostname(), info.GetIp(), info.GetRack(), info.GetZone(), info.GetVersion()
+		return node, nil
+	}, "node "+id+" is registered")
+}
+
+// CordonNode keeps new VMs off a node.
+func (s *nodeService) CordonNode(ctx context.Context, req *debvisorv1.CordonRequest) (*debvisorv1.NodeAck, error) {
+	id := req.GetNode().GetNodeId().GetId()
+	return s.changeNode(ctx, "node.cordon", req, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
+		return setCordon(snapshot, "node.node_id.id", req.GetNode(), true, req.GetReason())
+	}, "node "+id+" is cordoned")
+}
+
+// UncordonNode lifts a cordon.
+func (s *nodeService) UncordonNode(ctx context.Context, ref *debvisorv1.NodeRef) (*debvisorv1.NodeAck, error) {
+	id := ref.GetNodeId().GetId()
+	return s.changeNode(ctx, "node.uncordon", ref, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
+		return setCordon(snapshot, "node_id.id", ref, false, "")
+	}, "node "+id+" takes new VMs again")
+}
+
+func setCordon(s *cluster.Snapshot, field string, ref *debvisorv1.NodeRef, cordoned bool, reason string) (*storev1.Node, error) {
+	entry, err := needNode(s, field, ref)
+	if err != nil {
+		return nil, err
+	}
+	node := proto.CloneOf(entry.Value)
+	node.Cordoned, node.CordonReason = cordoned, reason
+	return node, nil
+}
+
+// changeNode writes the node that change makes of the snapshot, with its
+// operation.
+func (s *nodeService) changeNode(
+	ctx context.Context, kind string, request proto.Message, id string,
+	change func(*cluster.Snapshot) (*storev1.Node, error), done string,
+) (*debvisorv1.NodeAck, error) {
+	spec, err := s.spec(ctx, kind, request, "node/"+id)
+	if err != nil {
+		return nil, err
+	}
+	op, err := s.operations.Apply(ctx, spec, func(snapshot *cluster.Snapshot) (store.Change, error) {
+		node, err := change(snapshot)
+		if err != nil {
+			return store.Change{}, err
+		}
+		key := store.NodeKey(node.GetId())
+		return store.Change{
+			Require: []store.Condition{store.Unchanged(key, snapshot.Nodes[node.GetId()].ModRevision)},
+			Puts:    []store.Put{store.PutProto(key, node)},
+		}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	tellOperation(ctx, op.GetId())
+	return &debvisorv1.NodeAck{Status: debvisorv1.StatusCode_STATUS_OK, Message: done, OperationId: op.GetId()}, nil
+}
+
+// spec is what a change that is one transaction is recorded as.
+func (s *nodeService) spec(ctx context.Context, kind string, request proto.Message, resource string) (operations.Spec, error) {
+	id, err := requestID(ctx)
+	if err != nil {
+		return operations.Spec{}, err
+	}
+	spec := operations.Spec{
+		Kind: kind, Principal: authn.From(ctx).Name, RequestID: id, Request: request,
+		Resources: []string{resource}, TraceID: rpc.TraceID(ctx), Method: kind,
+	}
+	if k := callOf(ctx); k != nil {
+		spec.Method = k.method
+	}
+	return spec, nil
+}

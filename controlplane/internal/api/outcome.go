@@ -1,0 +1,79 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// refusal is a plan that is not allowed, as an error with all its reasons.
+func refusal(result *planner.Result) error {
+	e := errdefs.New(errdefs.FailedPrecondition, "MIGRATION_NOT_ALLOWED", "%s", result.Refusal()).
+		With("vm", result.VM).With("source", result.Source)
+	if result.Target != "" {
+		e = e.With("target", result.Target)
+	}
+	var codes []string
+	for _, reason := range result.Reasons {
+		codes = append(codes, reason.Code)
+	}
+	for _, verdict := range result.Nodes {
+		if verdict.Allowed || result.Target != "" && verdict.Node != result.Target {
+			continue
+		}
+		for _, reason := range verdict.Reasons {
+			codes = append(codes, verdict.Node+":"+reason.Code)
+		}
+	}
+	return e.With("reasons", strings.Join(codes, ","))
+}
+
+// migrationResult is the end of a migration: its result, or its error.
+func migrationResult(op *storev1.Operation) (*debvisorv1.MigrationResult, error) {
+	move := op.GetMigrate()
+	if op.GetState() != task.OpSucceeded {
+		return nil, failure(op)
+	}
+	took := op.GetEndedAt().AsTime().Sub(op.GetCreatedAt().AsTime())
+	return &debvisorv1.MigrationResult{
+		Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(),
+		Message:    fmt.Sprintf("VM %s runs on %s; it stood still for %d ms", move.GetVmName(), move.GetTarget(), move.GetDowntimeMs()),
+		Source:     nodeRef(move.GetSource()),
+		Target:     nodeRef(move.GetTarget()),
+		DowntimeMs: move.GetDowntimeMs(),
+		DurationMs: uint64(max(took.Milliseconds(), 0)),
+	}, nil
+}
+
+// failure is an operation that has ended otherwise than well, as an error of the
+// kind that its code stands for.
+func failure(op *storev1.Operation) error {
+	if op.GetState() == task.OpCancelled {
+		return errdefs.New(errdefs.Aborted, "OPERATION_CANCELLED", "operation %s was cancelled; nothing has changed", op.GetId()).
+			With("operation", op.GetId())
+	}
+	e := errdefs.New(failureKind(op.GetErrorCode()), op.GetErrorCode(), "%s", op.GetErrorMessage())
+	e.Context = maps.Clone(op.GetErrorContext())
+	return e.With("operation", op.GetId())
+}
+
+// failureKind tells what a caller can do about a failed operation: Aborted,
+// what may pass when it is tried again, unless the code says that something
+// has to change first.
+func failureKind(code string) errdefs.Kind {
+	switch code {
+	case "INTERNAL":
+		return errdefs.Internal
+	case "MIGRATION_NOT_ALLOWED", "LIBVIRT_UNSUPPORTED",
+		planner.VMNotFound, planner.VMConflict, planner.VMNotRunning, planner.DiskCache, planner.WrongSource,
+		planner.NodeNotFound, planner.NodeCordoned, planner.AlreadyThere, planner.Memory, planner.NameClash, planner.UUIDClash:
+		return errdefs.FailedPrecondition
+	}
+	return errdefs.Aborted
+}
