@@ -98,6 +98,18 @@ func (i *Inventory) Open(ctx context.Context, id string, f Facts) (revision int6
 	}
 }
 
+// Journal is the id of the journal that the node's agent last had; empty: it
+// never had a session. Its error is Unavailable: this replica does not lead.
+func (i *Inventory) Journal(id string) (string, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n := i.node(id)
+	if n == nil {
+		return "", errNotLeading()
+	}
+	return n.facts.JournalID, nil
+}
+
 // Heartbeat notes that a node's agent lives.
 func (i *Inventory) Heartbeat(id string, h *debvisorv1.Health) {
 	i.mu.Lock()

@@ -18,15 +18,21 @@ const (
 	writeAll = 30 * time.Second
 )
 
-// Lead keeps the records while this replica leads. It returns nil when ctx
-// ends and store.ErrFenced when another leads; an etcd that does not answer is
-// tried again.
-func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
+// Begin takes over: when it returns nil, the view's snapshot holds all that
+// former leaders wrote, and every clock has begun anew. Lead must follow.
+func (i *Inventory) Begin(ctx context.Context, l election.Leadership) error {
 	snapshot, err := i.current(ctx, l)
 	if err != nil {
 		return err
 	}
 	i.begin(snapshot, time.Now())
+	return nil
+}
+
+// Lead keeps the records while this replica leads. It returns nil when ctx
+// ends and store.ErrFenced when another leads; an etcd that does not answer is
+// tried again.
+func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 	defer i.end()
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()

@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
-	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
 

@@ -10,8 +10,8 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
-	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
 // settleTime is how long two reports that contradict each other, or a VM that

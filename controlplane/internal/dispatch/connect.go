@@ -1,0 +1,137 @@
+package dispatch
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/debvisor/debvisor/certs"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/identity"
+	"github.com/debvisor/debvisor/shared/rpc"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// helloTimeout is how long an agent may take to speak.
+const helloTimeout = 5 * time.Second
+
+type stream = agentv1.SessionService_ConnectServer
+
+// Connect serves one agent's session.
+func (d *Dispatch) Connect(st stream) error {
+	ctx := st.Context()
+	agent, err := d.identify(ctx)
+	if err != nil {
+		return err
+	}
+	hello, err := receiveHello(ctx, st)
+	if err != nil {
+		return err
+	}
+	if hello.GetNodeId() != agent.Node {
+		d.cfg.Log.Error("session refused: an agent speaks for another node",
+			"certificate", agent.Node, "serial", agent.Serial, "claims", hello.GetNodeId(), "remote", rpc.Address(ctx))
+		return errdefs.New(errdefs.PermissionDenied, "NOT_YOUR_NODE",
+			"the certificate is node %s's agent's and speaks for no other node", agent.Node).
+			With("certificate", agent.Node).With("claimed", hello.GetNodeId())
+	}
+	leader := d.current()
+	if leader == nil {
+		return st.Send(d.notLeader())
+	}
+	if err := leader.admit(hello); err != nil {
+		return err
+	}
+	s := newSession(leader, agent, hello, rpc.Address(ctx))
+	if err := leader.add(s); err != nil {
+		return err
+	}
+	defer leader.remove(s)
+	return s.serve(ctx, st)
+}
+
+// identify tells whose agent calls, and refuses all that are none.
+func (d *Dispatch) identify(ctx context.Context) (*identity.AgentIdentity, error) {
+	var leaf *x509.Certificate
+	if leaf = rpc.Certificate(ctx); leaf == nil {
+		return nil, errdefs.New(errdefs.Unauthenticated, "NO_CERTIFICATE", "a session needs an agent's certificate")
+	}
+	id, err := identity.FromCertificate(leaf, d.cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	if id.Agent == nil {
+		return nil, errdefs.New(errdefs.PermissionDenied, "NOT_AN_AGENT", "%s is no agent", id)
+	}
+	if certs.Expired(leaf, time.Now()) {
+		return nil, errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_EXPIRED",
+			"the certificate of node %s's agent has expired: it may only renew it", id.Agent.Node)
+	}
+	snapshot := d.cfg.View.Current()
+	if _, revoked := snapshot.Revoked[id.Agent.Serial]; revoked {
+		d.cfg.Log.Warn("session refused: certificate revoked", "node", id.Agent.Node, "serial", id.Agent.Serial)
+		return nil, errRevoked(id.Agent.Node)
+	}
+	if _, ok := snapshot.Nodes[id.Agent.Node]; !ok {
+		return nil, errdefs.New(errdefs.NotFound, "NODE_NOT_FOUND", "node %s is not registered", id.Agent.Node)
+	}
+	return id.Agent, nil
+}
+
+func errRevoked(node string) error {
+	return errdefs.New(errdefs.PermissionDenied, "CERTIFICATE_REVOKED", "the certificate of node %s's agent is revoked", node)
+}
+
+// receiveHello takes the first message, and does not wait for it for ever.
+func receiveHello(ctx context.Context, st stream) (*agentv1.Hello, error) {
+	type first struct {
+		m   *agentv1.AgentMessage
+		err error
+	}
+	got := make(chan first, 1)
+	go func() { // ends with the call, whose handler returns when it is late
+		m, err := st.Recv()
+		got <- first{m, err}
+	}()
+	late := time.NewTimer(helloTimeout)
+	defer late.Stop()
+	select {
+	case f := <-got:
+		if f.err != nil {
+			return nil, f.err
+		}
+		hello := f.m.GetHello()
+		if hello == nil || hello.GetJournalId() == "" {
+			return nil, errdefs.Field("kind", fmt.Sprintf("%T", f.m.GetKind()), "a Hello with a journal id first")
+		}
+		return hello, nil
+	case <-late.C:
+		return nil, errdefs.New(errdefs.DeadlineExceeded, "NO_HELLO", "no Hello within %s", helloTimeout)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (d *Dispatch) notLeader() *agentv1.LeaderMessage {
+	s := d.cfg.View.Current()
+	n := &agentv1.NotLeader{Replicas: replicas(s)}
+	// A leader that doubts its lease must not send agents back to itself.
+	if s.Leader != nil && s.Leader.Name != d.cfg.Replica {
+		n.LeaderAddress = s.Leader.AgentsAddress
+	}
+	return &agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_NotLeader{NotLeader: n}}
+}
+
+// admit refuses an agent that knows a newer leader: this one must not speak.
+func (l *leader) admit(hello *agentv1.Hello) error {
+	if highest := task.TermOf(hello.GetHighestTerm()); l.lead.Term.Less(highest) {
+		l.log.Error("an agent has heard a newer leader", "node", hello.GetNodeId(), "its_term", highest, "term", l.lead.Term)
+		return errdefs.New(errdefs.Unavailable, "STALE_LEADER", "term %s is older than %s, which the agent has heard", l.lead.Term, highest)
+	}
+	return nil
+}
+
+var errNotFresh = errors.New("the lease may have run out")

@@ -1,0 +1,90 @@
+package dispatch
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/inventory"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/run"
+)
+
+// Config is what dispatch is made of.
+type Config struct {
+	// Replica is this replica's name.
+	Replica string
+	// Cluster is the trust domain of the agents' certificates.
+	Cluster   string
+	View      *store.View
+	Store     *store.Store
+	Inventory *inventory.Inventory
+	// Interval is the time between heartbeats, before jitter.
+	Interval time.Duration
+	Log      hclog.Logger
+}
+
+// Dispatch serves SessionService. It is safe for concurrent use.
+type Dispatch struct {
+	agentv1.UnimplementedSessionServiceServer
+	cfg Config
+
+	mu     sync.Mutex
+	leader *leader // nil unless this replica leads
+}
+
+// New makes a dispatch that does not lead.
+func New(cfg Config) *Dispatch { return &Dispatch{cfg: cfg} }
+
+// Lead takes agents' sessions until ctx ends or another leads
+// (store.ErrFenced), and runs the inventory meanwhile. When it returns, all
+// sessions have ended.
+func (d *Dispatch) Lead(ctx context.Context, l election.Leadership) error {
+	if err := d.cfg.Inventory.Begin(ctx, l); err != nil {
+		return err
+	}
+	led := newLeader(d.cfg, l)
+	var group run.Group
+	group.Add("inventory", func(ctx context.Context) error { return d.cfg.Inventory.Lead(ctx, l) })
+	group.Add("reports", led.writeReports)
+	group.Add("sessions", func(ctx context.Context) error {
+		d.setLeader(led)
+		defer led.end()
+		defer d.setLeader(nil)
+		return led.distribute(ctx)
+	})
+	return group.Run(ctx)
+}
+
+func (d *Dispatch) setLeader(l *leader) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leader = l
+}
+
+func (d *Dispatch) current() *leader {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leader == nil || !d.leader.lead.Fresh() {
+		return nil
+	}
+	return d.leader
+}
+
+// replicas are the agents' listeners of all replicas.
+func replicas(s *cluster.Snapshot) []string {
+	addresses := make([]string, 0, len(s.Replicas))
+	for _, r := range s.Replicas {
+		if a := r.Value.GetAgentsAddress(); a != "" {
+			addresses = append(addresses, a)
+		}
+	}
+	slices.Sort(addresses)
+	return addresses
+}
