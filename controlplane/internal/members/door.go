@@ -121,6 +121,9 @@ func (d *Door) admit(ctx context.Context, req *agentv1.JoinReplicaRequest) (stri
 	}
 	all := list.Members
 	if !hasURL(all, req.GetPeerUrl()) {
+		if err := nobodyAbsent(all); err != nil {
+			return "", err
+		}
 		added, err := d.Etcd.MemberAddAsLearner(ctx, []string{req.GetPeerUrl()})
 		if err != nil {
 			return "", addError(err)
@@ -128,6 +131,20 @@ func (d *Door) admit(ctx context.Context, req *agentv1.JoinReplicaRequest) (stri
 		all = added.Members
 	}
 	return initialCluster(all, req.GetName(), req.GetPeerUrl()), nil
+}
+
+// nobodyAbsent refuses to let in a second replica before the one let in before
+// has been started: etcd's first start fails when the members have become more
+// since the list of them was handed out.
+func nobodyAbsent(list []*etcdserverpb.Member) error {
+	for _, m := range list {
+		if m.Name == "" {
+			return errdefs.New(errdefs.FailedPrecondition, "REPLICA_JOINING",
+				"the replica at %s was let in and has not been started yet; start it, then repeat", strings.Join(m.PeerURLs, " ")).
+				WithRetry(2 * time.Second)
+		}
+	}
+	return nil
 }
 
 func hasURL(list []*etcdserverpb.Member, peerURL string) bool {
