@@ -1,0 +1,79 @@
+package hypervisor
+
+import (
+	"context"
+
+	"libvirt.org/go/libvirt"
+)
+
+// AbortJob asks libvirt to give up the domain's migration. That there is none
+// (any more) is no error.
+func (h *Hypervisor) AbortJob(ctx context.Context, uuid string) error {
+	return h.act(ctx, "aborting the job of domain "+uuid, uuid, (*libvirt.Domain).AbortJob)
+}
+
+// Resume lets the domain's CPUs run. That it runs already is no error.
+func (h *Hypervisor) Resume(ctx context.Context, uuid string) error {
+	return h.act(ctx, "resuming domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		err := d.Resume()
+		if err == nil {
+			return nil
+		}
+		if state, _, asked := d.GetState(); asked == nil && state == libvirt.DOMAIN_RUNNING {
+			return nil
+		}
+		return err
+	})
+}
+
+// Discard ends the domain's QEMU, if any, and forgets its definition; its disks
+// and its NVRAM stay. That it is gone is no error.
+func (h *Hypervisor) Discard(ctx context.Context, uuid string) error {
+	return h.act(ctx, "discarding domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		if err := d.Destroy(); err != nil && !has(err, libvirt.ERR_OPERATION_INVALID) {
+			return err
+		}
+		return undefine(d)
+	})
+}
+
+// Undefine forgets the definition of a domain that is not active; its disks and
+// its NVRAM stay. That it is gone is no error.
+func (h *Hypervisor) Undefine(ctx context.Context, uuid string) error {
+	return h.act(ctx, "undefining domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		if active, err := d.IsActive(); err != nil || active {
+			return err
+		}
+		return undefine(d)
+	})
+}
+
+// undefine keeps the NVRAM: on shared storage it is the other side's as well.
+func undefine(d *libvirt.Domain) error {
+	persistent, err := d.IsPersistent()
+	if err != nil || !persistent {
+		return err
+	}
+	return d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.DOMAIN_UNDEFINE_MANAGED_SAVE |
+		libvirt.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+}
+
+// DisableAutostart has libvirt not start the domain by itself at a boot: only
+// the leader's word does that.
+func (h *Hypervisor) DisableAutostart(ctx context.Context, uuid string) error {
+	return h.act(ctx, "turning autostart off for domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		if on, err := d.GetAutostart(); err != nil || !on {
+			return err
+		}
+		return d.SetAutostart(false)
+	})
+}
+
+// act does something to a domain; that it is not there, or has nothing of the
+// kind to end, is no error.
+func (h *Hypervisor) act(ctx context.Context, doing, uuid string, f func(*libvirt.Domain) error) error {
+	_, err := onDomain(ctx, h, doing, uuid, func(d *libvirt.Domain) (struct{}, error) {
+		return struct{}{}, f(d)
+	}, struct{}{})
+	return err
+}

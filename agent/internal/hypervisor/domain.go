@@ -1,0 +1,159 @@
+package hypervisor
+
+import (
+	"context"
+	"fmt"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// Domains lists all domains, active and defined.
+func (h *Hypervisor) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
+	return call(ctx, h, "listing domains", func(c *libvirt.Connect) ([]*agentv1.Domain, error) {
+		list, err := c.ListAllDomains(0)
+		if err != nil {
+			return nil, err
+		}
+		defer free(list)
+		out := make([]*agentv1.Domain, 0, len(list))
+		for i := range list {
+			d, err := describe(&list[i])
+			if has(err, libvirt.ERR_NO_DOMAIN) {
+				continue // gone since the list was made
+			}
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, d)
+		}
+		return out, nil
+	})
+}
+
+// Domain tells one domain; nil: there is none.
+func (h *Hypervisor) Domain(ctx context.Context, uuid string) (*agentv1.Domain, error) {
+	return onDomain(ctx, h, "looking at domain "+uuid, uuid, func(d *libvirt.Domain) (*agentv1.Domain, error) {
+		return describe(d)
+	}, nil)
+}
+
+// onDomain runs f on a domain and frees it; without such a domain the answer
+// is absent.
+func onDomain[T any](ctx context.Context, h *Hypervisor, doing, uuid string, f func(*libvirt.Domain) (T, error), absent T) (T, error) {
+	return call(ctx, h, doing, func(c *libvirt.Connect) (T, error) {
+		d, err := c.LookupDomainByUUIDString(uuid)
+		if has(err, libvirt.ERR_NO_DOMAIN) {
+			return absent, nil
+		}
+		if err != nil {
+			return absent, err
+		}
+		defer func() { _ = d.Free() }()
+		value, err := f(d)
+		if has(err, libvirt.ERR_NO_DOMAIN) {
+			return absent, nil
+		}
+		return value, err
+	})
+}
+
+func free(list []libvirt.Domain) {
+	for i := range list {
+		_ = list[i].Free()
+	}
+}
+
+func describe(d *libvirt.Domain) (*agentv1.Domain, error) {
+	s, err := sight(d)
+	if err != nil {
+		return nil, err
+	}
+	xml, err := d.GetXMLDesc(0)
+	if err != nil {
+		return nil, err
+	}
+	var def libvirtxml.Domain
+	if err := def.Unmarshal(xml); err != nil {
+		return nil, fmt.Errorf("reading the definition: %w", err)
+	}
+	out := &agentv1.Domain{
+		Uuid: def.UUID, Name: def.Name, State: s.vmState(), Persistent: s.Persistent,
+		MemoryBytes: memoryBytes(def), Vcpus: vcpus(def), Disks: disks(def),
+	}
+	if s.Persistent {
+		if out.Autostart, err = d.GetAutostart(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func memoryBytes(def libvirtxml.Domain) uint64 {
+	if def.Memory == nil {
+		return 0
+	}
+	return scaled(uint64(def.Memory.Value), def.Memory.Unit)
+}
+
+// scaled gives bytes; libvirt writes KiB, and KiB is its default.
+func scaled(value uint64, unit string) uint64 {
+	switch unit {
+	case "b", "bytes":
+		return value
+	case "MiB", "M":
+		return value << 20
+	case "GiB", "G":
+		return value << 30
+	default:
+		return value << 10
+	}
+}
+
+func vcpus(def libvirtxml.Domain) uint32 {
+	if def.VCPU == nil {
+		return 0
+	}
+	return uint32(def.VCPU.Value)
+}
+
+func disks(def libvirtxml.Domain) []*debvisorv1.VMDisk {
+	if def.Devices == nil {
+		return nil
+	}
+	out := make([]*debvisorv1.VMDisk, 0, len(def.Devices.Disks))
+	for _, d := range def.Devices.Disks {
+		disk := &debvisorv1.VMDisk{ReadOnly: d.ReadOnly != nil}
+		if d.Target != nil {
+			disk.Target = d.Target.Dev
+		}
+		if d.Driver != nil {
+			disk.Format, disk.Cache = d.Driver.Type, d.Driver.Cache
+		}
+		disk.Type, disk.Source = source(d.Source)
+		out = append(out, disk)
+	}
+	return out
+}
+
+func source(s *libvirtxml.DomainDiskSource) (kind, name string) {
+	switch {
+	case s == nil:
+		return "", ""
+	case s.File != nil:
+		return "file", s.File.File
+	case s.Block != nil:
+		return "block", s.Block.Dev
+	case s.Network != nil:
+		return "network", s.Network.Name
+	case s.Volume != nil:
+		return "volume", s.Volume.Pool + "/" + s.Volume.Volume
+	case s.Dir != nil:
+		return "dir", s.Dir.Dir
+	default:
+		return "", ""
+	}
+}

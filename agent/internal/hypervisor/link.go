@@ -1,0 +1,137 @@
+package hypervisor
+
+import (
+	"fmt"
+	"sync"
+
+	"libvirt.org/go/libvirt"
+)
+
+const (
+	// keepaliveSeconds and keepaliveCount have libvirt give a silent libvirtd
+	// up after about (count+1) intervals; calls that wait then fail.
+	keepaliveSeconds = 2
+	keepaliveCount   = 3
+	// maxCalls is how many calls one connection carries at once.
+	maxCalls = 32
+	// maxStuck is how many calls past their deadline condemn a connection.
+	maxStuck = 8
+)
+
+// link is one connection to libvirtd and the calls on it.
+type link struct {
+	conn  *libvirt.Connect
+	slots chan struct{}
+	lost  chan struct{} // closed when the connection is to be replaced
+
+	mu     sync.Mutex
+	why    error // why it was lost
+	stuck  int
+	active int
+	closed bool // release what is there when the last call has returned
+	undo   []func()
+}
+
+// open connects. It may block for as long as libvirtd hangs.
+func open(uri string, onEvent func(uuid string)) (*link, error) {
+	conn, err := libvirt.NewConnect(uri)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", uri, err)
+	}
+	l := &link{conn: conn, slots: make(chan struct{}, maxCalls), lost: make(chan struct{})}
+	if err := l.listen(onEvent); err != nil {
+		l.retire()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *link) listen(onEvent func(uuid string)) error {
+	if err := l.conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
+		return fmt.Errorf("turning keepalive on: %w", err)
+	}
+	err := l.conn.RegisterCloseCallback(func(_ *libvirt.Connect, reason libvirt.ConnectCloseReason) {
+		l.lose(fmt.Errorf("libvirtd closed the connection (reason %d)", reason))
+	})
+	if err != nil {
+		return fmt.Errorf("asking to be told of the connection's end: %w", err)
+	}
+	l.undo = append(l.undo, func() { _ = l.conn.UnregisterCloseCallback() })
+	id, err := l.conn.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventLifecycle) {
+		if uuid, err := d.GetUUIDString(); err == nil {
+			onEvent(uuid)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("asking for events: %w", err)
+	}
+	l.undo = append(l.undo, func() { _ = l.conn.DomainEventDeregister(id) })
+	return nil
+}
+
+// lose condemns the connection; the first reason counts.
+func (l *link) lose(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.why == nil {
+		l.why = why
+		close(l.lost)
+	}
+}
+
+// begin and end bracket a call.
+func (l *link) begin() {
+	l.mu.Lock()
+	l.active++
+	l.mu.Unlock()
+}
+
+func (l *link) end(wasStuck bool) {
+	l.mu.Lock()
+	l.active--
+	if wasStuck {
+		l.stuck--
+	}
+	last := l.closed && l.active == 0
+	l.mu.Unlock()
+	<-l.slots
+	if last {
+		l.release()
+	}
+}
+
+// stick counts a call that has passed its deadline and still blocks.
+func (l *link) stick() {
+	l.mu.Lock()
+	l.stuck++
+	full := l.stuck >= maxStuck
+	l.mu.Unlock()
+	if full {
+		l.lose(fmt.Errorf("%d calls to libvirtd hang", maxStuck))
+	}
+}
+
+// retire closes the connection when its last call has returned: libvirt does
+// not allow it before.
+func (l *link) retire() {
+	l.mu.Lock()
+	last := !l.closed && l.active == 0
+	l.closed = true
+	l.mu.Unlock()
+	if last {
+		l.release()
+	}
+}
+
+func (l *link) release() {
+	for _, undo := range l.undo {
+		undo()
+	}
+	_, _ = l.conn.Close()
+}
+
+func (l *link) hanging() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stuck
+}

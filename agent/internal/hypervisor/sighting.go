@@ -1,0 +1,119 @@
+package hypervisor
+
+import (
+	"context"
+	"fmt"
+
+	"libvirt.org/go/libvirt"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// Sighting is what libvirt says of one domain at one moment.
+type Sighting struct {
+	// State is what it is to a migration. OUTGOING and INCOMING mean that
+	// libvirt works on it; Absent has all else unset.
+	State agentv1.SideState
+	// Held: it is paused for a reason of its own (a user, an I/O error), and
+	// not because of a migration.
+	Held       bool
+	Persistent bool
+	// Why is libvirt's state and reason, for logs.
+	Why string
+
+	state libvirt.DomainState
+}
+
+// Look tells how a domain stands.
+func (h *Hypervisor) Look(ctx context.Context, uuid string) (Sighting, error) {
+	absent := Sighting{State: agentv1.SideState_SIDE_STATE_ABSENT, Why: "no such domain"}
+	return onDomain(ctx, h, "looking at domain "+uuid, uuid, sight, absent)
+}
+
+// sight reads state, reason and job. The job is asked first: a job that ends in
+// between makes the sighting older, never newer, than it claims.
+func sight(d *libvirt.Domain) (Sighting, error) {
+	in, out, err := migrating(d)
+	if err != nil {
+		return Sighting{}, err
+	}
+	state, reason, err := d.GetState()
+	if err != nil {
+		return Sighting{}, err
+	}
+	persistent, err := d.IsPersistent()
+	if err != nil {
+		return Sighting{}, err
+	}
+	s := Sighting{Persistent: persistent, state: state, Why: fmt.Sprintf("state %d reason %d", state, reason)}
+	s.State, s.Held = judge(state, libvirt.DomainPausedReason(reason), in, out)
+	return s, nil
+}
+
+// judge maps libvirt's words. Seen with 9.0.0: a target's copy is PAUSED for
+// STARTING_UP, then for MIGRATION, with an incoming job; once complete and to
+// stay paused (VIR_MIGRATE_PAUSED) it is PAUSED for USER, without a job. A
+// source that is left over is PAUSED for MIGRATION without a job.
+func judge(state libvirt.DomainState, reason libvirt.DomainPausedReason, in, out bool) (agentv1.SideState, bool) {
+	switch {
+	case out:
+		return agentv1.SideState_SIDE_STATE_OUTGOING, false
+	case in:
+		return agentv1.SideState_SIDE_STATE_INCOMING, false
+	}
+	switch state {
+	case libvirt.DOMAIN_SHUTOFF, libvirt.DOMAIN_CRASHED:
+		return agentv1.SideState_SIDE_STATE_SHUTOFF, false
+	case libvirt.DOMAIN_RUNNING, libvirt.DOMAIN_BLOCKED, libvirt.DOMAIN_SHUTDOWN, libvirt.DOMAIN_PMSUSPENDED:
+		return agentv1.SideState_SIDE_STATE_RUNNING, false
+	case libvirt.DOMAIN_PAUSED:
+		switch reason {
+		case libvirt.DOMAIN_PAUSED_STARTING_UP:
+			return agentv1.SideState_SIDE_STATE_INCOMING, false
+		case libvirt.DOMAIN_PAUSED_MIGRATION, libvirt.DOMAIN_PAUSED_UNKNOWN, libvirt.DOMAIN_PAUSED_API_ERROR:
+			return agentv1.SideState_SIDE_STATE_PAUSED, false
+		}
+		return agentv1.SideState_SIDE_STATE_PAUSED, true
+	default:
+		return agentv1.SideState_SIDE_STATE_UNSPECIFIED, false
+	}
+}
+
+// migrating tells whether libvirt is receiving or sending the domain. Of a job
+// that receives, libvirt refuses to tell the statistics, and that tells it.
+func migrating(d *libvirt.Domain) (in, out bool, err error) {
+	job, err := d.GetJobStats(0)
+	switch {
+	case has(err, libvirt.ERR_OPERATION_UNSUPPORTED):
+		return true, false, nil
+	case has(err, libvirt.ERR_OPERATION_INVALID):
+		return false, false, nil // not active
+	case err != nil:
+		return false, false, err
+	}
+	if !active(job) || !job.OperationSet {
+		return false, false, nil
+	}
+	return job.Operation == libvirt.DOMAIN_JOB_OPERATION_MIGRATION_IN,
+		job.Operation == libvirt.DOMAIN_JOB_OPERATION_MIGRATION_OUT, nil
+}
+
+func active(job *libvirt.DomainJobInfo) bool {
+	return job.Type == libvirt.DOMAIN_JOB_BOUNDED || job.Type == libvirt.DOMAIN_JOB_UNBOUNDED
+}
+
+func (s Sighting) vmState() debvisorv1.VMState {
+	switch {
+	case s.State == agentv1.SideState_SIDE_STATE_INCOMING:
+		return debvisorv1.VMState_VM_STATE_INCOMING
+	case s.state == libvirt.DOMAIN_CRASHED:
+		return debvisorv1.VMState_VM_STATE_CRASHED
+	case s.state == libvirt.DOMAIN_SHUTOFF:
+		return debvisorv1.VMState_VM_STATE_SHUTOFF
+	case s.state == libvirt.DOMAIN_PAUSED:
+		return debvisorv1.VMState_VM_STATE_PAUSED
+	default:
+		return debvisorv1.VMState_VM_STATE_RUNNING
+	}
+}
