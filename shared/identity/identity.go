@@ -39,6 +39,13 @@ type AgentIdentity struct {
 // renew it and must be refused everything else.
 func (a AgentIdentity) Expired(now time.Time) bool { return now.After(a.NotAfter) }
 
+// Replaced tells whether the node was enrolled anew, at the given moment, after
+// the agent's certificate was issued: whoever holds it is the node's agent no
+// more.
+func (a AgentIdentity) Replaced(enrolled time.Time) bool {
+	return a.IssuedAt.Before(enrolled.Truncate(time.Second))
+}
+
 // Identity is who a certificate speaks for: exactly one of the two is set.
 type Identity struct {
 	Principal *Principal

@@ -82,6 +82,9 @@ func TestIssuedLeaves(t *testing.T) {
 	if id.Agent.Expired(now) || !id.Agent.Expired(now.Add(2*time.Hour)) {
 		t.Error("expiry is told wrong")
 	}
+	if id.Agent.Replaced(now) || id.Agent.Replaced(now.Add(-time.Hour)) || !id.Agent.Replaced(now.Add(time.Second)) {
+		t.Error("replacement is told wrong")
+	}
 	if id, err := read(certs.ClientLeaf("operator", 0)); err != nil || id.Principal == nil || id.Agent != nil {
 		t.Errorf("principal: %+v, %v", id, err)
 	}

@@ -172,7 +172,7 @@ func mayRenew(snap *cluster.Snapshot, agent identity.AgentIdentity, now time.Tim
 	case now.After(agent.NotAfter.Add(certs.RenewalGrace)):
 		return refuse("CERTIFICATE_EXPIRED", "the certificate expired at %s, too long ago to renew it; enrol the node anew with a --replace token",
 			agent.NotAfter.UTC().Format(time.RFC3339))
-	case agent.IssuedAt.Before(node.Value.GetEnrolledAt().AsTime().Truncate(time.Second)):
+	case agent.Replaced(node.Value.GetEnrolledAt().AsTime()):
 		return refuse("NODE_REPLACED", "node %q was enrolled anew after this certificate was issued", agent.Node)
 	}
 	return nil

@@ -1,9 +1,12 @@
 package enroll_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
@@ -67,5 +70,24 @@ func TestTokenCarriesTheFingerprint(t *testing.T) {
 	o := open(t)
 	if fp := certs.Fingerprint(o.ca.Certificate()); !strings.Contains(o.nodeToken(t), fp) {
 		t.Error("the token does not name the CA")
+	}
+}
+
+func TestSweeperDeletesStaleTokens(t *testing.T) {
+	o := open(t)
+	old := o.token(t, enroll.TokenRequest{Kind: node}, time.Now().Add(-10*24*time.Hour)).Record.GetId()
+	live := o.token(t, enroll.TokenRequest{Kind: node}, time.Now()).Record.GetId()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	changed := o.view.Changed()
+	go func() { done <- enroll.Sweeper{View: o.view, Store: o.store, Log: hclog.NewNullLogger()}.Run(ctx) }()
+	<-changed
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	tokens := o.view.Current().JoinTokens
+	if _, ok := tokens[live]; !ok || len(tokens) != 1 {
+		t.Errorf("left: %v, wanted %s and not %s", tokens, live, old)
 	}
 }

@@ -33,6 +33,10 @@ func Join(ctx context.Context, home Home, server, token string, o Options) (Reco
 	if err != nil {
 		return Record{}, err
 	}
+	parsed, err := identity.ParseJoinToken(token)
+	if err != nil {
+		return Record{}, err
+	}
 	if _, err := os.Stat(home.RecordFile()); !errors.Is(err, fs.ErrNotExist) {
 		return Record{}, fmt.Errorf("%s exists: %s is a replica's data directory already", home.RecordFile(), home.Dir)
 	}
@@ -40,10 +44,6 @@ func Join(ctx context.Context, home Home, server, token string, o Options) (Reco
 		return Record{}, err
 	}
 	key, err := home.joinKey()
-	if err != nil {
-		return Record{}, err
-	}
-	parsed, err := identity.ParseJoinToken(token)
 	if err != nil {
 		return Record{}, err
 	}
