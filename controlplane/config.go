@@ -1,0 +1,81 @@
+// Package controlplane assembles a replica of the control plane: Config says
+// what it is, Run runs it. Nothing else of it is exported.
+package controlplane
+
+import (
+	"net"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// Config is what a replica is told.
+type Config struct {
+	// DataDir is the directory that init or join made.
+	DataDir string
+	// WrapKey is the file of the key that seals the CA's keys at rest; empty:
+	// DataDir/pki/wrap.key.
+	WrapKey string
+	// Listen is the callers' listener, host:port.
+	Listen string
+	// AgentsListen is the agents' listener, host:port; empty: the callers' host
+	// with port 7444.
+	AgentsListen string
+	// Advertise and AgentsAdvertise are how others reach the two listeners,
+	// host:port; empty: as they listen, which must not be on all addresses.
+	Advertise, AgentsAdvertise string
+	// EtcdPeerListen is where the embedded etcd listens for the other replicas,
+	// IP:port; empty: as init or join was told.
+	EtcdPeerListen string
+	// EtcdEndpoints are those of an outside etcd; empty: the embedded one.
+	EtcdEndpoints []string
+	// EtcdCA, EtcdCert and EtcdKey are the files for an outside etcd.
+	EtcdCA, EtcdCert, EtcdKey string
+	// TLSCert, TLSKey and TLSCA are the callers' listener's files; all empty:
+	// the replica's own, which it renews by itself.
+	TLSCert, TLSKey, TLSCA string
+	// AuditLog is the file that audit events are appended to.
+	AuditLog string
+	// PerMinute is how many calls a principal may make a minute; 0: no limit.
+	PerMinute int
+	// LeaderTTL is how long a leader that is not heard of leads on; 0: 3 s.
+	LeaderTTL time.Duration
+	// ServerLife and AgentLife are the lives of certificates; 0: 30 days.
+	ServerLife, AgentLife time.Duration
+	// HeartbeatInterval is the time between an agent's heartbeats; 0: 2 s.
+	HeartbeatInterval time.Duration
+	Log               hclog.Logger
+}
+
+func (c *Config) complete() error {
+	if c.HeartbeatInterval == 0 {
+		c.HeartbeatInterval = 2 * time.Second
+	}
+	if host, _, err := net.SplitHostPort(c.Listen); err == nil && c.AgentsListen == "" {
+		c.AgentsListen = net.JoinHostPort(host, "7444")
+	}
+	for _, l := range []struct {
+		flag      string
+		listen    string
+		advertise *string
+	}{{"--listen", c.Listen, &c.Advertise}, {"--agents-listen", c.AgentsListen, &c.AgentsAdvertise}} {
+		host, _, err := net.SplitHostPort(l.listen)
+		if err != nil {
+			return errdefs.Field(l.flag, l.listen, "host:port, such as 192.0.2.10:7443")
+		}
+		if *l.advertise != "" {
+			continue
+		}
+		if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+			return errdefs.Field(l.flag, l.listen, "an address that others can reach, or --advertise and --agents-advertise besides")
+		}
+		*l.advertise = l.listen
+	}
+	if set := []string{c.TLSCert, c.TLSKey, c.TLSCA}; (set[0] == "") != (set[1] == "") || (set[0] == "") != (set[2] == "") {
+		return errdefs.New(errdefs.InvalidArgument, "INVALID_FIELD",
+			"RPC_TLS_CERT, RPC_TLS_KEY and RPC_TLS_CA go together: set all three, or none to use the replica's own")
+	}
+	return nil
+}

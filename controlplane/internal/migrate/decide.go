@@ -1,0 +1,298 @@
+package migrate
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+const (
+	// maxAttempts bounds how often an attempt that a daemon's death interrupted
+	// is followed by another.
+	maxAttempts = 5
+	// rightLife is how long an attempt's tunnel may be used.
+	rightLife = 24 * time.Hour
+	// clearUpTime is how long after an attempt's begin what it left behind may
+	// still show in the inventory.
+	clearUpTime = 10 * time.Minute
+)
+
+// moment is what a decision needs besides the records.
+type moment struct {
+	now     time.Time
+	rightID string
+	term    task.Term
+}
+
+// stepName names a step, for logs and failpoints.
+type stepName string
+
+const (
+	stepBegin        stepName = "begin"
+	stepSend         stepName = "send"
+	stepCopying      stepName = "copying"
+	stepProgress     stepName = "progress"
+	stepSwitchedOver stepName = "switched-over"
+	stepCancelTask   stepName = "cancel-task"
+	stepSucceed      stepName = "succeed"
+	stepFail         stepName = "fail"
+	stepCancelled    stepName = "cancelled"
+)
+
+// step is one transaction of one operation.
+type step struct {
+	name      stepName
+	operation string
+	log       string
+	change    store.Change
+}
+
+// migration is one operation with all that is decided on.
+type migration struct {
+	moment
+	snapshot *cluster.Snapshot
+	entry    cluster.Entry[*storev1.Operation]
+	op       *storev1.Operation // a copy: what the step will write
+	m        *storev1.Migrate   // of op
+	receive  *half
+	send     *half // nil until written
+}
+
+// half is one of an attempt's two tasks.
+type half struct {
+	entry    cluster.Entry[*storev1.Task]
+	task     *storev1.Task
+	progress agentv1.TaskProgress
+	outcome  agentv1.TaskOutcome
+}
+
+func (h *half) ended() bool { return h != nil && task.Ended(task.State(h.task.GetState())) }
+
+func (h *half) succeeded() bool {
+	return h != nil && task.State(h.task.GetState()) == task.Succeeded
+}
+
+// decide gives the next step of a migration; nil: there is none yet. It is pure.
+func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at moment) *step {
+	op := proto.CloneOf(entry.Value)
+	if op.GetMigrate() == nil {
+		op.Detail = &storev1.Operation_Migrate{Migrate: &storev1.Migrate{}}
+	}
+	m := &migration{moment: at, snapshot: s, entry: entry, op: op, m: op.GetMigrate()}
+	if op.GetState() == task.OpPending {
+		if op.GetCancelRequested() {
+			return m.cancelled()
+		}
+		return m.begin()
+	}
+	var err error
+	if m.receive, err = m.half(receiveKind); err == nil {
+		m.send, err = m.half(sendKind)
+	}
+	if err != nil {
+		return m.fail("BROKEN_RECORD", err.Error())
+	}
+	switch {
+	case m.receive == nil:
+		return m.fail("BROKEN_RECORD", "the task of the target is missing from the records")
+	case !m.m.GetSwitchedOver() && m.seenSwitchOver():
+		return m.switchedOver()
+	case m.receive.ended() && (m.send == nil || m.send.ended()):
+		return m.end()
+	}
+	return m.drive()
+}
+
+// drive is the next step while at least one of the two tasks is at work.
+func (m *migration) drive() *step {
+	if m.send == nil {
+		switch {
+		case m.op.GetCancelRequested():
+			return m.cancelTask(m.receive, "cancelling before anything was sent")
+		case m.receive.progress.GetMigrateReceive().GetTunnelAddress() != "":
+			return m.sendTask()
+		}
+		return m.note("preparing " + m.m.GetTarget() + m.unheard(m.m.GetTarget()))
+	}
+	switch {
+	case m.receive.ended() && !m.receive.succeeded():
+		// The target has given up: what the source still does is in vain.
+		if s := m.cancelTask(m.send, "the target's task has ended"); s != nil {
+			return s
+		}
+	case m.send.ended() && !m.send.succeeded():
+		if s := m.cancelTask(m.receive, "the source's task has ended"); s != nil {
+			return s
+		}
+	case m.op.GetCancelRequested() && !m.send.ended():
+		if s := m.cancelTask(m.send, "cancelling"); s != nil {
+			return s
+		}
+	}
+	return m.progress()
+}
+
+// seenSwitchOver tells whether it is too late to cancel.
+func (m *migration) seenSwitchOver() bool {
+	return m.send.succeeded() || m.receive.succeeded() ||
+		(m.send != nil && m.send.progress.GetMigrateSend().GetSwitchingOver())
+}
+
+func (m *migration) switchedOver() *step {
+	m.m.SwitchedOver = true
+	m.op.Step = "switching over"
+	return m.step(stepSwitchedOver, "the switch-over has begun")
+}
+
+// passing tells whether everything against a plan goes away when a daemon of
+// ours is back, or once an attempt that broke off has been cleared up: that is
+// no reason to fail an operation that was taken on.
+func (m *migration) passing(plan planner.Result) bool {
+	codes := []string{planner.SourceNotHeard, planner.SourceLibvirt, planner.NodeNotHeard, planner.NodeLibvirt}
+	if m.m.GetAttempt() > 0 && m.now.Sub(m.m.GetAttemptAt().AsTime()) < clearUpTime {
+		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict)
+	}
+	against := slices.Clone(plan.Reasons)
+	for _, v := range plan.Nodes {
+		if plan.Target == "" || v.Node == plan.Target {
+			against = append(against, v.Reasons...)
+		}
+	}
+	return len(against) > 0 && !slices.ContainsFunc(against, func(r planner.Reason) bool { return !slices.Contains(codes, r.Code) })
+}
+
+// begin writes the first task of an attempt: the target makes itself ready.
+func (m *migration) begin() *step {
+	plan := planner.Plan(m.snapshot, planner.Request{
+		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
+	})
+	if !plan.Allowed {
+		if m.passing(plan) {
+			return m.note("waiting to go on: " + plan.Refusal())
+		}
+		return m.fail("PLAN_REFUSED", plan.Refusal())
+	}
+	vm := m.snapshot.VMs[m.m.GetVmUuid()]
+	var domain agentv1.Domain
+	if err := proto.Unmarshal(vm.Value.GetDomain(), &domain); err != nil {
+		return m.fail("BROKEN_RECORD", fmt.Sprintf("the record of VM %s cannot be read", m.m.GetVmUuid()))
+	}
+	if m.op.GetState() == task.OpPending {
+		m.op.State = task.OpRunning
+		m.op.StartedAt = timestamppb.New(m.now)
+		m.m.WasRunning = domain.GetState() != debvisorv1.VMState_VM_STATE_PAUSED
+	}
+	m.m.Attempt++
+	m.m.AttemptAt = timestamppb.New(m.now)
+	m.m.VmName, m.m.Source, m.m.Target = plan.Name, plan.Source, plan.Target
+	m.op.Step = "preparing " + plan.Target
+	m.op.Progress = nil
+	right := &agentv1.MigrationRight{
+		Id: m.rightID, VmUuid: m.m.GetVmUuid(), VmName: plan.Name, SourceNode: plan.Source, TargetNode: plan.Target,
+		Term: m.term.Wire(), ExpiresAt: m.now.Add(rightLife).Unix(),
+		SendTaskId: m.taskID(sendKind), ReceiveTaskId: m.taskID(receiveKind),
+	}
+	var err error
+	if m.m.Right, err = proto.Marshal(right); err != nil {
+		return m.fail("INTERNAL", "the right of the migration could not be encoded")
+	}
+	s := m.step(stepBegin, fmt.Sprintf("moving %s from %s to %s, attempt %d", plan.Name, plan.Source, plan.Target, m.m.GetAttempt()))
+	// What the plan was made on must still be so.
+	s.change.Require = append(
+		s.change.Require, store.Unchanged(store.VMKey(m.m.GetVmUuid()), vm.ModRevision),
+		store.Unchanged(store.NodeKey(plan.Target), m.snapshot.Nodes[plan.Target].ModRevision),
+	)
+	return m.withTask(s, receiveKind, plan.Target, &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateReceive{
+		MigrateReceive: &agentv1.MigrateReceive{
+			Right: right, SourcePeerAddress: m.peerAddress(plan.Source), Resume: m.m.GetWasRunning(),
+		},
+	}})
+}
+
+// sendTask writes the attempt's second task: the source moves the VM.
+func (m *migration) sendTask() *step {
+	right := &agentv1.MigrationRight{}
+	if err := proto.Unmarshal(m.m.GetRight(), right); err != nil {
+		return m.fail("BROKEN_RECORD", "the right of the migration cannot be read")
+	}
+	m.op.Step = "starting on " + m.m.GetSource()
+	s := m.step(stepSend, "the target is ready")
+	return m.withTask(s, sendKind, m.m.GetSource(), &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateSend{
+		MigrateSend: &agentv1.MigrateSend{
+			Right: right, TargetPeerAddress: m.peerAddress(m.m.GetTarget()),
+			TunnelAddress: m.receive.progress.GetMigrateReceive().GetTunnelAddress(), Resume: m.m.GetWasRunning(),
+		},
+	}})
+}
+
+// cancelTask asks for a task's end; nil where that was asked already.
+func (m *migration) cancelTask(h *half, why string) *step {
+	if h.ended() || h.task.GetCancelRequested() {
+		return nil
+	}
+	t := proto.CloneOf(h.task)
+	t.CancelRequested = true
+	m.op.Step = "cancelling"
+	s := m.step(stepCancelTask, "ending "+t.GetId()+": "+why)
+	s.change.Require = append(s.change.Require, store.Unchanged(store.TaskKey(t.GetId()), h.entry.ModRevision))
+	s.change.Puts = append(s.change.Puts, store.PutProto(store.TaskKey(t.GetId()), t))
+	return s
+}
+
+// end is the last step of an attempt whose tasks have all ended.
+func (m *migration) end() *step {
+	interrupted := m.receive.outcome.GetInterrupted() || (m.send != nil && m.send.outcome.GetInterrupted())
+	source := m.send.sideState()
+	switch {
+	case m.receive.succeeded() && source == agentv1.SideState_SIDE_STATE_ABSENT:
+		return m.succeed()
+	case m.receive.succeeded():
+		return m.fail("SOURCE_NOT_GONE", fmt.Sprintf(
+			"%s runs on %s, but %s still has a copy of it (%s): look at it with virsh before anything else",
+			m.m.GetVmName(), m.m.GetTarget(), m.m.GetSource(), m.send.why()))
+	case m.op.GetCancelRequested():
+		return m.cancelled()
+	case interrupted && m.m.GetAttempt() < maxAttempts:
+		return m.begin()
+	case interrupted:
+		return m.fail("INTERRUPTED", fmt.Sprintf("%d attempts were interrupted, the last: %s", maxAttempts, m.why()))
+	}
+	return m.fail("MIGRATION_FAILED", fmt.Sprintf("%s stays on %s: %s", m.m.GetVmName(), m.m.GetSource(), m.why()))
+}
+
+// why is the reason for a failed attempt: the source's, which has libvirt's
+// own words, or the target's where nothing was sent.
+func (m *migration) why() string {
+	if m.send != nil && !m.send.succeeded() {
+		return m.send.why()
+	}
+	return m.receive.why()
+}
+
+func (h *half) why() string {
+	if h == nil {
+		return "it was never asked"
+	}
+	if msg := h.outcome.GetErrorMessage(); msg != "" {
+		return msg
+	}
+	return task.State(h.task.GetState()).String()
+}
+
+func (h *half) sideState() agentv1.SideState {
+	if h == nil {
+		return agentv1.SideState_SIDE_STATE_UNSPECIFIED
+	}
+	return h.outcome.GetSide().GetState()
+}

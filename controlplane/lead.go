@@ -1,0 +1,67 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/members"
+	"github.com/debvisor/debvisor/controlplane/internal/migrate"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/shared/run"
+)
+
+// led is what only the leader does.
+type led struct {
+	dispatch *dispatch.Dispatch
+	migrate  *migrate.Controller
+	ops      *operations.Operations
+	// etcd is the embedded cluster's membership; nil with an outside one.
+	etcd clientv3.Cluster
+	log  hclog.Logger
+}
+
+// purgeEvery is how often ended operations and used tokens are thinned out.
+const purgeEvery = 10 * time.Minute
+
+// Lead does the leader's work until ctx ends or another leads.
+func (d *led) Lead(ctx context.Context, l election.Leadership) error {
+	d.log.Info("this replica leads", "term", l.Term)
+	var group run.Group
+	if d.etcd != nil {
+		group.Add("promotion of joiners", members.Promoter{Etcd: d.etcd, Log: d.log.Named("members")}.Run)
+	}
+	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
+	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
+	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
+	err := group.Run(ctx)
+	d.log.Info("this replica no longer leads", "term", l.Term, "error", err)
+	if errors.Is(err, store.ErrFenced) {
+		return nil // another leads; this replica campaigns anew
+	}
+	return err
+}
+
+func (d *led) purge(ctx context.Context, l election.Leadership) error {
+	tick := time.NewTicker(purgeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			if err := d.ops.Purge(ctx, l.Fence, now); err != nil && ctx.Err() == nil {
+				if errors.Is(err, store.ErrFenced) {
+					return err
+				}
+				d.log.Warn("ended operations are thinned out later", "error", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/api"
+	"github.com/debvisor/debvisor/controlplane/internal/authn"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
+	"github.com/debvisor/debvisor/controlplane/internal/enroll"
+	"github.com/debvisor/debvisor/controlplane/internal/inventory"
+	"github.com/debvisor/debvisor/controlplane/internal/limit"
+	"github.com/debvisor/debvisor/controlplane/internal/members"
+	"github.com/debvisor/debvisor/controlplane/internal/migrate"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/rpc"
+)
+
+// graceful is how long calls may go on once the replica stops.
+const graceful = 5 * time.Second
+
+// founder is the principal of the certificate that init makes.
+const founder = "operator"
+
+// listener is one gRPC server on one socket.
+type listener struct {
+	lis    net.Listener
+	server *grpc.Server
+	api    *api.Server
+}
+
+// Run serves until ctx ends; calls at work get a grace.
+func (l *listener) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- l.server.Serve(l.lis) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving %s: %w", l.lis.Addr(), err)
+	case <-ctx.Done():
+	}
+	hard := time.AfterFunc(graceful, l.server.Stop)
+	defer hard.Stop()
+	l.server.GracefulStop()
+	<-failed
+	return nil
+}
+
+// openListeners makes both servers with their chains, and binds their sockets
+// so that an address in use stops the start.
+func (r *replica) openListeners(ctx context.Context) error {
+	log, record := r.cfg.Log, r.member.Record()
+	inv := inventory.New(inventory.Config{View: r.view, Store: r.store, Interval: r.cfg.HeartbeatInterval, Log: log.Named("inventory")})
+	sessions := dispatch.New(dispatch.Config{
+		Replica: record.Name, Cluster: record.Cluster, View: r.view, Store: r.store, Inventory: inv,
+		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
+	})
+	r.led = &led{
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, log: log.Named("leader"),
+	}
+	if r.inside {
+		r.led.etcd = r.client
+	}
+	ca := r.member.Authority()
+	enrolment := enroll.New(enroll.Config{
+		Cluster: record.Cluster, Authority: ca, Bundle: r.member.Bundle, AgentLife: r.cfg.AgentLife,
+		AgentsAddress: r.cfg.AgentsAdvertise, View: r.view, Store: r.store, Log: log.Named("enroll"),
+	})
+	door := &members.Door{
+		Member: r.member, Log: log.Named("members"),
+		Tokens: &enroll.Ledger{View: r.view, Store: r.store, Log: log.Named("enroll")},
+	}
+	if r.inside {
+		door.Etcd = r.client
+	}
+	check, err := api.NewValidator()
+	if err != nil {
+		return fmt.Errorf("preparing validation: %w", err)
+	}
+	chain := api.ChainConfig{
+		View: r.view, Authn: authn.New(record.Cluster), Authz: authz.New(founder), Audit: r.audit, Check: check, Log: log.Named("rpc"),
+	}
+	codec := rpc.NewCodec()
+	public := api.New(api.Config{
+		Cluster: record.Cluster, Replica: record.Name, Fingerprint: certs.Fingerprint(ca.Certificate()),
+		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
+	})
+	agentsChain := api.NewChain(chain)
+	if r.cfg.PerMinute > 0 {
+		chain.Limit = limit.New(limit.Config{PerMinute: r.cfg.PerMinute})
+	}
+	callersChain := api.NewChain(chain)
+
+	r.callers, err = bind(ctx, "--listen", r.cfg.Listen, rpc.ServerConfig{
+		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Age: true, Codec: codec, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	r.callers.api = public
+	public.Register(r.callers.server)
+	agentv1.RegisterEnrollServiceServer(r.callers.server, &enroll.CallersServer{Enrolment: enrolment, Joiner: door})
+	if err := chain.Authz.Covers(r.callers.server.GetServiceInfo()); err != nil {
+		return err
+	}
+	r.agents, err = bind(ctx, "--agents-listen", r.cfg.AgentsListen, rpc.ServerConfig{
+		TLS: r.member.Server().AgentsServer(record.Cluster), Unary: agentsChain.Unary, Stream: agentsChain.Stream, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	public.RegisterAgents(r.agents.server)
+	agentv1.RegisterSessionServiceServer(r.agents.server, sessions)
+	agentv1.RegisterEnrollServiceServer(r.agents.server, &enroll.AgentsServer{Enrolment: enrolment})
+	return chain.Authz.Covers(r.agents.server.GetServiceInfo())
+}
+
+// heard tells the API what only the leader's memory knows.
+type heard struct{ *inventory.Inventory }
+
+// LastHeard is when a node's agent was last heard by this leader.
+func (h heard) LastHeard(node string) (at time.Time, ok bool) {
+	at, _, ok = h.Heard(node)
+	return at, ok
+}
+
+func bind(ctx context.Context, flag, address string, cfg rpc.ServerConfig) (*listener, error) {
+	server, err := rpc.NewServer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", flag, address, err)
+	}
+	return &listener{lis: lis, server: server}, nil
+}

@@ -1,0 +1,163 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/members"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
+	"github.com/debvisor/debvisor/shared/run"
+)
+
+// replica is one running replica.
+type replica struct {
+	cfg    Config
+	member *members.Member
+	// own is what this replica uses towards callers: its own or the configured.
+	own     *certs.Reloader
+	client  *clientv3.Client
+	inside  bool // etcd runs in this process
+	store   *store.Store
+	view    *store.View
+	ops     *operations.Operations
+	audit   *audit.Log
+	callers *listener
+	agents  *listener
+	led     *led
+}
+
+// Run runs a replica until ctx ends. It stops in the reverse order of its
+// start: first the listeners, last etcd.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	r := &replica{cfg: cfg}
+	if err := r.openFiles(); err != nil {
+		return err
+	}
+	var group run.Group
+	if err := r.openEtcd(ctx, &group); err != nil {
+		return err
+	}
+	r.store = store.New(r.client)
+	if err := r.store.Prepare(ctx); err != nil {
+		return fmt.Errorf("preparing etcd: %w", err)
+	}
+	r.view = store.NewView(r.client, cfg.Log.Named("view"))
+	r.ops = operations.New(r.view, r.store)
+	if err := r.openListeners(ctx); err != nil {
+		return err
+	}
+	group.Add("view", r.view.Run)
+	group.Add("audit log", r.audit.Run)
+	group.Add("certificates", r.member.Run)
+	if r.own != r.member.Server() {
+		group.Add("configured certificates", func(ctx context.Context) error { return r.own.Run(ctx, certificateLook) })
+	}
+	group.Add("election", r.elect)
+	group.Add("replica's record", r.announce)
+	group.Add("agents' listener", r.agents.Run)
+	group.Add("api", r.callers.api.Run)
+	group.Add("callers' listener", r.callers.Run)
+	cfg.Log.Info("serving", "replica", r.member.Record().Name, "cluster", r.member.Record().Cluster, "version", obs.Version,
+		"callers", cfg.Listen, "agents", cfg.AgentsListen)
+	return group.Run(ctx)
+}
+
+// certificateLook is how often configured certificate files are looked at.
+const certificateLook = 5 * time.Second
+
+// openFiles opens what can be wrong on this host, before anything is started.
+func (r *replica) openFiles() error {
+	var err error
+	home := members.Home{Dir: r.cfg.DataDir, WrapKey: r.cfg.WrapKey}
+	if r.member, err = members.Open(home, r.cfg.ServerLife, r.cfg.Log.Named("members")); err != nil {
+		return err
+	}
+	r.own = r.member.Server()
+	if r.cfg.TLSCert != "" {
+		files := certs.Files{Cert: r.cfg.TLSCert, Key: r.cfg.TLSKey, CA: r.cfg.TLSCA}
+		if r.own, err = certs.NewReloader(files, r.cfg.Log.Named("certificates")); err != nil {
+			return err
+		}
+	}
+	r.audit, err = audit.Open(r.cfg.AuditLog, r.cfg.Log.Named("audit"))
+	return err
+}
+
+// openEtcd starts the embedded etcd or connects to the outside one, and waits
+// until it answers.
+func (r *replica) openEtcd(ctx context.Context, group *run.Group) error {
+	log := r.cfg.Log.Named("etcd")
+	if len(r.cfg.EtcdEndpoints) > 0 {
+		client, err := store.Connect(ctx, store.ExternalConfig{
+			Endpoints: r.cfg.EtcdEndpoints, CAFile: r.cfg.EtcdCA, CertFile: r.cfg.EtcdCert, KeyFile: r.cfg.EtcdKey, Log: log,
+		})
+		if err != nil {
+			return err
+		}
+		r.client = client
+		group.Add("etcd client", func(ctx context.Context) error {
+			<-ctx.Done()
+			return client.Close()
+		})
+		return nil
+	}
+	record := r.member.Record()
+	listen := record.PeerListen
+	if r.cfg.EtcdPeerListen != "" {
+		listen = r.cfg.EtcdPeerListen
+	}
+	log.Info("starting etcd; it answers once a majority of the replicas runs", "members", record.InitialCluster)
+	embedded, err := store.StartEmbedded(ctx, store.EmbeddedConfig{
+		Name: record.Name, DataDir: r.cfg.DataDir, PeerListen: listen, Peers: record.Peers(),
+		Existing: record.State == members.StateExisting, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	r.client, r.inside = embedded.Client(), true
+	group.Add("etcd", embedded.Run)
+	return nil
+}
+
+// elect campaigns, and does the leader's work while this replica leads.
+func (r *replica) elect(ctx context.Context) error {
+	e := election.New(election.Config{
+		Client: r.client, TTL: r.cfg.LeaderTTL, Log: r.cfg.Log.Named("election"),
+		Self: &storev1.Leader{Name: r.member.Record().Name, CallersAddress: r.cfg.Advertise, AgentsAddress: r.cfg.AgentsAdvertise},
+	})
+	return e.Run(ctx, r.led.Lead)
+}
+
+// announce writes how this replica is reached, as often as etcd needs to be
+// asked, and then waits.
+func (r *replica) announce(ctx context.Context) error {
+	record := &storev1.Replica{
+		Name: r.member.Record().Name, CallersAddress: r.cfg.Advertise, AgentsAddress: r.cfg.AgentsAdvertise, Version: obs.Version,
+	}
+	for {
+		_, err := r.store.Commit(ctx, store.Change{Puts: []store.Put{store.PutProto(store.ReplicaKey(record.GetName()), record)}})
+		if err == nil {
+			break
+		}
+		r.cfg.Log.Warn("telling the others how to reach this replica is tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
