@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -29,9 +30,10 @@ func (e *notLeaderError) Error() string {
 	return "the replica does not lead; the leader is at " + e.leader
 }
 
-// servers are the replicas' listeners for agents, the most promising first.
-// One goroutine uses it.
+// servers are the replicas' listeners for agents, the most promising first. It
+// is safe for concurrent use; redirects and known are the session's own.
 type servers struct {
+	mu        sync.Mutex // of order
 	path      string
 	log       hclog.Logger
 	order     []string
@@ -50,15 +52,25 @@ func loadServers(path string, given []string, log hclog.Logger) *servers {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Warn("the kept list of replicas cannot be read", "file", path, "error", err)
 	}
-	for _, address := range append(slices.Clone(s.known), given...) {
+	s.add(s.known)
+	s.add(given)
+	return s
+}
+
+// add adds what is new, as the least promising.
+func (s *servers) add(addresses []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, address := range addresses {
 		if !slices.Contains(s.order, address) {
 			s.order = append(s.order, address)
 		}
 	}
-	return s
 }
 
 func (s *servers) next() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.order) == 0 {
 		return ""
 	}
@@ -68,9 +80,7 @@ func (s *servers) next() string {
 // failed makes the address the last to be tried again.
 func (s *servers) failed(address string) {
 	s.redirects = 0
-	if i := slices.Index(s.order, address); i >= 0 {
-		s.order = append(slices.Delete(s.order, i, i+1), address)
-	}
+	s.last(address)
 }
 
 // follow takes a replica's word for who leads; false where that leads nowhere.
@@ -79,7 +89,7 @@ func (s *servers) follow(e *notLeaderError, from string) bool {
 	if e.leader == "" || e.leader == from || s.redirects >= maxRedirects {
 		return false
 	}
-	s.failed(from)
+	s.last(from)
 	s.first(e.leader)
 	s.redirects++
 	return true
@@ -92,7 +102,24 @@ func (s *servers) welcomed(address string, replicas []string) {
 	s.first(address)
 }
 
+func (s *servers) last(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.order, address); i >= 0 {
+		s.order = append(slices.Delete(s.order, i, i+1), address)
+	}
+}
+
+// all are the addresses, the most promising first.
+func (s *servers) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.order)
+}
+
 func (s *servers) first(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.order = slices.DeleteFunc(s.order, func(a string) bool { return a == address })
 	s.order = slices.Insert(s.order, 0, address)
 }
@@ -103,11 +130,7 @@ func (s *servers) learn(replicas []string) {
 	if len(list) == 0 || slices.Equal(list, s.known) {
 		return
 	}
-	for _, address := range list {
-		if !slices.Contains(s.order, address) {
-			s.order = append(s.order, address)
-		}
-	}
+	s.add(list)
 	s.known = list
 	if err := s.save(); err != nil {
 		s.log.Warn("the list of replicas cannot be kept", "error", err)

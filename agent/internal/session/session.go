@@ -73,6 +73,10 @@ func New(cfg Config) *Session {
 	}
 }
 
+// Servers are the replicas' listeners for agents, host:port, the likeliest to
+// lead first. It is safe for concurrent use.
+func (s *Session) Servers() []string { return s.servers.all() }
+
 // Run keeps a session until ctx ends; it then returns nil. Nothing that a
 // replica does ends it.
 func (s *Session) Run(ctx context.Context) error {
