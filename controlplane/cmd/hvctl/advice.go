@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// The codes of hvctl's own errors.
+const (
+	codeUsage         = "USAGE"
+	codeConfiguration = "CONFIGURATION"
+	codeContext       = "CONTEXT_NOT_FOUND"
+	codeInternal      = "INTERNAL"
+	codeInterrupted   = "INTERRUPTED"
+	codeTimeout       = "TIMEOUT"
+	codeRefused       = "PLAN_REFUSED"
+	codeUnreachable   = "UNREACHABLE"
+	codeLost          = "CONNECTION_LOST"
+	codeServerCA      = "SERVER_CERTIFICATE"
+	codeServerName    = "SERVER_NAME"
+	codeClientCert    = "CLIENT_CERTIFICATE"
+)
+
+// advice tells what to do next about an error of the command what: by its code
+// where something particular is known, else by its kind.
+func advice(e *errdefs.Error, what string) []string {
+	if list := adviceByCode(e); len(list) > 0 {
+		return list
+	}
+	return adviceByKind(e, what)
+}
+
+// adviceByCode knows what can be done about particular codes.
+func adviceByCode(e *errdefs.Error) []string {
+	if op := operationIn(e); op != "" && e.Kind == errdefs.Aborted {
+		return []string{"wait for it: hvctl operation watch " + op, "or cancel it: hvctl operation cancel " + op}
+	}
+	switch e.Code {
+	case codeConfiguration:
+		return []string{"hvctl help configuration"}
+	case codeContext:
+		return []string{"hvctl config list"}
+	case codeUnreachable:
+		return []string{"check --server, and that debvisor-rpcd runs there (systemctl status debvisor-rpcd)"}
+	case codeLost:
+		return []string{"hvctl operation list shows whether something was begun; then try again"}
+	case codeServerCA:
+		return []string{"check that --ca is this cluster's CA: pki/ca.pem in a replica's data directory"}
+	case codeServerName:
+		return []string{"use a name or address in --server that the replica was given with --host"}
+	case codeClientCert:
+		return []string{"check that --cert was made by this cluster and is not expired; debvisor-rpcd client makes a new one"}
+	case codeRefused:
+		return []string{"choose another node with --to, or clear the reasons above"}
+	case "NODE_EXISTS":
+		return []string{"--replace makes a token with which it enrols anew; hvctl node show " + orWord(e.Context["node"], "NODE")}
+	case "TOKEN_SHOWN_ONCE":
+		return []string{"revoke the token whose answer was lost (hvctl token list, hvctl token revoke ID) and run the command again"}
+	}
+	if strings.Contains(e.Code, "AMBIGUOUS") {
+		return []string{"name it by its UUID: hvctl vm list -o wide"}
+	}
+	return nil
+}
+
+// operationIn is the operation that an error speaks of.
+func operationIn(e *errdefs.Error) string {
+	for _, key := range []string{"operation", "operation_id"} {
+		if id := e.Context[key]; id != "" {
+			return id
+		}
+	}
+	return ""
+}
+
+// adviceByKind knows what can be done about errors in general.
+func adviceByKind(e *errdefs.Error, what string) []string {
+	switch e.Kind {
+	case errdefs.NotFound:
+		return []string{listOf(e.Code, what)}
+	case errdefs.InvalidArgument:
+		return []string{"hvctl " + nounVerb(what) + " --help"}
+	case errdefs.FailedPrecondition, errdefs.AlreadyExists:
+		return refusedAdvice(what)
+	case errdefs.Unauthenticated:
+		return []string{"give an identity that this cluster knows: --cert and --key, --api-key or --token", "hvctl help configuration"}
+	case errdefs.PermissionDenied:
+		return []string{"ask an operator for " + orWord(e.Context["permission"], "the permission") + ", or use another identity (--context)"}
+	case errdefs.ResourceExhausted:
+		return []string{"try again " + afterText(e, "in a minute")}
+	case errdefs.Aborted:
+		return []string{"try again"}
+	case errdefs.Unavailable:
+		return []string{"try again " + afterText(e, "later") + "; hvctl node list shows which nodes are heard"}
+	case errdefs.DeadlineExceeded, errdefs.Cancelled:
+		return []string{"hvctl operation list shows whether something was begun; --timeout allows more time"}
+	case errdefs.Unimplemented:
+		return []string{"this cluster's version does not have it"}
+	default:
+		return []string{"look for the trace id in the replicas' log"}
+	}
+}
+
+// refusedAdvice is what to look at when the present state does not allow it.
+func refusedAdvice(what string) []string {
+	words := strings.Fields(what)
+	if len(words) >= 3 && words[0] == "migrate" {
+		return []string{fmt.Sprintf("hvctl migrate plan %s shows every node and its reasons", words[2])}
+	}
+	if len(words) >= 3 && words[0] != "token" {
+		return []string{fmt.Sprintf("hvctl %s show %s shows its present state", words[0], words[2])}
+	}
+	return []string{"hvctl " + nounVerb(what) + " --help"}
+}
+
+// listOf is the command that lists what was not found.
+func listOf(code, what string) string {
+	for _, noun := range []string{"OPERATION", "TOKEN", "NODE", "VM"} {
+		if strings.Contains(code, noun) {
+			return "hvctl " + strings.ToLower(noun) + " list"
+		}
+	}
+	noun, _, _ := strings.Cut(what, " ")
+	if noun == "migrate" {
+		noun = "vm"
+	}
+	return "hvctl " + noun + " list"
+}
+
+// nounVerb is a command without its arguments.
+func nounVerb(what string) string {
+	words := strings.Fields(what)
+	return strings.Join(words[:min(2, len(words))], " ")
+}
+
+// afterText says when to try again.
+func afterText(e *errdefs.Error, unsaid string) string {
+	if e.RetryAfter > 0 {
+		return "in " + duration(e.RetryAfter)
+	}
+	return unsaid
+}
