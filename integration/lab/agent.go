@@ -44,10 +44,13 @@ func (a *Agent) Start() error {
 	var err error
 	a.Process, err = n.Start(Command{
 		Name: "debvisor-agent of " + n.Name, Args: append(args, a.Args...), Env: n.lab.failpointEnv(n.Place, a.Env),
-		Log: n.lab.log(n.Name + "-agent"),
+		Log: a.LogFile(),
 	})
 	return err
 }
+
+// LogFile is the agent's log, of all its starts.
+func (a *Agent) LogFile() string { return a.node.lab.log(a.node.Name + "-agent") }
 
 // Kill kills the agent's process with SIGKILL. Its tunnels and the guests live on.
 func (a *Agent) Kill() error { return a.Process.Kill() }

@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -19,17 +18,15 @@ import (
 // OperatorTLS is the operator's client configuration towards any replica. It needs the cluster that StartCluster makes.
 func (l *Lab) OperatorTLS() (*tls.Config, error) {
 	first := l.Replicas[0]
-	pair, err := tls.LoadX509KeyPair(first.PKI("operator.pem"), first.PKI("operator-key.pem"))
+	certPEM, err := os.ReadFile(first.PKI("operator.pem"))
 	if err != nil {
 		return nil, fmt.Errorf("operator's certificate: %w", err)
 	}
-	pem, err := os.ReadFile(first.PKI("ca.pem"))
+	keyPEM, err := os.ReadFile(first.PKI("operator-key.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("cluster's CA: %w", err)
+		return nil, fmt.Errorf("operator's key: %w", err)
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS13}, nil
+	return l.TLSWith(certPEM, keyPEM)
 }
 
 // Dial makes a client connection from the operator's place to a replica, as the operator. The caller closes it.
@@ -43,13 +40,18 @@ func (l *Lab) Dial(r *Replica) (*grpc.ClientConn, error) {
 
 // DialAs is Dial with another identity.
 func (l *Lab) DialAs(r *Replica, config *tls.Config) (*grpc.ClientConn, error) {
+	return l.DialTo(r.Callers(), config)
+}
+
+// DialTo is DialAs with the address of any listener.
+func (l *Lab) DialTo(addr string, config *tls.Config) (*grpc.ClientConn, error) {
 	dialer := func(ctx context.Context, addr string) (net.Conn, error) {
 		return l.Operator.DialContext(ctx, "tcp", addr)
 	}
-	conn, err := grpc.NewClient("passthrough:"+r.Callers(),
+	conn, err := grpc.NewClient("passthrough:"+addr,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithContextDialer(dialer))
 	if err != nil {
-		return nil, fmt.Errorf("client of %s: %w", r.Name, err)
+		return nil, fmt.Errorf("client of %s: %w", addr, err)
 	}
 	return conn, nil
 }

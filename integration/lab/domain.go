@@ -27,21 +27,71 @@ type Domain struct {
 
 // Domain asks the node's libvirt for a VM.
 func (n *Node) Domain(vm string) (Domain, error) {
-	absent := Domain{State: DomainAbsent}
+	d := Domain{State: DomainAbsent}
+	err := n.withDomain(vm, func(dom *libvirt.Domain) error {
+		var err error
+		d, err = inspect(dom)
+		return err
+	})
+	if errors.Is(err, libvirt.ERR_NO_DOMAIN) {
+		return Domain{State: DomainAbsent}, nil
+	}
+	return d, err
+}
+
+// Domains asks the node's libvirt for all of its VMs, by UUID.
+func (n *Node) Domains() (map[string]Domain, error) {
 	conn, err := n.Connect()
 	if err != nil {
-		return absent, fmt.Errorf("libvirt of %s: %w", n.Name, err)
+		return nil, fmt.Errorf("libvirt of %s: %w", n.Name, err)
+	}
+	defer func() { _, _ = conn.Close() }()
+	list, err := conn.ListAllDomains(0)
+	if err != nil {
+		return nil, fmt.Errorf("domains of %s: %w", n.Name, err)
+	}
+	all := map[string]Domain{}
+	var failed []error
+	for i := range list {
+		id, err := list[i].GetUUIDString()
+		if err == nil {
+			all[id], err = inspect(&list[i])
+		}
+		failed = append(failed, err, list[i].Free())
+	}
+	return all, errors.Join(failed...)
+}
+
+// SetMigrateSpeed limits how fast the VM's memory leaves the node, MiB/s, for a migration that goes on and for those that begin
+// later on this node.
+func (n *Node) SetMigrateSpeed(vm string, mib uint64) error {
+	return n.withDomain(vm, func(dom *libvirt.Domain) error { return dom.MigrateSetMaxSpeed(mib, 0) })
+}
+
+// Migrating says whether the VM's memory is leaving the node, by libvirt.
+func (n *Node) Migrating(vm string) (bool, error) {
+	active := false
+	err := n.withDomain(vm, func(dom *libvirt.Domain) error {
+		job, err := dom.GetJobInfo()
+		active = err == nil && job.Type != libvirt.DOMAIN_JOB_NONE
+		return err
+	})
+	return active, err
+}
+
+// withDomain calls f with a VM of the node's libvirt; the error is libvirt's ERR_NO_DOMAIN where there is none.
+func (n *Node) withDomain(vm string, f func(*libvirt.Domain) error) error {
+	conn, err := n.Connect()
+	if err != nil {
+		return fmt.Errorf("libvirt of %s: %w", n.Name, err)
 	}
 	defer func() { _, _ = conn.Close() }()
 	dom, err := conn.LookupDomainByUUIDString(vm)
-	if errors.Is(err, libvirt.ERR_NO_DOMAIN) {
-		return absent, nil
-	}
 	if err != nil {
-		return absent, fmt.Errorf("VM %s on %s: %w", vm, n.Name, err)
+		return fmt.Errorf("VM %s on %s: %w", vm, n.Name, err)
 	}
 	defer func() { _ = dom.Free() }()
-	return inspect(dom)
+	return f(dom)
 }
 
 func inspect(dom *libvirt.Domain) (Domain, error) {

@@ -256,8 +256,18 @@ func (l *Lab) SaveLogs(to string) error {
 	if err == nil {
 		err = os.CopyFS(to, os.DirFS(filepath.Join(l.Dir, "logs")))
 	}
+	for _, n := range l.Nodes {
+		if qemu := filepath.Dir(n.QEMULog("")); err == nil && exists(qemu) {
+			err = os.CopyFS(filepath.Join(to, n.Name+"-qemu"), os.DirFS(qemu))
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("save logs: %w", err)
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

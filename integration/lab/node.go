@@ -133,6 +133,9 @@ func (n *Node) Connect() (*libvirt.Connect, error) {
 	return libvirt.NewConnect("qemu+unix:///system?socket=" + n.Root(libvirtSocket))
 }
 
+// QEMULog is what libvirt writes down of a VM's QEMU processes on the node: with their arguments, one start after the other.
+func (n *Node) QEMULog(name string) string { return filepath.Join(n.dir, "log", "qemu", name+".log") }
+
 // PowerOff kills all of the node at once, its guests too. It cannot be started again.
 func (n *Node) PowerOff() error {
 	if err := syscall.Kill(n.first, syscall.SIGKILL); err != nil {

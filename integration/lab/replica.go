@@ -26,9 +26,21 @@ func newReplica(l *Lab, p *Place) *Replica {
 // Callers is the address of the replica's listener for callers.
 func (r *Replica) Callers() string { return fmt.Sprintf("%s:%d", r.Addr, CallersPort) }
 
+// Agents is the address of the replica's listener for agents.
+func (r *Replica) Agents() string { return fmt.Sprintf("%s:%d", r.Addr, AgentsPort) }
+
+// EtcdSocket is the unix socket of the replica's etcd.
+func (r *Replica) EtcdSocket() string { return filepath.Join(r.Data, "etcd", "client.sock") }
+
+// LogFile is the replica's own log.
+func (r *Replica) LogFile() string { return r.lab.log(r.Name) }
+
+// Audit is the replica's audit log.
+func (r *Replica) Audit() string { return r.lab.log(r.Name + "-audit") }
+
 // Init makes a cluster with this replica as the first.
 func (r *Replica) Init(ctx context.Context) error {
-	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", "lab", "--host", r.Addr)
+	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", ClusterName, "--host", r.Addr)
 	return err
 }
 
@@ -47,10 +59,10 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 func (r *Replica) Start() error {
 	args := []string{
 		r.lab.Program("debvisor-rpcd"), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
-		"--agents-listen", fmt.Sprintf("%s:%d", r.Addr, AgentsPort), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
+		"--agents-listen", r.Agents(), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
 	}
 	env := append([]string{
-		"RPC_LOG_LEVEL=debug", "RPC_LOG_FILE=" + r.lab.log(r.Name), "RPC_AUDIT_LOG=" + r.lab.log(r.Name+"-audit"),
+		"RPC_LOG_LEVEL=debug", "RPC_LOG_FILE=" + r.LogFile(), "RPC_AUDIT_LOG=" + r.Audit(),
 	}, r.Env...)
 	var err error
 	r.Process, err = r.Place.Start(Command{

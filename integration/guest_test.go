@@ -1,0 +1,197 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/debvisor/debvisor/integration/lab"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// mover is a guest that a test moves.
+type mover struct {
+	*lab.Guest
+	c        *cluster
+	from, to *lab.Node // where it runs when the test begins, and the other one
+	before   lab.History
+}
+
+// slow is a speed at which the guest's memory takes some seconds, full one that does not count; MiB/s.
+const (
+	slow = 8
+	full = 1 << 15
+)
+
+// guest gives the lab's guest of that name, which the first test that asks for it makes.
+func (c *cluster) guest(name string) *mover {
+	c.t.Helper()
+	g, ok := c.shared.guests[name]
+	if !ok {
+		var err error
+		g, err = c.Nodes[0].StartGuest(c.within(90*time.Second), lab.GuestSpec{Name: name})
+		c.must(err)
+		c.shared.guests[name] = g
+	}
+	m := &mover{Guest: g, c: c}
+	for i, n := range c.Nodes {
+		d, err := n.Domain(g.UUID)
+		c.must(err)
+		if d.State == lab.DomainRunning {
+			m.from, m.to = n, c.Nodes[1-i]
+		}
+	}
+	if m.from == nil {
+		c.t.Fatalf("guest %s runs nowhere", name)
+	}
+	c.must(m.from.SetMigrateSpeed(m.UUID, full))
+	var err error
+	m.before, err = g.History()
+	c.must(err)
+	c.must(m.known(c.within(30*time.Second), m.from))
+	return m
+}
+
+// known waits until every replica shows the guest running on the node and in nobody's hands.
+func (m *mover) known(ctx context.Context, at *lab.Node) error {
+	for _, r := range m.c.Replicas {
+		if r.Process.Alive() {
+			a := m.c.api(r)
+			err := lab.Eventually(ctx, fmt.Sprintf("%s knows %s on %s", r.Name, m.Name, at.Name), func() error {
+				vm, err := a.vms.GetVM(ctx, &debvisorv1.VMRef{VmId: m.UUID})
+				if err != nil {
+					return err
+				}
+				if vm.GetNode().GetNodeId().GetId() != at.Name || vm.GetState() != debvisorv1.VMState_VM_STATE_RUNNING || vm.GetOperationId() != "" {
+					return fmt.Errorf("it is %v", vm)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// spec asks for the guest's move.
+func (m *mover) spec() *debvisorv1.VMMigrateSpec {
+	return &debvisorv1.VMMigrateSpec{Vm: &debvisorv1.VMRef{VmId: m.UUID}, Source: node(m.from.Name), Target: node(m.to.Name)}
+}
+
+func node(id string) *debvisorv1.NodeRef {
+	return &debvisorv1.NodeRef{NodeId: &debvisorv1.NodeId{Id: id}}
+}
+
+// runsOnly says what is wrong unless one node alone runs the guest: persistently there and unknown to the other by libvirt, and
+// with one process there and none on the other.
+func (m *mover) runsOnly(at *lab.Node) error {
+	var failed []error
+	for _, n := range m.c.Nodes {
+		d, err := n.Domain(m.UUID)
+		qemus, err2 := n.QEMUs(m.UUID)
+		want, processes := lab.Domain{State: lab.DomainAbsent}, 0
+		if n == at {
+			want, processes = lab.Domain{State: lab.DomainRunning, Persistent: true}, 1
+		}
+		failed = append(failed, err, err2)
+		if d != want || len(qemus) != processes {
+			failed = append(failed, fmt.Errorf("%s: the guest is %+v with processes %v, want %+v with %d", n.Name, d, qemus, want, processes))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// arrived checks that the guest has moved, lives and has lost nothing, and that nothing of the move is left. It waits for what
+// is cleared away after an operation's end, and for the guest to go on.
+func (m *mover) arrived() {
+	m.c.t.Helper()
+	m.settled(m.to)
+}
+
+// stayed is arrived for a move that did not come to pass.
+func (m *mover) stayed() {
+	m.c.t.Helper()
+	m.settled(m.from)
+}
+
+func (m *mover) settled(at *lab.Node) {
+	m.c.t.Helper()
+	m.c.must(m.runsOnly(at))
+	m.goesOn()
+	h, err := m.History()
+	m.c.must(err)
+	if err := h.Check(m.before); err != nil {
+		m.c.t.Fatalf("the guest's disk: %v", err)
+	}
+	m.c.eventually(15*time.Second, "nothing is left of the move", m.c.clean)
+	m.c.must(m.known(m.c.within(30*time.Second), at))
+	m.c.must(m.runsOnly(at))
+}
+
+// goesOn waits until the guest has counted on.
+func (m *mover) goesOn() {
+	m.c.t.Helper()
+	begin := len(m.Console())
+	m.c.eventually(20*time.Second, "the guest goes on", func() error {
+		if n := len(m.Console()); n < begin+20 {
+			return fmt.Errorf("%d new values", n-begin)
+		}
+		return nil
+	})
+}
+
+// clean says what is left of migrations: tunnels' processes, their directories, domains that are not persistent, resources in
+// use, tasks that have not ended.
+func (c *cluster) clean() error {
+	var failed []error
+	for _, n := range c.Nodes {
+		tunnels, err := tunnels(n)
+		failed = append(failed, err)
+		for _, t := range tunnels {
+			failed = append(failed, fmt.Errorf("%s: process %v", n.Name, t.Args))
+		}
+		dirs, err := filepath.Glob(n.Root("/run/debvisor/tunnel/*"))
+		failed = append(failed, err)
+		for _, d := range dirs {
+			failed = append(failed, fmt.Errorf("%s: %s", n.Name, d))
+		}
+		domains, err := n.Domains()
+		failed = append(failed, err)
+		for id, d := range domains {
+			if !d.Persistent || d.State != lab.DomainRunning {
+				failed = append(failed, fmt.Errorf("%s: domain %s is %+v", n.Name, id, d))
+			}
+		}
+	}
+	for key := range c.revisions(c.running(), "inuse/") {
+		failed = append(failed, fmt.Errorf("etcd: %s", key))
+	}
+	return errors.Join(failed...)
+}
+
+// running is a replica that runs.
+func (c *cluster) running() *lab.Replica {
+	for _, r := range c.Replicas {
+		if r.Process.Alive() {
+			return r
+		}
+	}
+	c.t.Fatal("no replica runs")
+	return nil
+}
+
+// tunnels are the processes that carry migrations on a node.
+func tunnels(n *lab.Node) ([]lab.Task, error) {
+	all, err := n.Tasks()
+	var found []lab.Task
+	for _, t := range all {
+		if filepath.Base(t.Args[0]) == "debvisor-agent" && len(t.Args) > 1 && t.Args[1] == "tunnel" {
+			found = append(found, t)
+		}
+	}
+	return found, err
+}

@@ -1,0 +1,86 @@
+// Package integration holds the end-to-end and fault tests: a whole cluster with real libvirt, asked from outside. What is
+// true is asked of both libvirts, the process tables, the guests' disks and etcd, never of our own API alone.
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/debvisor/debvisor/integration/lab"
+)
+
+// certLife is the life of agents' certificates in the lab of plain programs: they are renewed all the time.
+const certLife = 30 * time.Second
+
+// The labs are started when a test first needs them and used by all tests, one after the other.
+var (
+	plain  = newShared("DEBVISOR_BIN", "../bin", false, "--agent-cert-life", certLife.String())
+	faulty = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, s := range []*shared{plain, faulty} {
+		if err := s.close(); err != nil {
+			fmt.Fprintln(os.Stderr, "closing a lab:", err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}
+
+// shared is a lab that many tests use.
+type shared struct {
+	env, bin   string // where the programs are: the variable that says it, or this directory
+	failpoints bool
+	args       []string // of every replica
+
+	once   sync.Once
+	lab    *lab.Lab
+	err    error
+	guests map[string]*lab.Guest // by name
+}
+
+func newShared(env, bin string, failpoints bool, args ...string) *shared {
+	return &shared{env: env, bin: bin, failpoints: failpoints, args: append(args, "--rate-limit", "0"), guests: map[string]*lab.Guest{}}
+}
+
+// start starts the lab; later calls give what the first gave.
+func (s *shared) start() error {
+	s.once.Do(func() {
+		bin := s.bin
+		if set := os.Getenv(s.env); set != "" {
+			bin = set
+		}
+		if bin, s.err = filepath.Abs(bin); s.err != nil {
+			return
+		}
+		if _, s.err = os.Stat(filepath.Join(bin, "debvisor-rpcd")); s.err != nil {
+			s.err = fmt.Errorf("programs to test (make e2e builds them; %s says where they are): %w", s.env, s.err)
+			return
+		}
+		ctx := context.Background() // the lab outlives the test that happens to be the first
+		s.lab, s.err = lab.New(ctx, lab.Options{Replicas: 3, Nodes: 2, Bin: bin, Failpoints: s.failpoints, Kind: "test"})
+		if s.err != nil {
+			s.lab = nil
+			return
+		}
+		for _, r := range s.lab.Replicas {
+			r.Args = append(r.Args, s.args...)
+		}
+		s.err = s.lab.StartCluster(ctx)
+	})
+	return s.err
+}
+
+func (s *shared) close() error {
+	if s.lab == nil {
+		return nil
+	}
+	return s.lab.Close()
+}
