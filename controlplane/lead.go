@@ -10,6 +10,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/enroll"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -22,12 +23,14 @@ type led struct {
 	dispatch *dispatch.Dispatch
 	migrate  *migrate.Controller
 	ops      *operations.Operations
+	view     *store.View
+	store    *store.Store
 	// etcd is the embedded cluster's membership; nil with an outside one.
 	etcd clientv3.Cluster
 	log  hclog.Logger
 }
 
-// purgeEvery is how often ended operations and used tokens are thinned out.
+// purgeEvery is how often ended operations are thinned out.
 const purgeEvery = 10 * time.Minute
 
 // Lead does the leader's work until ctx ends or another leads.
@@ -37,6 +40,8 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	if d.etcd != nil {
 		group.Add("promotion of joiners", members.Promoter{Etcd: d.etcd, Log: d.log.Named("members")}.Run)
 	}
+	sweeper := enroll.Sweeper{View: d.view, Store: d.store, Fence: l.Fence, Log: d.log.Named("enroll")}
+	group.Add("tokens", sweeper.Run)
 	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })

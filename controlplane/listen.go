@@ -47,7 +47,9 @@ func (l *listener) Run(ctx context.Context) error {
 	hard := time.AfterFunc(graceful, l.server.Stop)
 	defer hard.Stop()
 	l.server.GracefulStop()
-	<-failed
+	if err := <-failed; err != nil {
+		return fmt.Errorf("stopping %s: %w", l.lis.Addr(), err)
+	}
 	return nil
 }
 
@@ -61,7 +63,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
 	})
 	r.led = &led{
-		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, log: log.Named("leader"),
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, log: log.Named("leader"),
 	}
 	if r.inside {
 		r.led.etcd = r.client
@@ -130,7 +132,7 @@ func (h heard) LastHeard(node string) (at time.Time, ok bool) {
 }
 
 func bind(ctx context.Context, flag, address string, cfg rpc.ServerConfig) (*listener, error) {
-	server, err := rpc.NewServer(cfg)
+	server, err := rpc.NewServer(cfg) //nolint:contextcheck // each call brings its own context
 	if err != nil {
 		return nil, err
 	}

@@ -56,6 +56,11 @@ type step struct {
 	operation string
 	log       string
 	change    store.Change
+
+	// What the change writes, for those who look at a step.
+	op        *storev1.Operation
+	vm        *storev1.VM // with stepSucceed
+	errorCode string
 }
 
 // migration is one operation with all that is decided on.
@@ -163,13 +168,13 @@ func (m *migration) passing(plan planner.Result) bool {
 	if m.m.GetAttempt() > 0 && m.now.Sub(m.m.GetAttemptAt().AsTime()) < clearUpTime {
 		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict)
 	}
-	against := slices.Clone(plan.Reasons)
-	for _, v := range plan.Nodes {
-		if plan.Target == "" || v.Node == plan.Target {
-			against = append(against, v.Reasons...)
-		}
+	passes := func(r planner.Reason) bool { return slices.Contains(codes, r.Code) }
+	all := func(reasons []planner.Reason) bool {
+		return !slices.ContainsFunc(reasons, func(r planner.Reason) bool { return !passes(r) })
 	}
-	return len(against) > 0 && !slices.ContainsFunc(against, func(r planner.Reason) bool { return !slices.Contains(codes, r.Code) })
+	return all(plan.Reasons) && slices.ContainsFunc(plan.Nodes, func(v planner.Verdict) bool {
+		return (plan.Target == "" || v.Node == plan.Target) && all(v.Reasons)
+	})
 }
 
 // begin writes the first task of an attempt: the target makes itself ready.

@@ -45,7 +45,7 @@ func (m *migration) half(kind string) (*half, error) {
 func (m *migration) step(name stepName, log string) *step {
 	key := store.OperationKey(m.op.GetId())
 	return &step{
-		name: name, operation: m.op.GetId(), log: log,
+		name: name, operation: m.op.GetId(), log: log, op: m.op, errorCode: m.op.GetErrorCode(),
 		change: store.Change{
 			Require: []store.Condition{store.Unchanged(key, m.entry.ModRevision)},
 			Puts:    []store.Put{store.PutProto(key, m.op)},
@@ -176,6 +176,7 @@ func (m *migration) succeed() *step {
 	s := m.finish(stepSucceed, task.OpSucceeded, fmt.Sprintf("%s runs on %s", m.m.GetVmName(), m.m.GetTarget()))
 	s.change.Require = append(s.change.Require, store.Unchanged(store.VMKey(vm.GetUuid()), entry.ModRevision))
 	s.change.Puts = append(s.change.Puts, store.PutProto(store.VMKey(vm.GetUuid()), vm))
+	s.vm = vm
 	return s
 }
 

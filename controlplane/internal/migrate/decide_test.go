@@ -1,0 +1,282 @@
+package migrate
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+const (
+	opID = "op-1"
+	vmID = "6f2f3a1e-0000-4000-8000-000000000001"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// facts say what the records hold, in words:
+//
+//	pending | running N    the operation, and its attempt
+//	cancel                 its end was asked for
+//	switched               it is past the switch-over
+//	age D                  the attempt began that long ago
+//	receive STATE [words]  the target's task: ready, interrupted
+//	send STATE [words]     the source's: copying, switching, gone, interrupted, cancelled
+//	down NODE              its agent is not heard
+//	holds NODE             the node reports the VM's UUID
+//
+// STATE is assigned, accepted, running, succeeded, failed or cancelled.
+func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation]) {
+	t.Helper()
+	op := &storev1.Operation{
+		Id: opID, Kind: Kind, Resources: []string{"vm/" + vmID}, State: task.OpPending,
+		Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmUuid: vmID}},
+	}
+	m := op.GetMigrate()
+	d := cluster.Empty().Draft()
+	down, holds := "", ""
+	var tasks []*storev1.Task
+	for fact := range strings.SplitSeq(facts, ",") {
+		w := strings.Fields(fact)
+		switch w[0] {
+		case "pending":
+		case "running":
+			op.State, m.Source, m.Target, m.WasRunning, m.VmName = task.OpRunning, "a", "b", true, "web"
+			m.Attempt, m.AttemptAt = uint32(w[1][0]-'0'), timestamppb.New(noon.Add(-time.Second))
+			m.Right = encode(t, &agentv1.MigrationRight{Id: "right"})
+		case "cancel":
+			op.CancelRequested = true
+		case "switched":
+			m.SwitchedOver = true
+		case "age":
+			age, err := time.ParseDuration(w[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.AttemptAt = timestamppb.New(noon.Add(-age))
+		case "receive", "send":
+			tasks = append(tasks, taskRecord(t, w))
+		case "down":
+			down = w[1]
+		case "holds":
+			holds = w[1]
+		default:
+			t.Fatalf("what is %q?", fact)
+		}
+	}
+	for _, k := range tasks {
+		k.Id = opID + "/" + string(rune('0'+m.GetAttempt())) + "/" + k.GetId()
+		d.Tasks.Put(k.GetId(), k, 7)
+	}
+	world(t, d, down, holds)
+	d.Operations.Put(opID, op, 5)
+	d.InUse.Put("vm/"+vmID, opID, 5)
+	s := d.Snapshot(9)
+	return s, s.Operations[opID]
+}
+
+// world is two nodes, a with the VM and b with room.
+func world(t *testing.T, d *cluster.Draft, down, holds string) {
+	t.Helper()
+	for _, id := range []string{"a", "b"} {
+		d.Nodes.Put(id, &storev1.Node{Id: id}, 3)
+		status := &storev1.NodeStatus{
+			Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, PeerAddress: id + ":7445", LastSeen: timestamppb.New(noon),
+			Capacity: encode(t, &debvisorv1.NodeCapacity{Cpus: 8, MemoryBytes: 64 << 30, MemoryAvailableBytes: 60 << 30}),
+		}
+		if id == "a" || id == holds {
+			status.Domains = []string{vmID}
+		}
+		if id == down {
+			status.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE
+		}
+		d.Statuses.Put(id, status, 3)
+	}
+	d.VMs.Put(vmID, &storev1.VM{Uuid: vmID, Name: "web", Node: "a", Generation: 4, Domain: encode(t, &agentv1.Domain{
+		Uuid: vmID, Name: "web", State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: 1 << 30, Persistent: true,
+	})}, 4)
+}
+
+func taskRecord(t *testing.T, w []string) *storev1.Task {
+	t.Helper()
+	state, ok := agentv1.TaskState_value["TASK_STATE_"+strings.ToUpper(w[1])]
+	if !ok {
+		t.Fatalf("what state is %q?", w[1])
+	}
+	k := &storev1.Task{Id: "migrate-" + w[0], OperationId: opID, State: storev1.TaskState(state)}
+	progress, outcome := &agentv1.TaskProgress{}, &agentv1.TaskOutcome{ErrorMessage: "libvirt says no"}
+	if w[1] == "succeeded" {
+		outcome = &agentv1.TaskOutcome{DowntimeMs: 210}
+	}
+	sending := func() *agentv1.MigrateSendProgress {
+		if progress.GetMigrateSend() == nil {
+			progress.Kind = &agentv1.TaskProgress_MigrateSend{MigrateSend: &agentv1.MigrateSendProgress{}}
+		}
+		return progress.GetMigrateSend()
+	}
+	for _, word := range w[2:] {
+		switch word {
+		case "ready":
+			progress.Kind = &agentv1.TaskProgress_MigrateReceive{MigrateReceive: &agentv1.MigrateReceiveProgress{TunnelAddress: "b:7450"}}
+		case "copying":
+			sending().BytesTotal, sending().BytesDone, sending().BytesRemaining = 1000, 400, 600
+		case "switching":
+			sending().SwitchingOver = true
+		case "gone":
+			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_ABSENT, Ended: true}
+		case "interrupted":
+			outcome.Interrupted = true
+		case "asked":
+			k.CancelRequested = true
+		default:
+			t.Fatalf("what is %q?", word)
+		}
+	}
+	k.Progress = encode(t, progress)
+	if task.Ended(task.State(k.GetState())) {
+		k.Outcome = encode(t, outcome)
+	}
+	return k
+}
+
+func encode(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestEachStepFollowsFromTheRecords(t *testing.T) {
+	for _, c := range []struct{ facts, want string }{
+		{"pending", "begin"},
+		{"pending, cancel", "cancelled"},
+		{"pending, down b", "progress: waiting"},
+		{"pending, holds b", "fail: PLAN_REFUSED"},
+
+		{"running 1, receive assigned", "progress: preparing b"},
+		{"running 1, receive running", "progress: preparing b"},
+		{"running 1, receive running, down b", "progress: not heard"},
+		{"running 1, receive running ready", "send"},
+		{"running 1, cancel, receive running ready", "cancel-task migrate-receive"},
+		{"running 1, cancel, receive running ready asked", "none"},
+		{"running 1, cancel, receive cancelled", "cancelled"},
+		{"running 1, receive failed", "fail: MIGRATION_FAILED"},
+		{"running 1, receive failed interrupted", "begin"},
+
+		{"running 1, receive running ready, send assigned", "progress: starting"},
+		{"running 1, receive running ready, send running copying", "copying"},
+		{"running 1, cancel, receive running ready, send running copying", "cancel-task migrate-send"},
+		{"running 1, receive running ready, send running copying switching", "switched-over"},
+		{"running 1, receive running ready, send succeeded gone", "switched-over"},
+		{"running 1, switched, receive running ready, send succeeded gone", "progress: switching over"},
+		{"running 1, switched, receive succeeded, send running copying", "progress: switching over"},
+		{"running 1, receive failed, send running copying", "cancel-task migrate-send"},
+		{"running 1, receive running ready, send failed", "cancel-task migrate-receive"},
+
+		{"running 1, switched, receive succeeded, send succeeded gone", "succeed"},
+		{"running 1, cancel, switched, receive succeeded, send succeeded gone", "succeed"},
+		{"running 1, switched, receive succeeded, send failed", "fail: SOURCE_NOT_GONE"},
+		{"running 1, receive failed, send failed", "fail: MIGRATION_FAILED"},
+		{"running 1, cancel, receive failed, send cancelled", "cancelled"},
+		{"running 1, receive failed, send failed interrupted", "begin"},
+		{"running 5, receive failed, send failed interrupted", "fail: INTERRUPTED"},
+		// The target's inventory may still show what the attempt left.
+		{"running 1, holds b, receive failed, send failed interrupted", "progress: waiting"},
+		{"running 1, age 11m, holds b, receive failed, send failed interrupted", "fail: PLAN_REFUSED"},
+		{"running 1, down b, receive failed, send failed interrupted", "progress: waiting"},
+		{"running 1", "fail: BROKEN_RECORD"},
+	} {
+		s, entry := records(t, c.facts)
+		got := decide(s, entry, moment{now: noon, rightID: "fresh", term: task.Term{Revision: 8}})
+		if !matches(got, c.want) {
+			t.Errorf("%s: got %s, want %s", c.facts, describe(got), c.want)
+		}
+		if after, _ := records(t, c.facts); !proto.Equal(after.Operations[opID].Value, entry.Value) {
+			t.Errorf("%s: deciding changed the record it was decided on", c.facts)
+		}
+	}
+}
+
+// describe writes a step as the cases do.
+func describe(s *step) string {
+	if s == nil {
+		return "none"
+	}
+	text := string(s.name)
+	if strings.HasPrefix(s.log, "ending ") {
+		text += " " + s.log
+	}
+	return text + ": " + s.log
+}
+
+func matches(s *step, want string) bool {
+	name, detail, _ := strings.Cut(want, ": ")
+	name, which, _ := strings.Cut(name, " ")
+	if s == nil {
+		return want == "none"
+	}
+	if string(s.name) != name || !strings.Contains(s.log, which) {
+		return false
+	}
+	if detail == "" {
+		return true
+	}
+	if strings.Contains(s.log, detail) {
+		return true
+	}
+	return s.errorCode == detail
+}
+
+func TestProgressIsWrittenOnceASecond(t *testing.T) {
+	s, entry := records(t, "running 1, receive running ready, send running copying")
+	first := decide(s, entry, moment{now: noon})
+	if first == nil || first.name != stepCopying {
+		t.Fatalf("the first figures: got %s", describe(first))
+	}
+	entry.Value = first.op
+	if again := decide(s, entry, moment{now: noon.Add(2 * time.Second)}); again != nil {
+		t.Errorf("the same figures are written again: %s", describe(again))
+	}
+	s, _ = records(t, "running 1, receive running ready, send running copying")
+	grown := proto.CloneOf(entry.Value)
+	was := &debvisorv1.OperationProgress{}
+	if err := proto.Unmarshal(grown.GetProgress(), was); err != nil {
+		t.Fatal(err)
+	}
+	was.BytesDone = 1
+	grown.Progress = encode(t, was)
+	entry.Value = grown
+	if soon := decide(s, entry, moment{now: noon.Add(300 * time.Millisecond)}); soon != nil {
+		t.Errorf("new figures are written after 300 ms: %s", describe(soon))
+	}
+	if later := decide(s, entry, moment{now: noon.Add(1100 * time.Millisecond)}); later == nil || later.name != stepProgress {
+		t.Errorf("new figures after 1.1 s: got %s", describe(later))
+	}
+}
+
+func TestSuccessMovesThePlacementInOneTransaction(t *testing.T) {
+	s, entry := records(t, "running 1, switched, receive succeeded, send succeeded gone")
+	got := decide(s, entry, moment{now: noon})
+	if got == nil || got.name != stepSucceed {
+		t.Fatalf("got %s", describe(got))
+	}
+	if got.vm.GetNode() != "b" || got.vm.GetGeneration() != 5 {
+		t.Errorf("the VM is placed on %s with generation %d, want b with 5", got.vm.GetNode(), got.vm.GetGeneration())
+	}
+	if len(got.change.Deletes) != 1 || !strings.HasSuffix(got.change.Deletes[0], "inuse/vm/"+vmID) {
+		t.Errorf("freed: %v", got.change.Deletes)
+	}
+	if m := got.op.GetMigrate(); m.GetDowntimeMs() != 210 || len(m.GetRight()) != 0 || got.op.GetState() != task.OpSucceeded {
+		t.Errorf("the operation ends as %v", got.op)
+	}
+}
