@@ -107,7 +107,11 @@ func (l *Log) Sync(ctx context.Context) error {
 		}
 		return nil
 	case <-timeout.C:
-		return unavailable(fmt.Errorf("not on disk within %s", syncTimeout))
+		err := fmt.Errorf("not on disk within %s", syncTimeout)
+		l.mu.Lock()
+		l.note(err)
+		l.mu.Unlock()
+		return unavailable(err)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -179,15 +183,20 @@ func (l *Log) settle(rest []byte, err error, lost int) {
 	if len(rest) > 0 {
 		l.next.lines = append(rest, l.next.lines...)
 	}
-	if (err == nil) != (l.failed == nil) {
-		if err != nil {
-			l.log.Error("the audit log cannot be written: changes are refused", "error", err)
-		} else {
-			l.log.Info("the audit log can be written again")
-		}
-	}
 	if lost > 0 {
 		l.log.Error("audit events were lost while the log could not be written", "events", lost)
+	}
+	l.note(err)
+}
+
+// note remembers whether the log can be written, and logs a change of it; l.mu
+// is held.
+func (l *Log) note(err error) {
+	switch {
+	case err != nil && l.failed == nil:
+		l.log.Error("the audit log cannot be written: changes are refused", "error", err)
+	case err == nil && l.failed != nil:
+		l.log.Info("the audit log can be written again")
 	}
 	l.failed = err
 }

@@ -40,12 +40,14 @@ func (o *Operations) Cancel(ctx context.Context, id string) error {
 		case err == nil:
 			_ = o.view.Await(ctx, revision) // it is asked for, whatever becomes of the view
 			return nil
-		case ctx.Err() != nil || !isConflict(err) && !errdefs.Is(err, errdefs.Unavailable):
+		case ctx.Err() != nil:
+			return unknown(id, err)
+		case !isConflict(err) && !errdefs.Is(err, errdefs.Unavailable):
 			return err
 		}
 		// Somebody else changed it, or nobody knows: look again.
 		if err := settle(ctx, changed); err != nil {
-			return err
+			return unknown(id, err)
 		}
 	}
 }

@@ -130,10 +130,12 @@ func (o *Operations) commit(ctx context.Context, id string, change store.Change)
 			return true, nil
 		case errors.As(err, &conflict) && conflict.Key == store.OperationKey(id):
 			return false, nil
-		case errors.As(err, &conflict), !errdefs.Is(err, errdefs.Unavailable):
+		case errors.As(err, &conflict):
 			return false, err
 		case ctx.Err() != nil:
 			return false, unknown(id, err)
+		case !errdefs.Is(err, errdefs.Unavailable):
+			return false, err
 		}
 		pause := time.NewTimer(min(50*time.Millisecond<<min(attempt, 4), settleWait*4))
 		select {
