@@ -115,6 +115,9 @@ func (p *placer) place(uuid string, next *storev1.VM, c *vmChange) bool {
 	}
 	if holder := p.holder(uuid); holder != "" {
 		p.holds("gone", uuid, false)
+		if p.runsOn(uuid) > 1 {
+			return true // a conflict in the making
+		}
 		c.note = "VM adopted: it is gone from its node and present on another"
 		next.Node = holder
 		next.Generation++
@@ -152,6 +155,16 @@ func (p *placer) holder(uuid string) string {
 		}
 	}
 	return found
+}
+
+// runsOn is how many reachable nodes report the VM running.
+func (p *placer) runsOn(uuid string) (nodes int) {
+	for _, id := range p.ids {
+		if d, ok := p.claim(id, uuid); ok && d.GetState() == debvisorv1.VMState_VM_STATE_RUNNING {
+			nodes++
+		}
+	}
+	return nodes
 }
 
 // claim is the domain as a reachable node reports it.
