@@ -43,7 +43,7 @@ func adviceByCode(e *errdefs.Error) []string {
 	case codeContext:
 		return []string{"hvctl config list"}
 	case codeUnreachable:
-		return []string{"check --server, and that debvisor-rpcd runs there (systemctl status debvisor-rpcd)"}
+		return []string{"check --server, and that debvisor-rpcd runs there"}
 	case codeLost:
 		return []string{"hvctl operation list shows whether something was begun; then try again"}
 	case codeServerCA:

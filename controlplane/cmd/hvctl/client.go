@@ -21,6 +21,7 @@ type client struct {
 	vms        debvisorv1.VMServiceClient
 	migrations debvisorv1.MigrationServiceClient
 	operations debvisorv1.OperationServiceClient
+	cluster    debvisorv1.ClusterServiceClient
 	servers    []string
 	conn       *grpc.ClientConn
 	reach      *reach
@@ -68,6 +69,7 @@ func (a *app) dial() (*client, error) {
 	c.vms = debvisorv1.NewVMServiceClient(c.conn)
 	c.migrations = debvisorv1.NewMigrationServiceClient(c.conn)
 	c.operations = debvisorv1.NewOperationServiceClient(c.conn)
+	c.cluster = debvisorv1.NewClusterServiceClient(c.conn)
 	return c, nil
 }
 

@@ -35,6 +35,21 @@ type cluster struct {
 	stopped    chan struct{}
 }
 
+// fakeControlPlane is two replicas, of which the other one leads.
+type fakeControlPlane struct {
+	debvisorv1.UnimplementedClusterServiceServer
+}
+
+func (*fakeControlPlane) GetCluster(context.Context, *debvisorv1.Empty) (*debvisorv1.Cluster, error) {
+	return &debvisorv1.Cluster{
+		Name: "made-up", Leader: "r2", Epoch: 1, Term: 42, AnsweredBy: "r1",
+		Replicas: []*debvisorv1.Replica{
+			{Name: "r1", CallersAddress: "192.0.2.1:7443", AgentsAddress: "192.0.2.1:7444", Version: "1.0"},
+			{Name: "r2", CallersAddress: "192.0.2.2:7443", AgentsAddress: "192.0.2.2:7444", Version: "1.0"},
+		},
+	}, nil
+}
+
 func newCluster() *cluster {
 	c := &cluster{
 		nodes: map[string]*debvisorv1.NodeDetail{}, operations: map[string][]*debvisorv1.Operation{},

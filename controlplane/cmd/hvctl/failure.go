@@ -121,6 +121,9 @@ func (e *endedError) failure(what string) failure {
 	kinded := errdefs.New(errdefs.Internal, reason.GetCode(), "%s", reason.GetMessage())
 	kinded.Context = reason.GetContext()
 	f.next = append(adviceByCode(kinded), "hvctl operation show "+e.op.GetId())
+	if m := e.op.GetMigration(); m != nil && f.exit == exitFailed {
+		f.next = append(f.next, "hvctl migrate plan "+orWord(m.GetVmName(), m.GetVmId())+" tells whether it can be tried again")
+	}
 	return f
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -25,9 +26,11 @@ type fake struct {
 	addr string
 	// misnamed is an address that the server's certificate does not name.
 	misnamed string
-	server   *grpc.Server
-	conns    *connections
-	made     *cluster
+	// old speaks nothing above TLS 1.2.
+	old    net.Listener
+	server *grpc.Server
+	conns  *connections
+	made   *cluster
 
 	mu       sync.Mutex
 	calls    []call
@@ -73,6 +76,7 @@ func startFake(trust pki) (*fake, error) {
 		return nil, err
 	}
 	debvisorv1.RegisterNodeServiceServer(f.server, &fakeNodes{made: f.made})
+	debvisorv1.RegisterClusterServiceServer(f.server, &fakeControlPlane{})
 	debvisorv1.RegisterVMServiceServer(f.server, &fakeVMs{made: f.made})
 	debvisorv1.RegisterMigrationServiceServer(f.server, &fakeMigrations{made: f.made})
 	debvisorv1.RegisterOperationServiceServer(f.server, &fakeOperations{made: f.made})
@@ -80,7 +84,10 @@ func startFake(trust pki) (*fake, error) {
 	if f.addr, err = f.listen("127.0.0.1:0"); err != nil {
 		return nil, err
 	}
-	f.misnamed, err = f.listen("127.0.0.2:0")
+	if f.misnamed, err = f.listen("127.0.0.2:0"); err != nil {
+		return nil, err
+	}
+	f.old, err = oldServer(trust)
 	return f, err
 }
 
@@ -97,6 +104,30 @@ func (f *fake) listen(address string) (string, error) {
 func (f *fake) stop() {
 	f.made.stop()
 	f.server.Stop()
+	_ = f.old.Close()
+}
+
+// oldServer has the right certificate, and nothing to say but TLS 1.2.
+func oldServer(trust pki) (net.Listener, error) {
+	pair, err := tls.LoadX509KeyPair(trust.path("server.pem"), trust.path("server-key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, MaxVersion: tls.VersionTLS12})
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*tls.Conn).Handshake()
+			_ = conn.Close()
+		}
+	}()
+	return l, nil
 }
 
 // admit notes a call and lets it meet its trouble, if any.

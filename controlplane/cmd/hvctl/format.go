@@ -69,7 +69,11 @@ func ago(t *debvisorv1.Timestamp) string {
 	if t == nil {
 		return ""
 	}
-	return duration(max(0, time.Since(moments(t)).Truncate(time.Second))) + " ago"
+	since := max(0, time.Since(moments(t)))
+	if since < time.Minute {
+		return fmt.Sprintf("%ds ago", int(since.Seconds()))
+	}
+	return duration(since) + " ago"
 }
 
 // moments turns the API's timestamp into Go's.

@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // with -race each exit would take a second
 			env.Setenv("ADDR", f.addr)
 			env.Setenv("MISNAMED", f.misnamed)
+			env.Setenv("OLD", f.old.Addr().String())
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -72,13 +73,18 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// requests METHOD COUNT: the replica got COUNT calls of the method, all with
-// one request id, or none where COUNT is "anonymous".
+// requests METHOD COUNT [WAIT]: the replica got COUNT calls of the method, all
+// with one request id, or none where COUNT is "anonymous"; all with this
+// debvisor-wait.
 func requests(ts *testscript.TestScript, _ bool, args []string) {
 	calls := fakeOf(ts).callsOf(args[0])
+	wait := strings.Join(args[2:], " ")
 	ids := map[string]bool{}
 	for _, c := range calls {
 		ids[c.requestID] = true
+		if c.wait != wait {
+			ts.Fatalf("%s: debvisor-wait is %q, expected %q", args[0], c.wait, wait)
+		}
 	}
 	if args[1] == "anonymous" {
 		if len(ids) != 1 || !ids[""] {

@@ -181,14 +181,15 @@ func describeReach(err error) (why, code string) {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		return "its certificate is not valid: " + e.Error(), codeServerCA
 	}
-	if e, ok := errors.AsType[tls.AlertError](err); ok {
-		return "it refused the connection: " + e.Error(), codeClientCert
-	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		if op.Op == "remote error" {
-			return "it refused the connection: " + op.Err.Error(), codeClientCert
-		}
+	op, ok := errors.AsType[*net.OpError](err)
+	switch {
+	case !ok:
+		return err.Error(), ""
+	case op.Op != "remote error": // a TLS alert, whose type crypto/tls keeps to itself
 		return op.Err.Error(), ""
+	case strings.Contains(op.Err.Error(), "certificate"):
+		return "it refused the connection: " + op.Err.Error(), codeClientCert
+	default:
+		return "it refused the connection: " + op.Err.Error(), ""
 	}
-	return err.Error(), ""
 }
