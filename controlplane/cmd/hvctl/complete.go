@@ -12,7 +12,7 @@ import (
 )
 
 // completionPatience is how long a shell waits for the cluster's names.
-const completionPatience = 2 * time.Second
+const completionPatience = 3 * time.Second
 
 // names gives the names that can complete an argument, each with a
 // description behind a tab, from the cluster.
