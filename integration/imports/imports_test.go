@@ -44,6 +44,7 @@ func table() []layer {
 
 		{[]string{cp + "cluster"}, "the snapshot: pure, so that planner and tests need no etcd", []string{"shared/errdefs", "shared/task"}},
 		{[]string{cp + "store"}, "the only way to etcd", with(cp + "cluster")},
+		{[]string{cp + "store/storetest"}, "real etcds for tests of all packages above the store", with(state...)},
 		{[]string{cp + "election"}, "leadership; what is done with it is not its business", with(state...)},
 		{[]string{cp + "planner"}, "pure: snapshot in, plan out", []string{"shared/errdefs", "shared/task", cp + "cluster"}},
 		{[]string{cp + "operations"}, "submit, wait, watch, cancel; knows no kind of operation", with(state...)},
@@ -52,10 +53,10 @@ func table() []layer {
 		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn")},
 		{[]string{cp + "audit"}, "what a caller did", with("shared/rpc", cp+"authn")},
 		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
-		{[]string{cp + "enroll"}, "tokens and agents' certificates", with(append(state, "certs", cp+"operations")...)},
-		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", cp+"enroll", cp+"election")...)},
+		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
+		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
 		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
-		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, cp+"election", cp+"inventory", "shared/rpc")...)},
+		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
