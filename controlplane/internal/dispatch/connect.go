@@ -2,12 +2,10 @@ package dispatch
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/debvisor/debvisor/certs"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/identity"
@@ -55,8 +53,8 @@ func (d *Dispatch) Connect(st stream) error {
 
 // identify tells whose agent calls, and refuses all that are none.
 func (d *Dispatch) identify(ctx context.Context) (*identity.AgentIdentity, error) {
-	var leaf *x509.Certificate
-	if leaf = rpc.Certificate(ctx); leaf == nil {
+	leaf := rpc.Certificate(ctx)
+	if leaf == nil {
 		return nil, errdefs.New(errdefs.Unauthenticated, "NO_CERTIFICATE", "a session needs an agent's certificate")
 	}
 	id, err := identity.FromCertificate(leaf, d.cfg.Cluster)
@@ -66,7 +64,7 @@ func (d *Dispatch) identify(ctx context.Context) (*identity.AgentIdentity, error
 	if id.Agent == nil {
 		return nil, errdefs.New(errdefs.PermissionDenied, "NOT_AN_AGENT", "%s is no agent", id)
 	}
-	if certs.Expired(leaf, time.Now()) {
+	if id.Agent.Expired(time.Now()) {
 		return nil, errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_EXPIRED",
 			"the certificate of node %s's agent has expired: it may only renew it", id.Agent.Node)
 	}

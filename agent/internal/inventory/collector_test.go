@@ -1,0 +1,293 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+const running = debvisorv1.VMState_VM_STATE_RUNNING
+
+// libvirtd stands for a libvirtd: up, down or hung.
+type libvirtd struct {
+	mu      sync.Mutex
+	domains map[string]*agentv1.Domain
+	down    error
+	hung    bool
+	asked   int
+	tell    func(string)
+}
+
+func (l *libvirtd) answer(ctx context.Context) error {
+	l.mu.Lock()
+	l.asked++
+	down, hung := l.down, l.hung
+	l.mu.Unlock()
+	if hung {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return down
+}
+
+func (l *libvirtd) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
+	if err := l.answer(ctx); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Values(l.domains)), nil
+}
+
+func (l *libvirtd) Domain(ctx context.Context, uuid string) (*agentv1.Domain, error) {
+	if err := l.answer(ctx); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.domains[uuid], nil
+}
+
+func (l *libvirtd) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error) {
+	return &debvisorv1.NodeCapabilities{Arch: "x86_64"}, l.answer(ctx)
+}
+
+func (l *libvirtd) Subscribe(changed func(string)) { l.tell = changed }
+
+func (l *libvirtd) Healthy() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hung {
+		return errors.New("1 calls to libvirtd hang")
+	}
+	return l.down
+}
+
+// set changes the domain and says so, as an event does; nil: it is gone.
+func (l *libvirtd) set(uuid string, d *agentv1.Domain) {
+	l.mu.Lock()
+	if d == nil {
+		delete(l.domains, uuid)
+	} else {
+		l.domains[uuid] = d
+	}
+	l.mu.Unlock()
+	l.tell(uuid)
+}
+
+func (l *libvirtd) become(down error, hung bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down, l.hung = down, hung
+}
+
+func domain(uuid string, state debvisorv1.VMState) *agentv1.Domain {
+	return &agentv1.Domain{Uuid: uuid, Name: uuid, State: state, MemoryBytes: 1 << 30}
+}
+
+// root is a host with two CPUs, 8 GiB of which 2 are free, and a load of 3.
+func root(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for path, content := range map[string]string{
+		"proc/meminfo":                  "MemTotal:        8388608 kB\nMemFree:          100 kB\nMemAvailable:    2097152 kB\n",
+		"proc/loadavg":                  "3.00 1.00 0.50 1/234 5678\n",
+		"sys/devices/system/cpu/online": "0,2\n",
+		"var/lib/libvirt/x":             "",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// in runs a test with a collector in a bubble of time.
+func in(t *testing.T, l *libvirtd, test func(t *testing.T, c *Collector)) {
+	t.Helper()
+	dir := root(t)
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Node: "n", Hypervisor: l, Root: dir, Log: hclog.NewNullLogger()})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		synctest.Wait()
+		test(t, c)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func names(inv *agentv1.Inventory) string {
+	var words []string
+	for _, d := range inv.GetDomains() {
+		words = append(words, d.GetUuid()+strings.TrimPrefix(d.GetState().String(), "VM_STATE_"))
+	}
+	for _, uuid := range inv.GetGone() {
+		words = append(words, "-"+uuid)
+	}
+	return strings.Join(words, " ")
+}
+
+func TestEventsAndNotPolling(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": domain("a", running)}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		inv := c.Inventory(true)
+		if !inv.GetComplete() || inv.GetLibvirtDown() || names(inv) != "aRUNNING" || inv.GetCapabilities().GetArch() != "x86_64" {
+			t.Fatalf("first: %v", inv)
+		}
+		if k := inv.GetCapacity(); k.GetCpus() != 2 || k.GetMemoryBytes() != 8<<30 || k.GetMemoryAvailableBytes() != 2<<30 || k.GetMemoryVmsBytes() != 1<<30 {
+			t.Fatalf("capacity: %v", k)
+		}
+		if inv := c.Inventory(false); inv != nil {
+			t.Fatalf("nothing happened, but: %v", inv)
+		}
+		asked := l.asked
+		time.Sleep(4 * time.Minute)
+		if l.asked != asked {
+			t.Errorf("libvirt was asked %d times without an event", l.asked-asked)
+		}
+		drain(c)
+		l.set("b", domain("b", running))
+		l.set("a", nil)
+		synctest.Wait()
+		<-c.Changed()
+		if inv := c.Inventory(false); inv.GetComplete() || names(inv) != "bRUNNING -a" {
+			t.Errorf("after the events: %v", inv)
+		}
+		l.set("b", domain("b", running)) // an event that changed nothing
+		synctest.Wait()
+		if inv := c.Inventory(false); inv != nil {
+			t.Errorf("the same again: %v", inv)
+		}
+		l.mu.Lock()
+		l.domains["c"] = domain("c", running) // its event was lost
+		l.mu.Unlock()
+		time.Sleep(5 * time.Minute)
+		if inv := c.Inventory(false); names(inv) != "cRUNNING" {
+			t.Errorf("after the resync: %v", inv)
+		}
+	})
+}
+
+func drain(c *Collector) {
+	select {
+	case <-c.Changed():
+	default:
+	}
+}
+
+func TestLibvirtThatHangsOrIsRestarted(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": domain("a", running), "b": domain("b", running)}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		c.Inventory(true)
+		l.become(nil, true)
+		l.set("a", nil) // an event, and then no answer
+		began := time.Now()
+		h := c.Health(time.Millisecond)
+		if time.Since(began) != 0 {
+			t.Error("Health waited for libvirt")
+		}
+		time.Sleep(lookTimeout + checkEvery)
+		h = c.Health(0)
+		if h.GetOverall() != debvisorv1.StatusCode_STATUS_ERROR || len(h.GetProblems()) != 1 || !strings.Contains(h.GetProblems()[0], "libvirt") {
+			t.Errorf("health: %v", h)
+		}
+		if inv := c.Inventory(false); !inv.GetLibvirtDown() || len(inv.GetDomains())+len(inv.GetGone()) != 0 {
+			t.Errorf("told: %v", inv)
+		}
+		if inv := c.Inventory(true); !inv.GetLibvirtDown() || len(inv.GetDomains()) != 0 {
+			t.Errorf("a session that begins meanwhile is told: %v", inv)
+		}
+		l.become(errors.New("connection refused"), false)
+		time.Sleep(time.Minute)
+		l.become(nil, false)
+		l.tell("")
+		synctest.Wait()
+		time.Sleep(checkEvery)
+		if inv := c.Inventory(false); !inv.GetComplete() || inv.GetLibvirtDown() || names(inv) != "bRUNNING" {
+			t.Errorf("once it answers again: %v", inv)
+		}
+		if h := c.Health(0); h.GetOverall() != debvisorv1.StatusCode_STATUS_OK || len(h.GetProblems()) != 0 {
+			t.Errorf("health: %v", h)
+		}
+	})
+}
+
+func TestHealth(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		h := c.Health(1500 * time.Microsecond)
+		if h.GetNodeId().GetId() != "n" || h.GetCpuLoad() != 1.5 || h.GetMemUsedPct() != 75 || h.GetNetRttMs() != 1.5 ||
+			h.GetCephStatus() != "none" || h.GetTimestamp().GetSeconds() != time.Now().Unix() || h.GetOverall() != debvisorv1.StatusCode_STATUS_OK {
+			t.Errorf("health: %v", h)
+		}
+		want, err := usedPct(c.host.path(libvirtDir))
+		if err != nil || want <= 0 || want > 100 {
+			t.Fatalf("used: %f, %v", want, err)
+		}
+		if got := h.GetDiskUsedPct(); got < want-1 || got > want+1 {
+			t.Errorf("disk: %f, want %f", got, want)
+		}
+		if err := os.WriteFile(c.host.path("proc/meminfo"), []byte("MemTotal: 100 kB\nMemAvailable: 2 kB\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if h := c.Health(0); h.GetOverall() != debvisorv1.StatusCode_STATUS_WARN || h.GetMemUsedPct() != 98 {
+			t.Errorf("memory that is full: %v", h)
+		}
+	})
+}
+
+func TestAFileSystemThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Node: "n", Hypervisor: &libvirtd{}, Root: root(t), Log: hclog.NewNullLogger()})
+		thaw := make(chan struct{})
+		c.storage.take = func(context.Context) disks { <-thaw; return disks{fullest: 12} }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { c.storage.run(ctx); close(done) }()
+		time.Sleep(time.Minute)
+		if h := c.Health(0); h.GetOverall() != debvisorv1.StatusCode_STATUS_ERROR || !strings.Contains(strings.Join(h.GetProblems(), ""), "file system") {
+			t.Errorf("health: %v", h)
+		}
+		thaw <- struct{}{}
+		synctest.Wait()
+		if h := c.Health(0); h.GetDiskUsedPct() != 12 {
+			t.Errorf("once it answers: %v", h)
+		}
+		cancel()
+		<-done
+		close(thaw)
+	})
+}
+
+func TestCountList(t *testing.T) {
+	for list, want := range map[string]uint32{"0": 1, "0-3": 4, "0-1,4,6-7": 5} {
+		if got, err := countList(list); got != want || err != nil {
+			t.Errorf("%q: %d, %v", list, got, err)
+		}
+	}
+	for _, list := range []string{"", "x", "3-1", "0-"} {
+		if got, err := countList(list); err == nil {
+			t.Errorf("%q: %d", list, got)
+		}
+	}
+}
