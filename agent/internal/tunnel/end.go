@@ -1,0 +1,292 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/shared/identity"
+)
+
+const (
+	// openTimeout bounds dialling, handshake and opening of a connection.
+	openTimeout = 10 * time.Second
+	// maxConnections is how many a tunnel carries at once: libvirt's, QEMU's,
+	// and what a retry of either leaves for a moment.
+	maxConnections = 8
+)
+
+// end is one end of a tunnel, in its child process.
+type end struct {
+	cfg    Config
+	layout layout
+	certs  *certs.Reloader
+	log    hclog.Logger
+}
+
+// run serves until ctx ends; ready is called once all listens.
+func (e *end) run(ctx context.Context, ready func()) error {
+	listeners, err := e.listen()
+	if err != nil {
+		return err
+	}
+	conns := newConnSet()
+	var group sync.WaitGroup
+	for _, l := range listeners {
+		group.Go(func() { e.accept(ctx, l, conns, &group) })
+	}
+	ready()
+	<-ctx.Done()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	conns.closeAll()
+	group.Wait()
+	return nil
+}
+
+// listener is a listener and what its connections carry.
+type listener struct {
+	net.Listener
+	handle func(ctx context.Context, c net.Conn) error
+}
+
+func (e *end) listen() ([]listener, error) {
+	if e.cfg.Role == Target {
+		l, err := e.listenTarget()
+		return []listener{{l, e.incoming}}, err
+	}
+	var out []listener
+	for path, c := range map[string]channel{e.layout.libvirt(): libvirtChannel, e.layout.memory(): memoryChannel} {
+		l, err := listenUnix(path)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, listener{l, func(ctx context.Context, conn net.Conn) error { return e.outgoing(ctx, conn, c) }})
+	}
+	return out, writeFile(e.layout.address(), e.cfg.Address)
+}
+
+// listenUnix listens for root's own processes only: libvirtd connects to both
+// sockets of the source, and hands QEMU the connection.
+func listenUnix(path string) (net.Listener, error) {
+	_ = os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func (e *end) listenTarget() (net.Listener, error) {
+	var last error
+	for port := e.cfg.FirstPort; port <= e.cfg.LastPort; port++ {
+		address := net.JoinHostPort(e.cfg.Host, strconv.Itoa(port))
+		l, err := net.Listen("tcp", address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			last = err
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listening on %s: %w", address, err)
+		}
+		return l, writeFile(e.layout.address(), l.Addr().String())
+	}
+	return nil, fmt.Errorf("no free port for a tunnel in %d-%d: %w", e.cfg.FirstPort, e.cfg.LastPort, last)
+}
+
+func (e *end) accept(ctx context.Context, l listener, conns *connSet, group *sync.WaitGroup) {
+	slots := make(chan struct{}, maxConnections)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			e.log.Warn("connection refused: too many", "remote", c.RemoteAddr().String())
+			_ = c.Close()
+			continue
+		}
+		if !conns.add(c) {
+			_ = c.Close()
+			return
+		}
+		group.Go(func() {
+			defer func() { <-slots }()
+			defer conns.remove(c)
+			if err := l.handle(ctx, c); err != nil {
+				e.log.Warn("connection ended with an error", "remote", c.RemoteAddr().String(), "error", err)
+			}
+		})
+	}
+}
+
+// outgoing carries a local connection to the target.
+func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
+	defer local.Close()
+	far, err := e.dial(ctx, c)
+	if err != nil {
+		return e.noteBroken(ctx, fmt.Errorf("%s: %w", c, err))
+	}
+	defer far.Close()
+	stop := context.AfterFunc(ctx, func() { _ = far.Close() })
+	defer stop()
+	out, in := join(local.(*net.UnixConn), far, nil)
+	// An end that the target did not announce broke the tunnel; all else is
+	// libvirt's or QEMU's own doing, here or there.
+	if err := networkFailure(in); err != nil {
+		return e.noteBroken(ctx, fmt.Errorf("%s: %w", c, err))
+	}
+	return errors.Join(out, in)
+}
+
+func (e *end) dial(ctx context.Context, c channel) (*secured, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("dialling the target: %w", err)
+	}
+	below := &gather{Conn: raw}
+	conn := tls.Client(below, e.certs.PeerClient(e.cfg.Cluster, e.cfg.Peer))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("handshake with the target: %w", err), raw.Close())
+	}
+	if err := writeOpening(conn, c, e.cfg.RightID, e.cfg.Secret); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening: %w", err), raw.Close())
+	}
+	return newSecured(conn, below), nil
+}
+
+// networkFailure picks out errors of the connection to the other host.
+func networkFailure(err error) error {
+	var op *net.OpError
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		return nil // this side closed it, for another reason
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &op) && op.Net == "tcp":
+		return err
+	default:
+		return nil
+	}
+}
+
+// noteBroken leaves word for the agent that the way to the target failed.
+func (e *end) noteBroken(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return errors.Join(err, writeFile(e.layout.broken(), err.Error()))
+}
+
+// incoming takes a connection of the source.
+func (e *end) incoming(ctx context.Context, raw net.Conn) error {
+	defer raw.Close()
+	below := &gather{Conn: raw}
+	far := tls.Server(below, e.certs.PeersServer(e.cfg.Cluster))
+	c, err := e.admit(ctx, far)
+	if err != nil {
+		return fmt.Errorf("connection refused: %w", err)
+	}
+	path := e.cfg.LibvirtSocket
+	if c == memoryChannel {
+		path = e.layout.memory()
+	}
+	local, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
+	defer local.Close()
+	stop := context.AfterFunc(ctx, func() { _ = local.Close() })
+	defer stop()
+	filter := guard{e.cfg.VMUUID, e.cfg.VMName}.copy
+	if c == memoryChannel {
+		filter = e.memory
+	}
+	in, out := join(newSecured(far, below), local.(*net.UnixConn), filter)
+	if err := errors.Join(in, out); err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
+	return nil
+}
+
+// memory copies QEMU's stream and notes when it was complete.
+func (e *end) memory(dst io.Writer, src io.Reader) error {
+	if err := transfer(dst, src); err != nil {
+		return err
+	}
+	return writeFile(e.layout.arrived(), time.Now().Format(time.RFC3339Nano))
+}
+
+// admit makes sure that the caller is the right's source.
+func (e *end) admit(ctx context.Context, far *tls.Conn) (channel, error) {
+	deadline := time.Now().Add(openTimeout)
+	if err := far.SetDeadline(deadline); err != nil {
+		return 0, err
+	}
+	if err := far.HandshakeContext(ctx); err != nil {
+		return 0, fmt.Errorf("handshake: %w", err)
+	}
+	who, ok, err := identity.FromConnection(far.ConnectionState(), e.cfg.Cluster)
+	if err != nil {
+		return 0, err
+	}
+	if !ok || who.Agent == nil || who.Agent.Node != e.cfg.Peer {
+		return 0, fmt.Errorf("%s is not the right's source, %s", who, e.cfg.Peer)
+	}
+	c, err := readOpening(far, e.cfg.RightID, e.cfg.Secret)
+	if err != nil {
+		return 0, err
+	}
+	return c, far.SetDeadline(time.Time{})
+}
+
+// connSet closes what is open when the tunnel ends.
+type connSet struct {
+	mu     sync.Mutex
+	open   map[net.Conn]struct{}
+	closed bool
+}
+
+func newConnSet() *connSet { return &connSet{open: map[net.Conn]struct{}{}} }
+
+func (s *connSet) add(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.open[c] = struct{}{}
+	return true
+}
+
+func (s *connSet) remove(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+}
+
+func (s *connSet) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for c := range s.open {
+		_ = c.Close()
+	}
+}

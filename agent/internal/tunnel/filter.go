@@ -1,0 +1,190 @@
+package tunnel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// libvirt's RPC (src/rpc/virnetprotocol.x, src/remote/remote_protocol.x):
+// every packet begins with its length, program, version, procedure, type,
+// serial and status, each 32 bits.
+const (
+	packetHeader    = 28
+	maxPacket       = 32 << 20
+	remoteProgram   = 0x20008086
+	keepaliveProg   = 0x6b656570
+	typeCall        = 0
+	procPrepare     = 303 // DOMAIN_MIGRATE_PREPARE3_PARAMS
+	procFinish      = 306 // DOMAIN_MIGRATE_FINISH3_PARAMS
+	flagPaused      = 1 << 5
+	flagUnsafe      = 1 << 9
+	paramXML        = "destination_xml"
+	paramName       = "destination_name"
+	typedString     = 7
+	maxTypedParams  = 64
+	maxTypedNameLen = 80
+)
+
+// harmless are the procedures that a migrating libvirtd calls besides: open,
+// close, supports feature, list of authentications, (un)register the close
+// callback.
+var harmless = map[uint32]bool{1: true, 2: true, 60: true, 66: true, 360: true, 361: true}
+
+// guard lets pass what a migration of one VM needs.
+type guard struct{ uuid, name string }
+
+// copy passes whole packets on, and ends with an error at the first that has no
+// business here.
+func (g guard) copy(dst io.Writer, src io.Reader) error {
+	var packet bytes.Buffer
+	for {
+		packet.Reset()
+		var length [4]byte
+		if _, err := io.ReadFull(src, length[:]); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		n := binary.BigEndian.Uint32(length[:])
+		if n < packetHeader || n > maxPacket {
+			return fmt.Errorf("libvirt packet of %d bytes", n)
+		}
+		packet.Write(length[:])
+		if _, err := io.CopyN(&packet, src, int64(n)-4); err != nil {
+			return err
+		}
+		if err := g.check(packet.Bytes()); err != nil {
+			return err
+		}
+		if _, err := dst.Write(packet.Bytes()); err != nil {
+			return err
+		}
+	}
+}
+
+func (g guard) check(packet []byte) error {
+	program := binary.BigEndian.Uint32(packet[4:])
+	procedure := binary.BigEndian.Uint32(packet[12:])
+	kind := binary.BigEndian.Uint32(packet[16:])
+	switch {
+	case program == keepaliveProg:
+		return nil
+	case program != remoteProgram || kind != typeCall:
+		return fmt.Errorf("libvirt program %#x, packet type %d is not let in", program, kind)
+	case harmless[procedure]:
+		return nil
+	case procedure == procPrepare || procedure == procFinish:
+		return g.checkMigration(procedure, packet[packetHeader:])
+	default:
+		return fmt.Errorf("libvirt procedure %d is not let in", procedure)
+	}
+}
+
+func (g guard) checkMigration(procedure uint32, body []byte) error {
+	d := decoder{rest: body}
+	params := d.params()
+	d.opaque() // the cookie
+	flags := d.uint32()
+	if d.err != nil {
+		return fmt.Errorf("libvirt procedure %d: %w", procedure, d.err)
+	}
+	definition, has := params[paramXML]
+	switch {
+	case has:
+		if err := g.checkDefinition(definition); err != nil {
+			return err
+		}
+	case procedure == procPrepare || params[paramName] != g.name:
+		return fmt.Errorf("libvirt procedure %d does not say for which VM", procedure)
+	}
+	if name, has := params[paramName]; has && name != g.name {
+		return fmt.Errorf("VM %q is not let in under another name, %q", g.name, name)
+	}
+	if flags&flagPaused == 0 || flags&flagUnsafe != 0 {
+		return fmt.Errorf("migration flags %#x are not let in", flags)
+	}
+	return nil
+}
+
+func (g guard) checkDefinition(definition string) error {
+	var domain struct {
+		XMLName xml.Name `xml:"domain"`
+		UUID    []string `xml:"uuid"`
+		Name    []string `xml:"name"`
+	}
+	if err := xml.Unmarshal([]byte(definition), &domain); err != nil {
+		return fmt.Errorf("reading the definition: %w", err)
+	}
+	if len(domain.UUID) != 1 || domain.UUID[0] != g.uuid || len(domain.Name) != 1 || domain.Name[0] != g.name {
+		return fmt.Errorf("VM %v is not let in: the right is for %s", domain.UUID, g.uuid)
+	}
+	return nil
+}
+
+// decoder reads XDR; after the first error it reads nothing.
+type decoder struct {
+	rest []byte
+	err  error
+}
+
+func (d *decoder) take(n uint32) []byte {
+	if d.err == nil && uint64(n) > uint64(len(d.rest)) {
+		d.err = errors.New("packet is cut short")
+	}
+	if d.err != nil {
+		return nil
+	}
+	out := d.rest[:n]
+	d.rest = d.rest[n:]
+	return out
+}
+
+func (d *decoder) uint32() uint32 {
+	b := d.take(4)
+	if b == nil {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
+func (d *decoder) opaque() []byte {
+	n := d.uint32()
+	out := d.take(n)
+	d.take(-n & 3) // padded to 4 bytes
+	return out
+}
+
+// params reads typed parameters and gives the strings among them. A name that
+// comes twice is an error: the two readers might take different ones.
+func (d *decoder) params() map[string]string {
+	out := map[string]string{}
+	seen := map[string]bool{}
+	n := d.uint32()
+	if n > maxTypedParams {
+		d.err = fmt.Errorf("%d parameters", n)
+	}
+	for i := uint32(0); i < n && d.err == nil; i++ {
+		name := string(d.opaque())
+		if len(name) > maxTypedNameLen || seen[name] && (name == paramXML || name == paramName) {
+			d.err = fmt.Errorf("parameter %.80q is too long or comes twice", name)
+			return out
+		}
+		seen[name] = true
+		switch kind := d.uint32(); {
+		case d.err != nil:
+		case kind == 1, kind == 2, kind == 6: // int, unsigned int, boolean
+			d.take(4)
+		case kind == 3, kind == 4, kind == 5: // long long, unsigned long long, double
+			d.take(8)
+		case kind == typedString:
+			out[name] = string(d.opaque())
+		default:
+			d.err = fmt.Errorf("parameter of type %d", kind)
+		}
+	}
+	return out
+}

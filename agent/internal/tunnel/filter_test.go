@@ -1,0 +1,104 @@
+package tunnel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"strings"
+	"testing"
+)
+
+// packet makes a libvirt packet.
+func packet(program, procedure, kind uint32, body []byte) []byte {
+	words := []uint32{uint32(packetHeader + len(body)), program, 1, procedure, kind, 7, 0}
+	var out bytes.Buffer
+	for _, w := range words {
+		_ = binary.Write(&out, binary.BigEndian, w)
+	}
+	out.Write(body)
+	return out.Bytes()
+}
+
+func call(procedure uint32, body []byte) []byte {
+	return packet(remoteProgram, procedure, typeCall, body)
+}
+
+func word(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+func text(s string) []byte {
+	out := append(word(uint32(len(s))), s...)
+	return append(out, make([]byte, -len(s)&3)...)
+}
+
+// param is one typed parameter that is a string.
+func param(name, value string) []byte {
+	return bytes.Join([][]byte{text(name), word(typedString), text(value)}, nil)
+}
+
+func migration(procedure, flags uint32, params ...[]byte) []byte {
+	body := append(word(uint32(len(params)+1)), text("bandwidth")...)
+	body = append(body, word(4)...)
+	body = append(body, 0, 0, 0, 0, 0, 0, 0, 9)
+	body = append(body, bytes.Join(params, nil)...)
+	body = append(body, text("<cookie/>")...)
+	return call(procedure, append(body, word(flags)...))
+}
+
+func definition(uuid, name string) string {
+	return "<domain type='qemu'><name>" + name + "</name><uuid>" + uuid + "</uuid><devices/></domain>"
+}
+
+func prepare(uuid, name string, flags uint32) []byte {
+	return migration(procPrepare, flags, param(paramXML, definition(uuid, name)))
+}
+
+func TestFilter(t *testing.T) {
+	const other = "aaaaaaaa-2222-3333-4444-555555555555"
+	xml := param(paramXML, definition(vm, "web"))
+	for name, c := range map[string]struct {
+		packet []byte
+		why    string // empty: passes
+	}{
+		"keepalive":                  {packet(keepaliveProg, 1, 2, nil), ""},
+		"supports feature":           {call(60, word(4)), ""},
+		"prepare":                    {migration(procPrepare, 0xfb, xml), ""},
+		"prepare under its own name": {migration(procPrepare, 0xfb, xml, param(paramName, "web")), ""},
+		"finish by definition":       {migration(procFinish, 0xfb, xml), ""},
+		"finish by name":             {migration(procFinish, 0xfb, param(paramName, "web")), ""},
+		"finish of another":          {migration(procFinish, 0xfb, param(paramName, "db")), "does not say"},
+		"finish of nothing":          {migration(procFinish, 0xfb), "does not say"},
+		"prepare by name only":       {migration(procPrepare, 0xfb, param(paramName, "web")), "does not say"},
+		"prepare of another":         {migration(procPrepare, 0xfb, param(paramXML, definition(other, "web"))), "not let in"},
+		"two definitions":            {migration(procPrepare, 0xfb, xml, param(paramXML, definition(other, "web"))), "comes twice"},
+		"two ids": {migration(procPrepare, 0xfb, param(paramXML,
+			"<domain><name>web</name><uuid>"+vm+"</uuid><uuid>"+other+"</uuid></domain>")), "not let in"},
+		"renamed":           {migration(procPrepare, 0xfb, xml, param(paramName, "db")), "under another name"},
+		"to run at once":    {migration(procPrepare, 0xdb, xml), "flags"},
+		"unsafe":            {migration(procPrepare, 0x2fb, xml), "flags"},
+		"create XML":        {call(10, text("<domain/>")), "procedure 10"},
+		"destroy":           {call(12, text("x")), "procedure 12"},
+		"QEMU monitor":      {packet(0x20008087, 1, 0, nil), "program"},
+		"a stream":          {packet(remoteProgram, 1, 3, nil), "packet type"},
+		"cut short":         {call(procPrepare, append(word(5), text("x")...)), "cut short"},
+		"endless":           {call(procPrepare, word(1<<31)), "parameters"},
+		"length of nothing": {word(4), "4 bytes"},
+		"length of a lie":   {word(1 << 31), "bytes"},
+	} {
+		var out bytes.Buffer
+		err := guard{vm, "web"}.copy(&out, bytes.NewReader(c.packet))
+		switch {
+		case c.why == "" && (err != nil || !bytes.Equal(out.Bytes(), c.packet)):
+			t.Errorf("%s: %v, %d of %d bytes passed", name, err, out.Len(), len(c.packet))
+		case c.why != "" && (err == nil || !strings.Contains(err.Error(), c.why) || out.Len() > 0):
+			t.Errorf("%s: %v, want %q and nothing passed (%d bytes did)", name, err, c.why, out.Len())
+		}
+	}
+}
+
+func FuzzFilter(f *testing.F) {
+	f.Add(prepare(vm, "web", flagPaused))
+	f.Add(call(60, word(4)))
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		_ = guard{vm, "web"}.copy(io.Discard, bytes.NewReader(data))
+	})
+}

@@ -1,0 +1,69 @@
+package tunnel
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+	"time"
+
+	"github.com/debvisor/debvisor/certs"
+)
+
+// Role is which end of a tunnel.
+type Role string
+
+// The two ends.
+const (
+	Source Role = "source"
+	Target Role = "target"
+)
+
+// Config is all that one end needs; it is handed to the child in a file that
+// only root can read.
+type Config struct {
+	Role Role
+	// TaskID is the task that the end belongs to.
+	TaskID string
+	// RightID and Secret are shared by the two ends.
+	RightID string
+	Secret  []byte
+	// ExpiresAt is when the end closes by itself.
+	ExpiresAt time.Time
+	// VMUUID is the only VM that the target lets in, VMName its name.
+	VMUUID, VMName string
+	// Cluster and Peer say whose certificate the other end must have.
+	Cluster, Peer string
+	Certificates  certs.Files
+
+	// Address is the target's end, host:port (source only).
+	Address string
+
+	// Host is where to listen and what to tell the source; the port is the
+	// first free one from FirstPort to LastPort (target only).
+	Host                string
+	FirstPort, LastPort int
+	// LibvirtSocket is libvirtd's (target only).
+	LibvirtSocket string
+	// QEMUUser and QEMUGroup own the directory in which the target's QEMU makes
+	// its socket (target only).
+	QEMUUser, QEMUGroup int
+}
+
+// layout is where an end keeps its things. The base is the same on both hosts,
+// since libvirt uses one name for QEMU's socket on both.
+type layout struct{ dir string }
+
+func layoutOf(root, rightID string) layout {
+	sum := sha256.Sum256([]byte(rightID))
+	return layout{filepath.Join(root, hex.EncodeToString(sum[:8]))}
+}
+
+func (l layout) config() string  { return filepath.Join(l.dir, "config.json") }
+func (l layout) lock() string    { return filepath.Join(l.dir, "lock") }
+func (l layout) log() string     { return filepath.Join(l.dir, "log") }
+func (l layout) address() string { return filepath.Join(l.dir, "address") }
+func (l layout) broken() string  { return filepath.Join(l.dir, "broken") }
+func (l layout) arrived() string { return filepath.Join(l.dir, "arrived") }
+func (l layout) libvirt() string { return filepath.Join(l.dir, "lv.sock") }
+func (l layout) io() string      { return filepath.Join(l.dir, "io") }
+func (l layout) memory() string  { return filepath.Join(l.io(), "mig.sock") }

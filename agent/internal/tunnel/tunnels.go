@@ -1,0 +1,276 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+const (
+	// DefaultRoot holds a directory a tunnel.
+	DefaultRoot = "/run/debvisor/tunnel"
+	startWithin = 10 * time.Second
+	stopWithin  = 2 * time.Second
+)
+
+// Tunnels makes and finds this host's ends of tunnels.
+type Tunnels struct {
+	// Root is a directory for them; its path must be the same on all hosts.
+	Root string
+	// Command starts a child: the program and its arguments up to where Main's
+	// begin. Empty: this program's own "tunnel" subcommand.
+	Command []string
+	Log     hclog.Logger
+}
+
+// Tunnel is one end on this host.
+type Tunnel struct {
+	layout  layout
+	command []string
+	log     hclog.Logger
+}
+
+// Open makes this host's end, or finds the one that a former process made with
+// the same right. It returns when the end listens.
+func (t *Tunnels) Open(ctx context.Context, cfg Config) (*Tunnel, error) {
+	tun := t.Find(cfg.RightID)
+	if tun.Alive() && tun.Address() != "" {
+		return tun, nil
+	}
+	if err := t.prepare(tun.layout, cfg); err != nil {
+		return nil, err
+	}
+	if err := tun.start(ctx, cfg.TaskID); err != nil {
+		return nil, errors.Join(err, tun.Close())
+	}
+	return tun, nil
+}
+
+// Find gives the end of a right, whether or not there is one.
+func (t *Tunnels) Find(rightID string) *Tunnel {
+	root, command := t.Root, t.Command
+	if root == "" {
+		root = DefaultRoot
+	}
+	if len(command) == 0 {
+		command = []string{"/proc/self/exe", "tunnel"} // also while it is being replaced
+	}
+	return &Tunnel{layoutOf(root, rightID), command, t.Log}
+}
+
+// prepare lays the directory out. Nobody but root reads it; others may pass
+// through, and of the target's, QEMU owns the part in which it makes its socket.
+func (t *Tunnels) prepare(l layout, cfg Config) error {
+	if err := os.RemoveAll(l.dir); err != nil {
+		return fmt.Errorf("clearing a tunnel's directory: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(l.dir), 0o755); err != nil {
+		return fmt.Errorf("making the tunnels' directory: %w", err)
+	}
+	for _, d := range []struct {
+		path string
+		mode fs.FileMode
+	}{{l.dir, 0o711}, {l.io(), 0o700}} {
+		if err := os.Mkdir(d.path, d.mode); err != nil {
+			return fmt.Errorf("making a tunnel's directory: %w", err)
+		}
+		if err := os.Chmod(d.path, d.mode); err != nil { // whatever the umask
+			return fmt.Errorf("making a tunnel's directory: %w", err)
+		}
+	}
+	if cfg.Role == Target {
+		if err := os.Chown(l.io(), cfg.QEMUUser, cfg.QEMUGroup); err != nil {
+			return fmt.Errorf("giving QEMU its directory: %w", err)
+		}
+	}
+	data, err := json.Marshal(cfg)
+	if err != nil {
+		return fmt.Errorf("writing a tunnel's configuration: %w", err)
+	}
+	return writeFile(l.config(), string(data))
+}
+
+// start runs the child in a session of its own, so that it outlives the agent.
+func (t *Tunnel) start(ctx context.Context, taskID string) error {
+	logFile, err := os.OpenFile(t.layout.log(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening a tunnel's log: %w", err)
+	}
+	defer logFile.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("starting a tunnel: %w", err)
+	}
+	defer r.Close()
+	args := append(append([]string{}, t.command[1:]...), "--dir", t.layout.dir, "--task", taskID)
+	cmd := exec.Command(t.command[0], args...) //nolint:noctx // it must outlive every context of this process
+	if t.command[0] == "/proc/self/exe" {
+		cmd.Args[0] = os.Args[0]
+	}
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.Env = childEnv()
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return fmt.Errorf("starting a tunnel: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // it is reaped whenever it ends
+	if err := awaitReady(ctx, r); err != nil {
+		return errdefs.New(errdefs.Unavailable, "TUNNEL_FAILED", "the tunnel did not start").
+			WithCause(fmt.Errorf("%w; its log ends: %s", err, lastLine(t.layout.log())))
+	}
+	return nil
+}
+
+// childEnv keeps what the program may need to run, and no fail points: their
+// listener is the agent's.
+func childEnv() []string {
+	var out []string
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "GOFAIL_") {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func awaitReady(ctx context.Context, r *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	switch {
+	case line == "ready\n":
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	default:
+		return fmt.Errorf("the child ended: %w", err)
+	}
+}
+
+func lastLine(path string) string {
+	lines := strings.Split(readFile(path), "\n")
+	return lines[len(lines)-1]
+}
+
+// Address is where the target's end listens, host:port.
+func (t *Tunnel) Address() string { return readFile(t.layout.address()) }
+
+// LibvirtURI is the target's libvirtd for the source's.
+func (t *Tunnel) LibvirtURI() string { return "qemu+unix:///system?socket=" + t.layout.libvirt() }
+
+// DataURI is QEMU's socket, for both hosts.
+func (t *Tunnel) DataURI() string { return "unix://" + t.layout.memory() }
+
+// Broken tells what failed on the way to the other host; empty: nothing did.
+func (t *Tunnel) Broken() string { return readFile(t.layout.broken()) }
+
+// Arrived tells when the guest's memory was complete on the target; the zero
+// time where it is not, or nobody noted it.
+func (t *Tunnel) Arrived() time.Time {
+	at, err := time.Parse(time.RFC3339Nano, readFile(t.layout.arrived()))
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
+
+// Alive tells whether the end's process lives.
+func (t *Tunnel) Alive() bool { return t.pid() != 0 }
+
+// pid is the child's process id, 0 without one: the lock is held as long as the
+// process lives, so that the id cannot be another's.
+func (t *Tunnel) pid() int {
+	f, err := os.OpenFile(t.layout.lock(), os.O_RDWR, 0)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(readFile(t.layout.lock()))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Close ends the child and removes all that the tunnel left. When it returns
+// nil nothing passes any more.
+func (t *Tunnel) Close() error {
+	if err := t.kill(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(t.layout.dir); err != nil {
+		return fmt.Errorf("removing a tunnel's directory: %w", err)
+	}
+	return nil
+}
+
+func (t *Tunnel) kill() error {
+	begun := time.Now()
+	signal := syscall.SIGTERM
+	for {
+		pid := t.pid()
+		if pid == 0 {
+			return nil
+		}
+		switch waited := time.Since(begun); {
+		case waited > 2*stopWithin:
+			return fmt.Errorf("the tunnel's process %d does not end", pid)
+		case waited > stopWithin:
+			signal = syscall.SIGKILL
+		}
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("ending the tunnel's process %d: %w", pid, err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// Sweep closes the ends whose task keep does not know: those that an agent left
+// that was killed while it ended them.
+func (t *Tunnels) Sweep(keep func(taskID string) bool) error {
+	root := filepath.Dir(t.Find("").layout.dir)
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing tunnels: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		l := layout{filepath.Join(root, entry.Name())}
+		var cfg Config
+		if data, err := os.ReadFile(l.config()); err == nil {
+			_ = json.Unmarshal(data, &cfg)
+		}
+		if cfg.TaskID != "" && keep(cfg.TaskID) {
+			continue
+		}
+		t.Log.Info("closing a tunnel without a task", "task", cfg.TaskID)
+		errs = append(errs, (&Tunnel{layout: l}).Close())
+	}
+	return errors.Join(errs...)
+}
