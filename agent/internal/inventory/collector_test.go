@@ -202,12 +202,12 @@ func TestLibvirtThatHangsOrIsRestarted(t *testing.T) {
 		l.become(nil, true)
 		l.set("a", nil) // an event, and then no answer
 		began := time.Now()
-		h := c.Health(time.Millisecond)
+		c.Health(time.Millisecond)
 		if time.Since(began) != 0 {
 			t.Error("Health waited for libvirt")
 		}
 		time.Sleep(lookTimeout + checkEvery)
-		h = c.Health(0)
+		h := c.Health(0)
 		if h.GetOverall() != debvisorv1.StatusCode_STATUS_ERROR || len(h.GetProblems()) != 1 || !strings.Contains(h.GetProblems()[0], "libvirt") {
 			t.Errorf("health: %v", h)
 		}

@@ -146,7 +146,7 @@ func (s *servers) save() error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }() // there only where the renaming failed
 	_, err = tmp.Write(append(content, '\n'))
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return fmt.Errorf("writing %s: %w", s.path, err)

@@ -164,7 +164,7 @@ func TestTermsAreKeptOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = open(t, path)
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	for _, term := range []task.Term{{}, {Epoch: 1, Revision: 9}, {Epoch: 2, Revision: 2}} {
 		if err := w.Admit(term); !errors.Is(err, worker.ErrStaleTerm) {
 			t.Errorf("term %s after a restart: %v, want ErrStaleTerm", term, err)
@@ -354,7 +354,7 @@ func TestTwoAgentsOneDirectory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "journal.db")
 		w := open(t, path)
-		defer w.Close()
+		defer func() { _ = w.Close() }()
 		if _, err := worker.Open(worker.Config{Path: path, Log: hclog.NewNullLogger()}); err == nil {
 			t.Fatal("a second agent opened the journal")
 		}

@@ -137,9 +137,8 @@ func (i *Inventory) Report(id string, inv *agentv1.Inventory) {
 		return
 	}
 	n.hear(time.Now(), i.cfg.Log)
-	if n.report(inv) {
-		i.moved = true
-	}
+	n.report(inv)
+	i.moved = true
 	i.ring()
 }
 

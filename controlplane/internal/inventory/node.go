@@ -95,8 +95,8 @@ func (n *node) become(l storev1.NodeLiveness, log hclog.Logger) {
 	n.liveness, n.urgent = l, true
 }
 
-// report takes an inventory; it tells whether VMs are to be looked at.
-func (n *node) report(inv *agentv1.Inventory) bool {
+// report takes an inventory.
+func (n *node) report(inv *agentv1.Inventory) {
 	n.dirty = true
 	if inv.GetCapacity() != nil {
 		n.capacity = inv.GetCapacity()
@@ -111,7 +111,7 @@ func (n *node) report(inv *agentv1.Inventory) bool {
 		n.libvirtDown, n.urgent = inv.GetLibvirtDown(), true
 	}
 	if inv.GetLibvirtDown() {
-		return true // domains stay as last seen
+		return // domains stay as last seen
 	}
 	before := n.uuids()
 	if inv.GetComplete() {
@@ -125,7 +125,6 @@ func (n *node) report(inv *agentv1.Inventory) bool {
 		delete(n.domains, uuid)
 	}
 	n.urgent = n.urgent || !slices.Equal(before, n.uuids())
-	return true
 }
 
 func (n *node) forgetDomains() {

@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+
+	"github.com/debvisor/debvisor/agent/internal/enroll"
+	"github.com/debvisor/debvisor/agent/internal/hypervisor"
+	"github.com/debvisor/debvisor/agent/internal/inventory"
+	"github.com/debvisor/debvisor/agent/internal/session"
+	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/shared/rpc"
+	"github.com/debvisor/debvisor/shared/run"
+)
+
+// reloadEvery is how often the certificate's files are looked at: whoever
+// replaces them by hand needs no restart.
+const reloadEvery = time.Minute
+
+// Run runs an agent until ctx ends, which is no error, or until it cannot go
+// on: without its journal it could keep none of its promises.
+func Run(ctx context.Context, cfg Config) (err error) {
+	home := enroll.Home{Dir: cfg.DataDir}
+	record, reloader, err := home.Open(cfg.Log.Named("certs"))
+	if err != nil {
+		return err
+	}
+	bootID, err := inventory.BootID()
+	if err != nil {
+		return err
+	}
+	others, err := listenForPeers(ctx, cfg, record, reloader)
+	if err != nil {
+		return err
+	}
+	defer others.server.Stop()
+	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
+	work, err := worker.Open(worker.Config{Path: filepath.Join(cfg.DataDir, "journal.db"), Log: cfg.Log.Named("worker")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, work.Close()) }()
+	host := inventory.New(inventory.Config{Node: record.Node, Hypervisor: hv, Log: cfg.Log.Named("inventory")})
+	link := session.New(session.Config{
+		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
+		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
+		TLS: reloader.ReplicaClient, Work: work, Host: host, Up: tellLeader, Log: cfg.Log.Named("session"),
+	})
+	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}
+
+	cfg.Log.Info("agent runs", "node", record.Node, "cluster", record.Cluster, "version", cfg.Version,
+		"journal", work.JournalID(), "peers", others.address)
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing to tell
+	var group run.Group
+	group.Add("hypervisor", hv.Run)
+	group.Add("inventory", host.Run)
+	group.Add("peers", others.run)
+	group.Add("worker", work.Run)
+	group.Add("certificate files", func(ctx context.Context) error { return reloader.Run(ctx, reloadEvery) })
+	group.Add("certificate", func(ctx context.Context) error { return keepValid(ctx, renewer) })
+	group.Add("session", link.Run)
+	return group.Run(ctx)
+}
+
+// tellLeader shows in systemctl status whom the agent listens to.
+func tellLeader(leader string) {
+	_, _ = daemon.SdNotify(false, "STATUS=session with leader "+leader)
+}
+
+// keepValid renews the certificate, first of all one that has expired. What
+// runs on the host goes on meanwhile.
+func keepValid(ctx context.Context, r *enroll.Renewer) error {
+	if err := r.EnsureValid(ctx); err != nil {
+		return err
+	}
+	return r.Run(ctx)
+}
+
+// peers is the listener for other agents.
+type peers struct {
+	server   *grpc.Server
+	listener net.Listener
+	address  string // as it is told to them, host:port
+}
+
+func listenForPeers(ctx context.Context, cfg Config, record enroll.Record, reloader *certs.Reloader) (*peers, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.PeerListen)
+	if err != nil {
+		return nil, fmt.Errorf("listening for other agents: %w", err)
+	}
+	host, port, err := net.SplitHostPort(listener.Addr().String())
+	if err == nil {
+		host, err = advertised(ctx, host, record.Servers)
+	}
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	server, err := rpc.NewServer(rpc.ServerConfig{TLS: reloader.PeersServer(record.Cluster), Log: cfg.Log.Named("peers")})
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return &peers{server, listener, net.JoinHostPort(host, port)}, nil
+}
+
+// run serves until ctx ends; calls that wait then are cut off.
+func (p *peers) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, p.server.Stop)
+	defer stop()
+	if err := p.server.Serve(p.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) && ctx.Err() == nil {
+		return fmt.Errorf("serving other agents at %s: %w", p.address, err)
+	}
+	return nil
+}

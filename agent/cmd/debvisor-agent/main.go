@@ -1,0 +1,47 @@
+// Command debvisor-agent is the daemon of a hypervisor host: it enrols the host
+// as a node of a cluster, and then runs what the cluster's leader asks for.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/debvisor/debvisor/agent/internal/tunnel"
+	"github.com/debvisor/debvisor/shared/obs"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := root().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "debvisor-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "debvisor-agent",
+		Short:         "The daemon of a hypervisor host",
+		Version:       obs.Version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand())
+	return cmd
+}
+
+// tunnelCommand is the child process of a migration; run starts it.
+func tunnelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:                "tunnel",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		RunE:               func(_ *cobra.Command, args []string) error { return tunnel.Main(args) },
+	}
+}

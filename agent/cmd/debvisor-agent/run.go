@@ -1,0 +1,37 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/debvisor/debvisor/agent"
+	"github.com/debvisor/debvisor/shared/obs"
+)
+
+const defaultDataDir = "/var/lib/debvisor/agent"
+
+func runCommand() *cobra.Command {
+	cfg := agent.Config{Version: obs.Version}
+	logs := obs.LogConfig{Name: "debvisor-agent"}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent of this host, which has been enrolled",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, closer, err := obs.NewLogger(logs)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = closer.Close() }()
+			cfg.Log = log
+			return agent.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.DataDir, "data-dir", defaultDataDir, "directory that enroll made")
+	f.StringVar(&cfg.PeerListen, "peer-listen", ":7445", "where other agents ask, host:port; the host is told to them")
+	f.StringVar(&cfg.TunnelListen, "tunnel-listen", ":7450-7499", "where the tunnels of migrations listen, host:first-last")
+	f.StringVar(&cfg.LibvirtURI, "libvirt-uri", "qemu:///system", "this host's libvirt")
+	f.StringVar(&logs.Level, "log-level", "info", "trace, debug, info, warn or error")
+	f.StringVar(&logs.File, "log-file", "", "file to log to; empty: standard error")
+	return cmd
+}

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// Config says how an agent runs. Node, cluster and certificates are what
+// enrolment left in the data directory.
+type Config struct {
+	DataDir string
+	// PeerListen is where other agents ask, host:port. It is advertised to
+	// them; without a host, the address from which the replicas are reached is.
+	PeerListen string
+	// TunnelListen is where a migration's tunnel listens, host:first-last.
+	TunnelListen string
+	// LibvirtURI is libvirt's own; empty: qemu:///system.
+	LibvirtURI string
+	Version    string
+	Log        hclog.Logger
+}
+
+// portRange is a host and the ports of it that may be listened on.
+type portRange struct {
+	host        string
+	first, last int
+}
+
+func parsePortRange(text string) (portRange, error) {
+	refuse := errdefs.Field("tunnel-listen", text, "host:first-last, such as 192.0.2.1:7450-7499")
+	host, ports, err := splitLast(text)
+	if err != nil {
+		return portRange{}, refuse
+	}
+	from, to, ok := strings.Cut(ports, "-")
+	if !ok {
+		to = from
+	}
+	first, errFirst := strconv.ParseUint(from, 10, 16)
+	last, errLast := strconv.ParseUint(to, 10, 16)
+	if errFirst != nil || errLast != nil || first == 0 || last < first {
+		return portRange{}, refuse
+	}
+	return portRange{host, int(first), int(last)}, nil
+}
+
+// splitLast is net.SplitHostPort for what is no single port.
+func splitLast(text string) (host, ports string, err error) {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 {
+		return "", "", fmt.Errorf("%q has no port", text)
+	}
+	host, _, err = net.SplitHostPort(text[:i] + ":0")
+	return host, text[i+1:], err
+}
+
+// advertised is the host under which others reach a listener: its own, or the
+// one from which this machine reaches the replicas.
+func advertised(ctx context.Context, host string, servers []string) (string, error) {
+	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return host, nil
+	}
+	for _, server := range servers {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "udp", server) // sends nothing
+		if err != nil {
+			continue
+		}
+		local := conn.LocalAddr().(*net.UDPAddr).IP.String()
+		_ = conn.Close()
+		return local, nil
+	}
+	return "", errdefs.Field("peer-listen", host, "an address that other nodes can reach: no route to a replica tells one")
+}
