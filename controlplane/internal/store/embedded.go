@@ -96,6 +96,12 @@ func (e *Embedded) Close() {
 			}
 		}
 		if e.etcd != nil {
+			select {
+			case <-e.etcd.Server.ReadyNotify():
+			default:
+				// It never had a quorum; its Close would wait for one.
+				e.etcd.Server.HardStop()
+			}
 			e.etcd.Close()
 		}
 		if e.logFile != nil {
