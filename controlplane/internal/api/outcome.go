@@ -63,16 +63,14 @@ func failure(op *storev1.Operation) error {
 	return e.With("operation", op.GetId())
 }
 
-// failureKind tells what a caller can do about a failed operation: Aborted,
+// failureKind tells what a caller can do about a failed migration: Aborted,
 // what may pass when it is tried again, unless the code says that something
 // has to change first.
 func failureKind(code string) errdefs.Kind {
 	switch code {
-	case "INTERNAL":
+	case "INTERNAL", "BROKEN_RECORD":
 		return errdefs.Internal
-	case "MIGRATION_NOT_ALLOWED", "LIBVIRT_UNSUPPORTED",
-		planner.VMNotFound, planner.VMConflict, planner.VMNotRunning, planner.DiskCache, planner.WrongSource,
-		planner.NodeNotFound, planner.NodeCordoned, planner.AlreadyThere, planner.Memory, planner.NameClash, planner.UUIDClash:
+	case "PLAN_REFUSED", "SOURCE_NOT_GONE":
 		return errdefs.FailedPrecondition
 	}
 	return errdefs.Aborted

@@ -9,7 +9,6 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
-	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -20,28 +19,8 @@ const (
 	KeepMost = 10_000
 )
 
-// purgeEvery is how often a leader looks for what to forget.
-const purgeEvery = 10 * time.Minute
-
-// Forget forgets old operations and their tasks for as long as ctx, a leader's,
-// lasts. An etcd that does not answer is tried again the next time.
-func (o *Operations) Forget(ctx context.Context, fence *store.Fence) error {
-	tick := time.NewTicker(purgeEvery)
-	defer tick.Stop()
-	for {
-		err := o.Purge(ctx, fence, time.Now())
-		if err != nil && ctx.Err() == nil && !errdefs.Is(err, errdefs.Unavailable) {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// Purge forgets, once, what is too old at that moment.
+// Purge forgets, once, the operations that are too old or too many at that
+// moment, and their tasks. The leader calls it from time to time.
 func (o *Operations) Purge(ctx context.Context, fence *store.Fence, now time.Time) error {
 	snapshot := o.view.Current()
 	change := store.Change{Fence: fence}
