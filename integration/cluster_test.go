@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
 	"github.com/debvisor/debvisor/integration/lab"
@@ -21,6 +22,8 @@ type cluster struct {
 	*lab.Lab
 	t      *testing.T
 	shared *shared
+	etcds  map[*lab.Replica]*clientv3.Client
+	apis   map[*lab.Replica]*api
 }
 
 // use takes the lab for a test, and makes whole first what another test may have left broken. When the test fails, all logs are
@@ -34,7 +37,7 @@ func (s *shared) use(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatalf("the lab: %v", err)
 	}
-	c := &cluster{Lab: s.lab, t: t, shared: s}
+	c := &cluster{Lab: s.lab, t: t, shared: s, etcds: map[*lab.Replica]*clientv3.Client{}, apis: map[*lab.Replica]*api{}}
 	if err := c.repair(c.within(time.Minute)); err != nil {
 		t.Fatalf("the lab is not whole: %v", err)
 	}
@@ -157,13 +160,16 @@ type api struct {
 	cluster    debvisorv1.ClusterServiceClient
 }
 
-// api connects the operator to a replica.
+// api is the operator's connection to a replica, one for the whole test.
 func (c *cluster) api(r *lab.Replica) *api {
 	c.t.Helper()
-	conn, err := c.Dial(r)
-	c.must(err)
-	c.t.Cleanup(func() { _ = conn.Close() })
-	return newAPI(r, conn)
+	if c.apis[r] == nil {
+		conn, err := c.Dial(r)
+		c.must(err)
+		c.t.Cleanup(func() { _ = conn.Close() })
+		c.apis[r] = newAPI(r, conn)
+	}
+	return c.apis[r]
 }
 
 func newAPI(r *lab.Replica, conn grpc.ClientConnInterface) *api {
@@ -199,15 +205,18 @@ func (c *cluster) others(than *lab.Replica) []*lab.Replica {
 // keyPrefix begins every key of the control plane in etcd.
 const keyPrefix = "/debvisor/rpc/"
 
-// etcd connects to the etcd of a replica past the control plane.
+// etcd is a connection to the etcd of a replica past the control plane, one for the whole test.
 func (c *cluster) etcd(r *lab.Replica) *clientv3.Client {
 	c.t.Helper()
-	cli, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{"unix://" + r.EtcdSocket()}, DialTimeout: 5 * time.Second, Context: c.t.Context(),
-	})
-	c.must(err)
-	c.t.Cleanup(func() { _ = cli.Close() })
-	return cli
+	if c.etcds[r] == nil {
+		cli, err := clientv3.New(clientv3.Config{
+			Endpoints: []string{"unix://" + r.EtcdSocket()}, DialTimeout: 5 * time.Second, Context: c.t.Context(), Logger: zap.NewNop(),
+		})
+		c.must(err)
+		c.t.Cleanup(func() { _ = cli.Close() })
+		c.etcds[r] = cli
+	}
+	return c.etcds[r]
 }
 
 // revisions are the keys below a prefix of a replica's etcd, each with the revision of its last change.

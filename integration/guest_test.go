@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/debvisor/debvisor/integration/lab"
@@ -132,6 +134,16 @@ func (m *mover) settled(at *lab.Node) {
 	m.c.must(m.runsOnly(at))
 }
 
+// starts is how often libvirt started a QEMU for the guest on a node.
+func (m *mover) starts(n *lab.Node) int {
+	m.c.t.Helper()
+	raw, err := os.ReadFile(n.QEMULog(m.Name))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.c.t.Fatal(err)
+	}
+	return strings.Count(string(raw), ": starting up libvirt version")
+}
+
 // goesOn waits until the guest has counted on.
 func (m *mover) goesOn() {
 	m.c.t.Helper()
@@ -194,4 +206,22 @@ func tunnels(n *lab.Node) ([]lab.Task, error) {
 		}
 	}
 	return found, err
+}
+
+// atMostOne says what is wrong when more than one node runs the guest's CPUs.
+func (m *mover) atMostOne() error {
+	running := 0
+	for _, n := range m.c.Nodes {
+		d, err := n.Domain(m.UUID)
+		if err != nil {
+			return err
+		}
+		if d.State == lab.DomainRunning {
+			running++
+		}
+	}
+	if running > 1 {
+		return errors.New("both nodes run the guest")
+	}
+	return nil
 }

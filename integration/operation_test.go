@@ -27,11 +27,16 @@ func requestID() string {
 	return "e2e-" + strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.FormatInt(requests.Add(1), 10)
 }
 
+// withRequestID makes a call part of a request.
+func withRequestID(ctx context.Context, id string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "debvisor-request-id", id)
+}
+
 // begin asks for a move without waiting for its end, again as long as no replica leads, and gives the operation's id.
 func (m *mover) begin(a *api) string {
 	m.c.t.Helper()
 	ctx := m.c.within(30 * time.Second)
-	asking := metadata.AppendToOutgoingContext(ctx, "debvisor-wait", "none", "debvisor-request-id", requestID())
+	asking := metadata.AppendToOutgoingContext(withRequestID(ctx, requestID()), "debvisor-wait", "none")
 	var id string
 	err := lab.Eventually(ctx, "the operation is taken", func() error {
 		result, err := a.migrations.MigrateVM(asking, m.spec())

@@ -35,11 +35,14 @@ type Agent struct {
 	Domains []*agentv1.Domain
 	// Capacity is reported in the first inventory; nil: 16 CPUs, 64 GiB.
 	Capacity *debvisorv1.NodeCapacity
+	// Outcome is how a task that comes down ends at once; nil: it is taken and
+	// nothing is ever said of it.
+	Outcome func(*agentv1.Task) *agentv1.TaskOutcome
 
 	heartbeats atomic.Int64
 	mu         sync.Mutex
 	welcomes   []Welcome
-	tasks      []Received
+	received   []Received
 }
 
 // Welcome is one leader's answer.
@@ -49,11 +52,11 @@ type Welcome struct {
 	At     time.Time
 }
 
-// Received is one task as it came down, with its sender's term.
+// Received is one message as it came down.
 type Received struct {
-	Server string
-	Term   *agentv1.Term
-	Task   *agentv1.Task
+	Server  string
+	Message *agentv1.LeaderMessage
+	At      time.Time
 }
 
 // Heartbeats is how many heartbeats leaders have acknowledged.
@@ -66,11 +69,12 @@ func (a *Agent) Welcomes() []Welcome {
 	return append([]Welcome(nil), a.welcomes...)
 }
 
-// Tasks are the tasks received so far, oldest first.
-func (a *Agent) Tasks() []Received {
+// Received are the messages received so far, oldest first, without the answers
+// to Hello and to heartbeats.
+func (a *Agent) Received() []Received {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return append([]Received(nil), a.tasks...)
+	return append([]Received(nil), a.received...)
 }
 
 // Run keeps a session with whichever server leads, until ctx ends.
@@ -91,30 +95,49 @@ func (a *Agent) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Session keeps one session with one server until it breaks or ctx ends. It
-// gives the leader that the server named, or "".
-func (a *Agent) Session(ctx context.Context, server string) (leader string) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// Hello asks one server for a session and gives its first answer; the session
+// ends with ctx.
+func (a *Agent) Hello(ctx context.Context, server string) (*agentv1.LeaderMessage, error) {
+	conn, stream, err := a.open(ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return stream.Recv()
+}
+
+// open connects to a server and says Hello. A Hello that could not be sent
+// leaves its reason to the stream's Recv.
+func (a *Agent) open(ctx context.Context, server string) (*grpc.ClientConn, agentv1.SessionService_ConnectClient, error) {
 	opts := []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(a.TLS.Clone()))}
 	if a.Dial != nil {
 		opts = append(opts, grpc.WithContextDialer(a.Dial))
 	}
 	conn, err := grpc.NewClient("passthrough:"+server, opts...)
 	if err != nil {
+		return nil, nil, fmt.Errorf("client of %s: %w", server, err)
+	}
+	stream, err := agentv1.NewSessionServiceClient(conn).Connect(ctx)
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil, err
+	}
+	_ = stream.Send(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Hello{Hello: &agentv1.Hello{
+		NodeId: a.Node, JournalId: a.Journal, AgentVersion: "simulated", PeerAddress: "127.0.0.1:1", BootId: "simulated",
+	}}})
+	return conn, stream, nil
+}
+
+// Session keeps one session with one server until it breaks or ctx ends. It
+// gives the leader that the server named, or "".
+func (a *Agent) Session(ctx context.Context, server string) (leader string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, stream, err := a.open(ctx, server)
+	if err != nil {
 		return ""
 	}
 	defer func() { _ = conn.Close() }()
-	stream, err := agentv1.NewSessionServiceClient(conn).Connect(ctx)
-	if err != nil {
-		return ""
-	}
-	err = stream.Send(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Hello{Hello: &agentv1.Hello{
-		NodeId: a.Node, JournalId: a.Journal, AgentVersion: "simulated", PeerAddress: "127.0.0.1:1", BootId: "simulated",
-	}}})
-	if err != nil {
-		return ""
-	}
 	var sending sync.Mutex
 	send := func(m *agentv1.AgentMessage) error {
 		sending.Lock()
@@ -143,12 +166,30 @@ func (a *Agent) Session(ctx context.Context, server string) (leader string) {
 			beats.Go(func() { _ = a.beat(ctx, interval, send) })
 		case *agentv1.LeaderMessage_HeartbeatAck:
 			a.heartbeats.Add(1)
-		case *agentv1.LeaderMessage_Task:
-			a.mu.Lock()
-			a.tasks = append(a.tasks, Received{Server: server, Term: m.GetTerm(), Task: k.Task})
-			a.mu.Unlock()
+		default:
+			a.note(server, m)
+			if t := m.GetTask(); t != nil && a.Outcome != nil {
+				if err := send(ended(t, a.Outcome(t))); err != nil {
+					return ""
+				}
+			}
 		}
 	}
+}
+
+func (a *Agent) note(server string, m *agentv1.LeaderMessage) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.received = append(a.received, Received{Server: server, Message: m, At: time.Now()})
+}
+
+// ended is the report of a task's end.
+func ended(t *agentv1.Task, o *agentv1.TaskOutcome) *agentv1.AgentMessage {
+	state := agentv1.TaskState_TASK_STATE_FAILED
+	if o.GetErrorCode() == "" {
+		state = agentv1.TaskState_TASK_STATE_SUCCEEDED
+	}
+	return &agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Report{Report: &agentv1.TaskReport{TaskId: t.GetId(), State: state, Outcome: o}}}
 }
 
 // beat sends the inventory, then heartbeats, until ctx ends.
