@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -216,8 +217,10 @@ func (c *Collector) isDown() error {
 func (c *Collector) setDown(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.down == nil {
+	if c.down == nil || errors.Is(c.down, errNotAsked) {
 		c.cfg.Log.Error("libvirt does not answer", "error", err)
+	}
+	if c.down == nil {
 		c.news.down = true
 		c.ring()
 	}

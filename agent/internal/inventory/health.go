@@ -3,6 +3,7 @@ package inventory
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -36,7 +37,7 @@ func (c *Collector) Health(rtt time.Duration) *debvisorv1.Health {
 	if err := c.isDown(); errors.Is(err, errNotAsked) {
 		problem(warn, "%s", err)
 	} else if err != nil {
-		problem(bad, "libvirt does not answer: %s", err)
+		problem(bad, "libvirt does not answer: %s", strings.TrimPrefix(err.Error(), "libvirt does not answer: "))
 	}
 	if load, cpus, err := c.loadPerCPU(); err != nil {
 		problem(warn, "%s", err)

@@ -53,7 +53,7 @@ const (
 	// welcomeTimeout is how long a replica may take to answer Hello.
 	welcomeTimeout = 5 * time.Second
 	minRetry       = 200 * time.Millisecond
-	maxRetry       = 2 * time.Second
+	maxRetry       = time.Second
 	refusedRetry   = 5 * time.Second
 )
 
@@ -82,6 +82,7 @@ func (s *Session) Servers() []string { return s.servers.all() }
 func (s *Session) Run(ctx context.Context) error {
 	defer s.conns.closeExcept("")
 	wait := minRetry
+	var quiet quiet
 	for ctx.Err() == nil {
 		address := s.servers.next()
 		welcomed, err := s.attempt(ctx, address)
@@ -98,14 +99,34 @@ func (s *Session) Run(ctx context.Context) error {
 		case errdefs.Is(err, errdefs.AlreadyExists), errdefs.Is(err, errdefs.PermissionDenied):
 			s.cfg.Log.Error("session refused", "replica", address, "error", err)
 			wait = refusedRetry
-		case elsewhere == nil:
-			s.cfg.Log.Warn("no session", "replica", address, "error", err)
+		default:
+			quiet.say(s.cfg.Log, address, err)
 		}
 		s.servers.failed(address)
 		pause(ctx, jittered(wait, 0.5))
 		wait = min(wait*8/5, maxRetry)
 	}
 	return nil
+}
+
+// quietFor is how long a reason that was told is not told again.
+const quietFor = 30 * time.Second
+
+// quiet tells each reason for having no session once in a while: replicas are
+// asked every second.
+type quiet struct {
+	reason string
+	until  time.Time
+}
+
+func (q *quiet) say(log hclog.Logger, replica string, err error) {
+	level := hclog.Warn
+	if now := time.Now(); err.Error() == q.reason && now.Before(q.until) {
+		level = hclog.Debug
+	} else {
+		q.reason, q.until = err.Error(), now.Add(quietFor)
+	}
+	log.Log(level, "no session", "replica", replica, "error", err)
 }
 
 // pause waits, or until ctx ends.

@@ -119,7 +119,8 @@ func (i *Inventory) Heartbeat(id string, h *debvisorv1.Health) {
 		return
 	}
 	n.hear(time.Now(), i.cfg.Log)
-	if h.GetOverall() != n.health.GetOverall() || len(h.GetProblems()) != len(n.health.GetProblems()) {
+	if h.GetOverall() != n.health.GetOverall() || len(h.GetProblems()) != len(n.health.GetProblems()) ||
+		n.health.GetNetRttMs() == 0 && h.GetNetRttMs() > 0 { // not known before
 		n.urgent = true
 	}
 	n.health, n.dirty = h, true
