@@ -40,7 +40,8 @@ func (r *Replica) Audit() string { return r.lab.log(r.Name + "-audit") }
 
 // Init makes a cluster with this replica as the first.
 func (r *Replica) Init(ctx context.Context) error {
-	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", ClusterName, "--host", r.Addr)
+	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", ClusterName, "--name", r.Name, "--host", r.Addr,
+		"--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
 	return err
 }
 
@@ -51,7 +52,7 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 		return err
 	}
 	_, err = r.Run(ctx, r.lab.Program("debvisor-rpcd"), "join", "--server", other.Callers(), "--token", token,
-		"--data-dir", r.Data, "--host", r.Addr, "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
+		"--data-dir", r.Data, "--name", r.Name, "--host", r.Addr, "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
 	return err
 }
 
