@@ -76,7 +76,10 @@ func (e *Embedded) MemberID() uint64 { return uint64(e.etcd.Server.MemberID()) }
 func (e *Embedded) Run(ctx context.Context) error {
 	defer e.Close()
 	select {
-	case err := <-e.etcd.Err():
+	case err, open := <-e.etcd.Err():
+		if !open {
+			return errors.New("etcd was closed")
+		}
 		return fmt.Errorf("etcd has failed: %w", err)
 	case <-e.etcd.Server.StopNotify():
 		return errors.New("etcd has stopped: the member was removed from the cluster, or its disk failed")

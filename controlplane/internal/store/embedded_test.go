@@ -85,6 +85,36 @@ func TestThreeMembersSurviveTheLossOfOne(t *testing.T) {
 	}
 }
 
+func TestALeadersMemberDoesNotLeadEtcd(t *testing.T) {
+	t.Parallel()
+	ctx, members := deadline(t), storetest.StartAll(t, storetest.Configs(t, 3))
+	raftLeader := func() uint64 {
+		resp, err := members[0].Client().Status(ctx, members[0].Client().Endpoints()[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Leader
+	}
+	var busy *store.Embedded
+	poll(t, "a member leads etcd", func() bool {
+		for _, m := range members {
+			if m.MemberID() == raftLeader() {
+				busy = m
+			}
+		}
+		return busy != nil
+	})
+	running, stop := context.WithCancel(ctx)
+	stopped := make(chan error, 1)
+	go func() { stopped <- busy.StayRaftFollower(running) }()
+	poll(t, "another member leads etcd", func() bool { l := raftLeader(); return l != 0 && l != busy.MemberID() })
+	stop()
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	commit(ctx, t, store.New(busy.Client()), store.Change{Puts: []store.Put{store.PutString("k", "v")}})
+}
+
 func TestViewOfAMemberWithoutQuorumIsStale(t *testing.T) {
 	t.Parallel()
 	members := storetest.StartAll(t, storetest.Configs(t, 3))
