@@ -13,7 +13,7 @@ import (
 
 // execute runs one task to its end, or until ctx ends or the journal breaks.
 func (w *Worker) execute(ctx context.Context, id string) {
-	// gofail: var workerAfterAccepted struct{}
+	accepted(w.get(id).kind())
 	resumed := w.get(id).began
 	e, err := w.change(id, func(e *entry) { e.state, e.began = task.Running, true })
 	if err != nil {
@@ -26,7 +26,7 @@ func (w *Worker) execute(ctx context.Context, id string) {
 		w.log.Info("task left for the agent's next start", "task", id)
 		return
 	}
-	// gofail: var workerBeforeOutcome struct{}
+	ended(e.kind())
 	w.end(id, outcome)
 }
 

@@ -132,7 +132,6 @@ func (l *leader) writeReports(ctx context.Context) error {
 func (l *leader) writeSome(ctx context.Context) (again bool, err error) {
 	snapshot := l.cfg.View.Current()
 	taken := l.takeUpdates()
-	accepted(taken)
 	change := store.Change{Fence: l.lead.Fence}
 	for id, u := range taken {
 		next, at := apply(snapshot, id, u)
@@ -159,16 +158,6 @@ func (l *leader) writeSome(ctx context.Context) (again bool, err error) {
 	}
 	l.acknowledge(taken)
 	return len(taken) == reportsPerWrite, nil
-}
-
-// accepted is where a leader may die that has heard ACCEPTED and not written it.
-func accepted(taken map[string]*update) {
-	for _, u := range taken {
-		if u.report.GetState() == task.Accepted {
-			// gofail: var leaderAfterAccepted struct{}
-			return
-		}
-	}
 }
 
 func (l *leader) takeUpdates() map[string]*update {
