@@ -38,7 +38,7 @@ const clusterName = "testing"
 // replica is a replica's front door over a real etcd and TLS, with the parts
 // behind it left out.
 type replica struct {
-	t       *testing.T
+	t       testing.TB
 	ca      *certs.Authority
 	dir     string
 	client  *clientv3.Client
@@ -82,7 +82,7 @@ func background(t testing.TB, run func(context.Context) error) {
 	})
 }
 
-func start(t *testing.T, perMinute int) *replica {
+func start(t testing.TB, perMinute int) *replica {
 	t.Helper()
 	ca, err := certs.NewAuthority("test", time.Now())
 	if err != nil {
@@ -232,7 +232,7 @@ func (r *replica) lead() {
 	r.put(store.PutProto(store.ElectionPrefix()+"/1", &storev1.Leader{Name: "r1"}))
 }
 
-func encode(t *testing.T, m proto.Message) []byte {
+func encode(t testing.TB, m proto.Message) []byte {
 	t.Helper()
 	b, err := proto.Marshal(m)
 	if err != nil {
@@ -296,7 +296,7 @@ func (r *replica) events(kind string, n int) []map[string]any {
 }
 
 // serialOf gives the serial number of the certificate in a file.
-func serialOf(t *testing.T, path string) string {
+func serialOf(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -1,7 +1,7 @@
 package api_test
 
 import (
-	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -110,24 +110,24 @@ func TestMigrateVM(t *testing.T) {
 		err    error
 	}
 	// run asks for a migration, lets it end as finish says, and gives the answer.
-	run := func(ctx context.Context, s *debvisorv1.VMMigrateSpec, finish func(*storev1.Operation)) end {
+	run := func(id string, s *debvisorv1.VMMigrateSpec, finish func(*storev1.Operation)) end {
 		t.Helper()
 		answered := make(chan end, 1)
 		go func() {
-			result, err := migrations.MigrateVM(ctx, s)
+			result, err := migrations.MigrateVM(withRequestID(t.Context(), id), s)
 			answered <- end{result, err}
 		}()
 		eventually(t, func() error {
 			active := r.view.Current().ActiveOperations()
 			if len(active) == 0 {
-				return context.DeadlineExceeded
+				return errors.New("no operation was submitted")
 			}
 			r.end(active[0].Value.GetId(), finish)
 			return nil
 		})
 		return <-answered
 	}
-	done := run(withRequestID(t.Context(), "one"), spec("web", "a", ""), func(op *storev1.Operation) {
+	done := run("one", spec("web", "a", ""), func(op *storev1.Operation) {
 		move := op.GetMigrate()
 		if op.GetKind() != "migrate" || op.GetPrincipal() != "operator" || move.GetVmUuid() != web || move.GetSource() != "a" || move.GetTarget() != "" {
 			t.Errorf("submitted as %v", op)
@@ -157,7 +157,7 @@ func TestMigrateVM(t *testing.T) {
 		}, errdefs.FailedPrecondition},
 		"cancelled": {func(op *storev1.Operation) { op.State = task.OpCancelled }, errdefs.Aborted},
 	} {
-		e := errdefs.FromStatus(run(t.Context(), spec("web", "", "b"), c.finish).err)
+		e := errdefs.FromStatus(run(name, spec("web", "", "b"), c.finish).err)
 		if e == nil || e.Kind != c.kind || e.Context["operation"] == "" {
 			t.Errorf("%s: %+v", name, e)
 		}
@@ -274,8 +274,14 @@ func TestFollowAndCancelOverTheWire(t *testing.T) {
 		t.Errorf("%v, %v", list, err)
 	}
 	for name, call := range map[string]func() error{
-		"get":    func() error { _, err := ops.GetOperation(t.Context(), &debvisorv1.OperationRef{Id: "op-x"}); return err },
-		"cancel": func() error { _, err := ops.CancelOperation(t.Context(), &debvisorv1.OperationRef{Id: "op-x"}); return err },
+		"get": func() error {
+			_, err := ops.GetOperation(t.Context(), &debvisorv1.OperationRef{Id: "op-x"})
+			return err
+		},
+		"cancel": func() error {
+			_, err := ops.CancelOperation(t.Context(), &debvisorv1.OperationRef{Id: "op-x"})
+			return err
+		},
 		"watch": func() error {
 			w, err := ops.WatchOperation(t.Context(), &debvisorv1.OperationRef{Id: "op-x"})
 			if err == nil {

@@ -21,6 +21,8 @@ const (
 	flushEvery = 200 * time.Millisecond
 	// flushAt is how many bytes waiting are written at once.
 	flushAt = 64 << 10
+	// maxSpare is how much memory is kept for the next lines, bytes.
+	maxSpare = 1 << 20
 	// maxBacklog is how many bytes may wait while the file cannot be written;
 	// lines beyond it are lost, and the log says how many.
 	maxBacklog = 8 << 20
@@ -41,8 +43,10 @@ type Log struct {
 	log  hclog.Logger
 	wake chan struct{}
 
-	mu     sync.Mutex
-	next   *batch
+	mu   sync.Mutex
+	next *batch
+	// spare is the memory of the batch before, for the one after.
+	spare  []byte
 	ended  bool
 	failed error
 	lost   int
@@ -164,6 +168,7 @@ func (l *Log) flush() {
 		return
 	}
 	l.next = newBatch()
+	l.next.lines, l.spare = l.spare, nil
 	lost := l.lost
 	l.lost = 0
 	l.mu.Unlock()
@@ -173,15 +178,18 @@ func (l *Log) flush() {
 		err = l.file.Sync()
 	}
 	b.err = err
-	l.settle(b.lines[n:], err, lost)
+	l.settle(b.lines, n, err, lost)
 	close(b.done)
 }
 
-func (l *Log) settle(rest []byte, err error, lost int) {
+// settle keeps the lines that were not written, or the memory of those that were.
+func (l *Log) settle(lines []byte, written int, err error, lost int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(rest) > 0 {
+	if rest := lines[written:]; len(rest) > 0 {
 		l.next.lines = append(rest, l.next.lines...)
+	} else if cap(lines) <= maxSpare {
+		l.spare = lines[:0]
 	}
 	if lost > 0 {
 		l.log.Error("audit events were lost while the log could not be written", "events", lost)
