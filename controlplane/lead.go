@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
@@ -25,8 +24,8 @@ type led struct {
 	ops      *operations.Operations
 	view     *store.View
 	store    *store.Store
-	// etcd is the embedded cluster's membership; nil with an outside one.
-	etcd clientv3.Cluster
+	// etcd is the embedded one; nil with an outside one.
+	etcd *store.Embedded
 	log  hclog.Logger
 }
 
@@ -38,7 +37,8 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	d.log.Info("this replica leads", "term", l.Term)
 	var group run.Group
 	if d.etcd != nil {
-		group.Add("promotion of joiners", members.Promoter{Etcd: d.etcd, Log: d.log.Named("members")}.Run)
+		group.Add("etcd's own leader", d.etcd.StayRaftFollower)
+		group.Add("promotion of joiners", members.Promoter{Etcd: d.etcd.Client(), Log: d.log.Named("members")}.Run)
 	}
 	sweeper := enroll.Sweeper{View: d.view, Store: d.store, Fence: l.Fence, Log: d.log.Named("enroll")}
 	group.Add("tokens", sweeper.Run)

@@ -63,10 +63,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
 	})
 	r.led = &led{
-		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, log: log.Named("leader"),
-	}
-	if r.inside {
-		r.led.etcd = r.client
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{
@@ -77,7 +74,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Member: r.member, Log: log.Named("members"),
 		Tokens: &enroll.Ledger{View: r.view, Store: r.store, Log: log.Named("enroll")},
 	}
-	if r.inside {
+	if r.embedded != nil {
 		door.Etcd = r.client
 	}
 	check, err := api.NewValidator()

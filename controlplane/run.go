@@ -23,16 +23,17 @@ type replica struct {
 	cfg    Config
 	member *members.Member
 	// own is what this replica uses towards callers: its own or the configured.
-	own     *certs.Reloader
-	client  *clientv3.Client
-	inside  bool // etcd runs in this process
-	store   *store.Store
-	view    *store.View
-	ops     *operations.Operations
-	audit   *audit.Log
-	callers *listener
-	agents  *listener
-	led     *led
+	own    *certs.Reloader
+	client *clientv3.Client
+	// embedded is the etcd in this process; nil with an outside one.
+	embedded *store.Embedded
+	store    *store.Store
+	view     *store.View
+	ops      *operations.Operations
+	audit    *audit.Log
+	callers  *listener
+	agents   *listener
+	led      *led
 }
 
 // Run runs a replica until ctx ends. It stops in the reverse order of its
@@ -126,7 +127,7 @@ func (r *replica) openEtcd(ctx context.Context, group *run.Group) error {
 	if err != nil {
 		return err
 	}
-	r.client, r.inside = embedded.Client(), true
+	r.client, r.embedded = embedded.Client(), embedded
 	group.Add("etcd", embedded.Run)
 	return nil
 }
