@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
@@ -68,6 +69,9 @@ func serverOptions(cfg ServerConfig) []grpc.ServerOption {
 		grpc.UnaryInterceptor(cfg.Unary),
 		grpc.StreamInterceptor(cfg.Stream),
 		grpc.WaitForHandlers(true),
+		// Handlers that need a deep stack find one already grown; when all
+		// workers are busy, calls get a goroutine of their own as ever.
+		grpc.NumStreamWorkers(uint32(runtime.NumCPU())),
 	}
 }
 
