@@ -9,6 +9,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/task"
 )
@@ -246,6 +247,32 @@ func TestAReplacedLeaderWritesNothing(t *testing.T) {
 	if task.TermOf(m.GetTerm()) != next.Term {
 		t.Errorf("the next leader's term is %v", m.GetTerm())
 	}
+}
+
+func TestInventoryThatComesFirst(t *testing.T) {
+	r := newReplica(t)
+	r.lead(t)
+	a := r.dial(t, "node-1", hello("node-1", "j1"))
+	a.await(t, "Welcome", func(m *agentv1.LeaderMessage) bool { return m.GetWelcome() != nil })
+	a.say(t, &agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Inventory{Inventory: &agentv1.Inventory{
+		Seq: 1, Complete: true, Domains: []*agentv1.Domain{{Uuid: "v", Name: "web", State: debvisorv1.VMState_VM_STATE_RUNNING}},
+	}}})
+	r.eventually(t, "the VM's record", func() bool {
+		vm := r.view.Current().VMs["v"].Value
+		return vm.GetNode() == "node-1" && vm.GetGeneration() == 1 && vm.GetName() == "web" && len(vm.GetDomain()) > 0
+	})
+	r.eventually(t, "the node's list", func() bool {
+		return len(r.view.Current().Statuses["node-1"].Value.GetDomains()) == 1
+	})
+	a.say(t, &agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Inventory{Inventory: &agentv1.Inventory{Seq: 2, Gone: []string{"v"}}}})
+	b := r.session(t, "node-2", "j2")
+	b.say(t, &agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Inventory{Inventory: &agentv1.Inventory{
+		Seq: 1, Complete: true, Domains: []*agentv1.Domain{{Uuid: "v", Name: "web", State: debvisorv1.VMState_VM_STATE_RUNNING}},
+	}}})
+	r.eventually(t, "the VM adopted", func() bool {
+		vm := r.view.Current().VMs["v"].Value
+		return vm.GetNode() == "node-2" && vm.GetGeneration() == 2
+	})
 }
 
 func TestManyHeartbeatsCostNoWrites(t *testing.T) {

@@ -63,6 +63,7 @@ func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, 
 func (s *session) serve(ctx context.Context, st stream) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.leader.cfg.Inventory.Greet(s.node, s.hello.GetBootId())
 	s.push(&agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_Welcome{Welcome: &agentv1.Welcome{
 		Leader:              s.leader.cfg.Replica,
 		HeartbeatIntervalMs: uint32(s.leader.cfg.Interval / time.Millisecond),
@@ -119,6 +120,9 @@ func (s *session) receive(ctx context.Context, st stream) {
 			}
 			s.stop(err)
 			return
+		}
+		if s.isStopped() {
+			return // a newer session may have told more by now
 		}
 		s.hear(ctx)
 		switch k := m.GetKind().(type) {
@@ -202,6 +206,15 @@ func (s *session) takeOutbox() []*agentv1.LeaderMessage {
 	out := s.outbox
 	s.outbox = nil
 	return out
+}
+
+func (s *session) isStopped() bool {
+	select {
+	case <-s.stopped:
+		return true
+	default:
+		return false
+	}
 }
 
 // stop ends the session; the first reason counts.

@@ -68,6 +68,23 @@ func errNotLeading() error {
 	return errdefs.New(errdefs.Unavailable, "NOT_LEADER", "this replica does not lead").WithRetry(time.Second)
 }
 
+// Greet notes that a node's agent is there, before anything that it reports:
+// of a host that was restarted, what ran there is known no more.
+func (i *Inventory) Greet(id, bootID string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n := i.node(id)
+	if n == nil {
+		return
+	}
+	n.hear(time.Now(), i.cfg.Log)
+	if n.facts.BootID != bootID {
+		n.forgetDomains()
+		n.facts.BootID, i.moved = bootID, true
+	}
+	i.ring()
+}
+
 // Open notes that a node's agent has a session, and gives the revision at which
 // etcd has it: a fenced write, so that whoever gets it did lead then.
 func (i *Inventory) Open(ctx context.Context, id string, f Facts) (revision int64, err error) {
@@ -79,10 +96,6 @@ func (i *Inventory) Open(ctx context.Context, id string, f Facts) (revision int6
 		return 0, errNotLeading()
 	}
 	n.hear(time.Now(), i.cfg.Log)
-	if n.facts.BootID != f.BootID {
-		n.forgetDomains() // the host was restarted: what ran there runs no more
-		i.moved = true
-	}
 	n.facts, n.urgent = f, true
 	i.waiters = append(i.waiters, written)
 	i.mu.Unlock()

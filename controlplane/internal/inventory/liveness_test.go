@@ -13,7 +13,6 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
-	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
@@ -153,7 +152,6 @@ func TestOpenWaitsForItsWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i, c := leading(t, cluster.Empty())
 		stop := i.keep(t)
-		i.Report("n", &agentv1.Inventory{Complete: true, Domains: []*agentv1.Domain{{Uuid: "v"}}})
 		revision, err := i.Open(t.Context(), "n", Facts{JournalID: "j", BootID: "b"})
 		if err != nil || revision != c.txns.Load()+1 || c.puts.Load() == 0 {
 			t.Errorf("Open: revision %d, %v, after %d writes", revision, err, c.puts.Load())

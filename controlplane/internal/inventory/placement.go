@@ -18,6 +18,10 @@ import (
 // nobody reports, are waited upon: the nodes' reports do not arrive together.
 const settleTime = 3 * time.Second
 
+// confirmTime is how much later than a contradiction a node must have been
+// heard, still without taking its word back, for the contradiction to count.
+const confirmTime = 2 * time.Second
+
 // vmChange is what is to become of one VM's record.
 type vmChange struct {
 	vm      *storev1.VM // nil: deleted
@@ -185,17 +189,31 @@ func (p *placer) conflict(uuid string, standing []string) []string {
 	for _, id := range p.ids {
 		d, ok := p.claim(id, uuid)
 		runs := ok && d.GetState() == debvisorv1.VMState_VM_STATE_RUNNING
-		unheard := !p.nodes[id].known || !p.nodes[id].reachable()
-		if runs || unheard && slices.Contains(standing, id) {
+		stands := slices.Contains(standing, id)
+		if silent := p.silent(id); runs && !silent || stands && (runs || silent) {
 			nodes = append(nodes, id)
 		}
 	}
-	settled := p.holds("conflict", uuid, len(nodes) > 1 && len(standing) == 0)
-	if len(nodes) > 1 && (settled || len(standing) > 0) {
-		p.holds("conflict", uuid, false)
+	if len(standing) > 0 && len(nodes) > 1 {
 		return nodes
 	}
-	return nil
+	first := p.since["conflict/"+uuid]
+	if !p.holds("conflict", uuid, len(standing) == 0 && len(nodes) > 1) {
+		return nil
+	}
+	for _, id := range nodes {
+		if p.nodes[id].heard.Before(first.Add(confirmTime)) {
+			return nil // its word may be from before the other's
+		}
+	}
+	p.holds("conflict", uuid, false)
+	return nodes
+}
+
+// silent tells whether a node cannot take its word about its VMs back now.
+func (p *placer) silent(id string) bool {
+	n := p.nodes[id]
+	return !n.known || !n.reachable() || n.libvirtDown
 }
 
 // describe takes over what the placement's node reports.

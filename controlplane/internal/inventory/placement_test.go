@@ -17,7 +17,7 @@ import (
 // world is one VM "v" in a tiny notation. record is "node generation
 // [conflicting,nodes]", or empty: no record. Each node is its liveness and what
 // it reports of the VM: "R" running, "S" shut off, "P" paused, "I" incoming,
-// "-" nothing, "?" not told to this leader; "!" in front: not heard, "~": its
+// "-" nothing, "?" not told to this leader; "=" in front: not heard since, "!": not heard at all, "~": its
 // libvirt is down; "?v": the record of the node lists the VM.
 type world struct {
 	record string
@@ -44,7 +44,10 @@ func (w world) placer(t *testing.T, now time.Time, since map[string]time.Time) *
 	}
 	p := &placer{snapshot: d.Snapshot(1), nodes: map[string]*node{}, now: now, since: since}
 	for id, text := range w.nodes {
-		n := &node{id: id, liveness: online, known: true, domains: map[string]domain{}}
+		n := &node{id: id, liveness: online, known: true, domains: map[string]domain{}, heard: now}
+		if rest, ok := strings.CutPrefix(text, "="); ok {
+			n.heard, text = now.Add(-settleTime), rest
+		}
 		if rest, ok := strings.CutPrefix(text, "!"); ok {
 			n.liveness, text = unreachable, rest
 		}
@@ -118,6 +121,9 @@ func TestPlacement(t *testing.T) {
 		{"running twice while an operation is at work", world{"a 3", map[string]string{"a": "R", "b": "R"}, true}, "same", "a 3 a,b"},
 		{"running twice, neither at home", world{"a 3", map[string]string{"a": "-", "b": "R", "c": "R"}, false}, "same", "a 3 b,c"},
 		{"the other's word is old", world{"a 3", map[string]string{"a": "R", "b": "!R"}, false}, "a 3", "a 3"},
+		{"the other has not been heard since", world{"a 3", map[string]string{"a": "R", "b": "=R"}, false}, "a 3", "a 3"},
+		{"the other's libvirt is down", world{"a 3", map[string]string{"a": "R", "b": "~R"}, false}, "a 3", "a 3"},
+		{"a conflict stands while a libvirt is down", world{"a 3 a,b", map[string]string{"a": "R", "b": "~R"}, false}, "a 3 a,b", "a 3 a,b"},
 		{"a conflict stands while one is not heard", world{"a 3 a,b", map[string]string{"a": "R", "b": "!R"}, false}, "a 3 a,b", "a 3 a,b"},
 		{"a conflict stands until the new leader was told", world{"a 3 a,b", map[string]string{"a": "?", "b": "?"}, false}, "same", "same"},
 		{"a conflict over", world{"a 3 a,b", map[string]string{"a": "R", "b": "S"}, false}, "a 3", "a 3"},
