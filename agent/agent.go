@@ -14,7 +14,9 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/enroll"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
+	"github.com/debvisor/debvisor/agent/internal/migration"
 	"github.com/debvisor/debvisor/agent/internal/session"
+	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/shared/rpc"
@@ -43,7 +45,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer others.server.Stop()
 	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
-	work, err := worker.Open(worker.Config{Path: filepath.Join(cfg.DataDir, "journal.db"), Log: cfg.Log.Named("worker")})
+	moves, err := newMigration(cfg, record, reloader, hv, others)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, moves.Close()) }()
+	work, err := worker.Open(worker.Config{Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: moves.Kinds(), Log: cfg.Log.Named("worker")})
 	if err != nil {
 		return err
 	}
@@ -73,6 +80,29 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // tellLeader shows in systemctl status whom the agent listens to.
 func tellLeader(leader string) {
 	_, _ = daemon.SdNotify(false, "STATUS=session with leader "+leader)
+}
+
+// newMigration makes the kinds of tasks that move VMs and has their side told
+// to other agents.
+func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, others *peers) (*migration.Migration, error) {
+	ports, err := parsePortRange(cfg.TunnelListen)
+	if err != nil {
+		return nil, err
+	}
+	if ip := net.ParseIP(ports.host); ports.host == "" || ip != nil && ip.IsUnspecified() {
+		// What is told to sources must be an address; the peers' is a good one.
+		if ports.host, _, err = net.SplitHostPort(others.address); err != nil {
+			return nil, err
+		}
+	}
+	m := migration.New(migration.Config{
+		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv,
+		Tunnels:      &tunnel.Tunnels{Log: cfg.Log.Named("tunnel")},
+		Certificates: reloader, Files: enroll.Home{Dir: cfg.DataDir}.Files(),
+		TunnelHost: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("migration"),
+	})
+	m.Register(others.server)
+	return m, nil
 }
 
 // keepValid renews the certificate, first of all one that has expired. What
