@@ -22,7 +22,8 @@ type LogConfig struct {
 	File string
 }
 
-// NewLogger makes a daemon's root logger. The returned closer closes its file.
+// NewLogger makes a daemon's root logger. The returned closer closes its file,
+// and leaves standard error open: the program's last words go there.
 func NewLogger(cfg LogConfig) (hclog.Logger, io.Closer, error) {
 	level := hclog.Info
 	if cfg.Level != "" {
@@ -31,7 +32,7 @@ func NewLogger(cfg LogConfig) (hclog.Logger, io.Closer, error) {
 			return nil, nil, errdefs.Field("log level", cfg.Level, "trace, debug, info, warn or error")
 		}
 	}
-	out := os.Stderr
+	var out io.WriteCloser = keptOpen{os.Stderr}
 	if cfg.File != "" {
 		f, err := os.OpenFile(cfg.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
 		if err != nil {
@@ -42,3 +43,8 @@ func NewLogger(cfg LogConfig) (hclog.Logger, io.Closer, error) {
 	logger := hclog.New(&hclog.LoggerOptions{Name: cfg.Name, Level: level, Output: out, TimeFormat: "2006-01-02T15:04:05.000Z07:00"})
 	return logger, out, nil
 }
+
+// keptOpen is a file whose Close leaves it open.
+type keptOpen struct{ *os.File }
+
+func (keptOpen) Close() error { return nil }
