@@ -133,6 +133,7 @@ func listenForPeers(ctx context.Context, cfg Config, record enroll.Record, reloa
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
+	//nolint:contextcheck // each call brings its own context
 	server, err := rpc.NewServer(rpc.ServerConfig{TLS: reloader.PeersServer(record.Cluster), Log: cfg.Log.Named("peers")})
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
