@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
@@ -19,6 +20,9 @@ type migrationService struct {
 	view       *store.View
 	operations *operations.Operations
 }
+
+// reportWait is how long a node may take to report that a domain is gone.
+const reportWait = 2 * time.Second
 
 // move is what both calls say of a migration.
 type move interface {
@@ -111,13 +115,8 @@ func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateS
 	if op, err := s.operations.Repeated(spec); op != nil || err != nil {
 		return op.GetId(), err
 	}
-	snapshot := s.view.Current()
-	result, err := plan(snapshot, req)
+	result, err := s.judge(ctx, req)
 	if err != nil {
-		return "", err
-	}
-	// Whoever holds the VM is what the caller should hear of first.
-	if err := operations.InUse(snapshot, vmResource(result.VM)); err != nil {
 		return "", err
 	}
 	if !result.Allowed {
@@ -129,6 +128,35 @@ func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateS
 		Target: req.GetTarget().GetNodeId().GetId(), AllowDowntime: req.GetAllowDowntime(),
 	}
 	return s.operations.Submit(ctx, spec)
+}
+
+// judge plans the move. Aborted, naming it, where another operation holds the
+// VM: that is what the caller should hear of first. A node from which the VM
+// has just moved away is given time to say that it has let go of it.
+func (s *migrationService) judge(ctx context.Context, req *debvisorv1.VMMigrateSpec) (planner.Result, error) {
+	settled := time.NewTimer(reportWait)
+	defer settled.Stop()
+	for {
+		changed := s.view.Changed()
+		snapshot := s.view.Current()
+		result, err := plan(snapshot, req)
+		if err != nil {
+			return result, err
+		}
+		if err := operations.InUse(snapshot, vmResource(result.VM)); err != nil {
+			return result, err
+		}
+		if !result.Only(planner.UUIDClash) {
+			return result, nil
+		}
+		select {
+		case <-changed:
+		case <-settled.C:
+			return result, nil
+		case <-ctx.Done():
+			return result, ctx.Err()
+		}
+	}
 }
 
 // FailoverVM is not built yet.

@@ -334,3 +334,31 @@ func TestVMs(t *testing.T) {
 		t.Errorf("%v, %v", cluster, err)
 	}
 }
+
+// TestBackAtOnce moves a VM to where its last copy has not been reported gone.
+func TestBackAtOnce(t *testing.T) {
+	r := startCluster(t)
+	has := func(domains ...string) {
+		r.node("b", func(_ *storev1.Node, s *storev1.NodeStatus) { s.Domains = domains })
+	}
+	has(web)
+	migrations := debvisorv1.NewMigrationServiceClient(r.principal("operator"))
+	noWait := metadata.AppendToOutgoingContext(t.Context(), "debvisor-wait", "none")
+	if _, err := migrations.MigrateVM(noWait, spec("web", "", "b")); code(err) != "MIGRATION_NOT_ALLOWED" || !strings.Contains(err.Error(), "is defined there") {
+		t.Errorf("a copy that stays: %v", err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := migrations.MigrateVM(noWait, spec("web", "", "b"))
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("answered before the copy is gone: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	has()
+	if err := <-answered; err != nil {
+		t.Errorf("a copy that goes: %v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
 // leastOverhead is what QEMU takes at least besides the guest's memory: its own
@@ -16,6 +17,19 @@ const leastOverhead = 256 << 20
 // dirty bitmaps grow with the guest.
 func Need(memory uint64) uint64 {
 	return memory + max(leastOverhead, memory/32)
+}
+
+// placed gives the memory of the active VMs whose placement is the node, bytes.
+func placed(s *cluster.Snapshot, node string) uint64 {
+	var sum uint64
+	for _, vm := range s.VMsOn(node) {
+		switch domain := newGuest(vm.Value).domain; domain.GetState() {
+		case debvisorv1.VMState_VM_STATE_SHUTOFF, debvisorv1.VMState_VM_STATE_CRASHED:
+		default:
+			sum += domain.GetMemoryBytes()
+		}
+	}
+	return sum
 }
 
 // reservations gives the memory that each node will still need, bytes, for

@@ -38,7 +38,7 @@ func judge(s *cluster.Snapshot, id string, vm guest, reserved uint64) Verdict {
 	if id != vm.node {
 		clashes(s, id, vm, no)
 	}
-	room, known := roomOn(status)
+	room, known := roomOn(s, id)
 	switch need := Need(vm.domain.GetMemoryBytes()); {
 	case !known:
 		no(CapacityUnknown, "its capacity is not known yet")
@@ -76,16 +76,19 @@ type room struct {
 	idle float64
 }
 
-// roomOn reads a node's room from its status. Free is what its kernel can give
-// without swapping, and not more than what is left when every running VM uses
-// all it may.
-func roomOn(status *storev1.NodeStatus) (room, bool) {
+// roomOn reads a node's room. Free is what its kernel could give without
+// swapping when it was last asked, and not more than what is left when every
+// running VM uses all it may: those that the node reported, or those placed
+// there since, whichever are more.
+func roomOn(s *cluster.Snapshot, id string) (room, bool) {
+	status := s.Statuses[id].Value
 	capacity, health := &debvisorv1.NodeCapacity{}, &debvisorv1.Health{}
 	if err := proto.Unmarshal(status.GetCapacity(), capacity); err != nil || capacity.GetMemoryBytes() == 0 {
 		return room{}, false
 	}
 	r := room{total: capacity.GetMemoryBytes(), free: capacity.GetMemoryAvailableBytes(), idle: 0.5}
-	r.free = min(r.free, capacity.GetMemoryBytes()-min(capacity.GetMemoryBytes(), capacity.GetMemoryVmsBytes()))
+	taken := max(capacity.GetMemoryVmsBytes(), placed(s, id))
+	r.free = min(r.free, r.total-min(r.total, taken))
 	if err := proto.Unmarshal(status.GetHealth(), health); err == nil && health.GetNodeId() != nil {
 		r.idle = 1 - min(max(health.GetCpuLoad(), 0), 1)
 	}

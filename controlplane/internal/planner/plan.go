@@ -152,6 +152,19 @@ func (r *Result) Has(code string) bool {
 	})
 }
 
+// Only tells whether nothing but reasons of that code is in the way: of none
+// against the VM, and of those against the target or, where none was asked for,
+// against some node.
+func (r *Result) Only(code string) bool {
+	if r.Allowed || len(r.Reasons) > 0 {
+		return false
+	}
+	other := func(reason Reason) bool { return reason.Code != code }
+	return slices.ContainsFunc(r.Nodes, func(v Verdict) bool {
+		return (r.Target == "" || v.Node == r.Target) && !slices.ContainsFunc(v.Reasons, other)
+	})
+}
+
 func better(a, b Verdict) int {
 	if a.Allowed != b.Allowed {
 		if a.Allowed {

@@ -193,6 +193,7 @@ func TestPlan(t *testing.T) {
 		"memory":             {"node a 16 8\nnode b 16 2.2\nvm w a 2", "w", "no a:ALREADY_THERE b:MEMORY"},
 		"overhead grows":     {"node a 64 8\nnode b 64 32.9\nvm w a 32", "w", "no a:ALREADY_THERE b:MEMORY"},
 		"VMs may use more":   {"node a 16 8\nnode b 16 12 vms=14\nvm w a 2", "w", "no a:ALREADY_THERE b:MEMORY"},
+		"placed since":       {"node a 16 8\nnode b 16 12\nvm w a 2\nvm x b 8\nvm y b 6\nvm z b 9 off", "w", "no a:ALREADY_THERE b:MEMORY"},
 		"promised":           {"node a 16 8\nnode b 16 4\nvm w a 2\nvm x a 2\nop o x b", "w", "no a:ALREADY_THERE b:MEMORY"},
 		"promise kept":       {"node a 16 8\nnode b 16 4\nvm w a 2\nvm x b 2\nop o x b", "w", "a→b a:ALREADY_THERE"},
 		"promise ended":      {"node a 16 8\nnode b 16 4\nvm w a 2\nvm x a 2\nop o x b ended", "w", "a→b a:ALREADY_THERE"},
@@ -253,5 +254,19 @@ func TestRefusalHasTheFigures(t *testing.T) {
 	}
 	if !result.Has(NodeCordoned) || result.Has(Memory) {
 		t.Error("Has looks at other nodes")
+	}
+}
+
+func TestOnly(t *testing.T) {
+	const facts = "node a 16 8\nnode b 16 8 has=w\nnode c 16 8 has=w cordoned\nvm w a 2"
+	for target, want := range map[string]bool{"": true, "b": true, "c": false, "a": false, "z": false} {
+		result := Plan(world(t, facts), Request{VM: "w", Target: target})
+		if got := result.Only(UUIDClash); got != want {
+			t.Errorf("to %q: %v, want %v", target, got, want)
+		}
+	}
+	result := Plan(world(t, facts), Request{VM: "w", Target: "b", Source: "c"})
+	if result.Only(UUIDClash) {
+		t.Error("the VM's own reasons are not looked at")
 	}
 }
