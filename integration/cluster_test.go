@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,7 +51,7 @@ func (s *shared) keepLogs(t *testing.T) {
 		return
 	}
 	dir := filepath.Join("..", "build", "lab-logs", strings.ReplaceAll(t.Name(), "/", "-"))
-	if err := s.lab.SaveLogs(dir); err != nil {
+	if err := errors.Join(os.RemoveAll(dir), s.lab.SaveLogs(dir)); err != nil {
 		t.Error(err)
 		return
 	}

@@ -36,7 +36,8 @@ func Issue(ca *certs.Authority, leaf certs.Leaf, at time.Time) (certPEM, keyPEM 
 	return certPEM, keyPEM, err
 }
 
-// TLSWith is a client configuration towards any replica with a certificate and its key, both in PEM.
+// TLSWith is a client configuration towards any replica with a certificate and its key, both in PEM. It shows the certificate to
+// servers that would not want it, too.
 func (l *Lab) TLSWith(certPEM, keyPEM []byte) (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
@@ -48,7 +49,10 @@ func (l *Lab) TLSWith(certPEM, keyPEM []byte) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS13}, nil
+	show := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	return &tls.Config{
+		Certificates: []tls.Certificate{pair}, GetClientCertificate: show, RootCAs: pool, MinVersion: tls.VersionTLS13,
+	}, nil
 }
 
 // AgentTLS is the client configuration of an agent of the node, as good as the node's own.
