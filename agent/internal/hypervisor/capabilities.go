@@ -2,6 +2,7 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabili
 		if err != nil {
 			return nil, err
 		}
+		h.owner.Store(ownerIn(caps))
 		out := &debvisorv1.NodeCapabilities{
 			HostUuid: caps.Host.UUID, MachineTypes: machines(caps), Kernel: kernel(),
 		}
@@ -42,29 +44,45 @@ func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabili
 	})
 }
 
-// QEMUOwner tells the user and group that QEMU runs as.
+// owner is the user and group that QEMU runs as.
+type owner struct{ uid, gid int }
+
+// QEMUOwner tells the user and group that QEMU runs as, as libvirt last said:
+// with each connection the inventory asks for the capabilities, which take
+// libvirt a second where it looks at its emulators anew.
 func (h *Hypervisor) QEMUOwner(ctx context.Context) (uid, gid int, err error) {
-	type owner struct{ uid, gid int }
+	if known := h.owner.Load(); known != nil {
+		return known.uid, known.gid, nil
+	}
 	o, err := call(ctx, h, "asking who QEMU runs as", func(c *libvirt.Connect) (owner, error) {
 		caps, err := capabilities(c)
 		if err != nil {
 			return owner{}, err
 		}
-		for _, model := range caps.Host.SecModel {
-			if model.Name != "dac" {
-				continue
-			}
-			for _, label := range model.Labels {
-				if m := dacLabel.FindStringSubmatch(label.Value); m != nil {
-					uid, _ := strconv.Atoi(m[1])
-					gid, _ := strconv.Atoi(m[2])
-					return owner{uid, gid}, nil
-				}
-			}
+		if found := ownerIn(caps); found != nil {
+			h.owner.Store(found)
+			return *found, nil
 		}
-		return owner{}, fmt.Errorf("libvirt does not tell: no dac security model")
+		return owner{}, errors.New("libvirt does not tell: no dac security model")
 	})
 	return o.uid, o.gid, err
+}
+
+// ownerIn finds the owner in the capabilities; nil where they do not tell.
+func ownerIn(caps libvirtxml.Caps) *owner {
+	for _, model := range caps.Host.SecModel {
+		if model.Name != "dac" {
+			continue
+		}
+		for _, label := range model.Labels {
+			if m := dacLabel.FindStringSubmatch(label.Value); m != nil {
+				uid, _ := strconv.Atoi(m[1])
+				gid, _ := strconv.Atoi(m[2])
+				return &owner{uid, gid}
+			}
+		}
+	}
+	return nil
 }
 
 var dacLabel = regexp.MustCompile(`^\+(\d+):\+(\d+)$`)

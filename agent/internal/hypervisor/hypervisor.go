@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,6 +41,8 @@ type Hypervisor struct {
 	condemned   []*link
 	subscribers []func(uuid string)
 	up          chan struct{} // closed when a link is made
+
+	owner atomic.Pointer[owner] // as last told; nil: not yet
 }
 
 // New makes a Hypervisor; Run connects it.
