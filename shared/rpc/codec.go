@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 // Codec is a server's codec: gRPC's own for protobuf, with two additions. An
@@ -69,23 +71,38 @@ func (c *Codec) Unmarshal(data mem.BufferSlice, v any) error {
 // malformedField is the highest field number there is; no message of ours has it.
 const malformedField = protowire.MaxValidNumber
 
-// Malformed tells why a request could not be decoded; "" for one that could.
-// The request is empty but for this.
-func Malformed(m proto.Message) string {
-	unknown := m.ProtoReflect().GetUnknown()
+// Decoded refuses, as InvalidArgument, a message that came as no encoding of
+// its type; it is empty then. Every chain of a server of this package must ask.
+func Decoded(message any) error {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return nil
+	}
+	reason := malformed(m.ProtoReflect().GetUnknown())
+	if reason == "" {
+		return nil
+	}
+	return errdefs.New(errdefs.InvalidArgument, "MALFORMED_REQUEST",
+		"the request is no %s in protobuf's encoding: %s", m.ProtoReflect().Descriptor().FullName(), reason)
+}
+
+// malformed finds the mark among unknown fields; "" where there is none.
+func malformed(unknown []byte) string {
 	for len(unknown) > 0 {
-		number, _, n := protowire.ConsumeField(unknown)
-		if n < 0 {
+		number, kind, tag := protowire.ConsumeTag(unknown)
+		if tag < 0 {
 			return ""
 		}
-		if number == malformedField {
-			_, _, tag := protowire.ConsumeTag(unknown)
-			reason, m := protowire.ConsumeString(unknown[tag:])
-			if m >= 0 {
+		if number == malformedField && kind == protowire.BytesType {
+			if reason, n := protowire.ConsumeString(unknown[tag:]); n >= 0 {
 				return reason
 			}
 		}
-		unknown = unknown[n:]
+		n := protowire.ConsumeFieldValue(number, kind, unknown[tag:])
+		if n < 0 {
+			return ""
+		}
+		unknown = unknown[tag+n:]
 	}
 	return ""
 }

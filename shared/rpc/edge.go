@@ -18,6 +18,9 @@ func Edge(log hclog.Logger) (grpc.UnaryServerInterceptor, grpc.StreamServerInter
 		ctx, trace := StartTrace(ctx)
 		var resp any
 		err := Recover(func() (err error) {
+			if err := Decoded(req); err != nil {
+				return err
+			}
 			resp, err = handler(ctx, req)
 			return err
 		})
@@ -25,7 +28,7 @@ func Edge(log hclog.Logger) (grpc.UnaryServerInterceptor, grpc.StreamServerInter
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx, trace := StartTrace(ss.Context())
-		err := Recover(func() error { return handler(srv, WithContext(ctx, ss)) })
+		err := Recover(func() error { return handler(srv, decodedStream{WithContext(ctx, ss)}) })
 		return Finish(log, info.FullMethod, trace, err)
 	}
 	return unary, stream
@@ -60,6 +63,17 @@ func Finish(log hclog.Logger, method, trace string, err error) error {
 		log.Error("call failed inside", "method", method, "trace_id", trace, "error", err)
 	}
 	return status
+}
+
+// decodedStream refuses messages that could not be decoded.
+type decodedStream struct{ grpc.ServerStream }
+
+// RecvMsg receives a message.
+func (s decodedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return Decoded(m)
 }
 
 // WithContext gives a server's stream another context.

@@ -251,7 +251,7 @@ func TestCodec(t *testing.T) {
 		got.Free()
 	}
 	var back debvisorv1.NodeList
-	if err := codec.Unmarshal(plain, &back); err != nil || !proto.Equal(&back, list) || rpc.Malformed(&back) != "" {
+	if err := codec.Unmarshal(plain, &back); err != nil || !proto.Equal(&back, list) || rpc.Decoded(&back) != nil {
 		t.Errorf("decodes to %v, %v", &back, err)
 	}
 }
@@ -265,7 +265,25 @@ func TestMalformed(t *testing.T) {
 	raw := bad.Materialize()
 	raw[1] = 0x7f // the string's length is beyond the end
 	var ref debvisorv1.VMRef
-	if err := codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(raw)}, &ref); err != nil || rpc.Malformed(&ref) == "" || ref.GetVmId() != "" {
-		t.Errorf("a truncated message: %v, %q", err, rpc.Malformed(&ref))
+	if err := codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(raw)}, &ref); err != nil || !errdefs.Is(rpc.Decoded(&ref), errdefs.InvalidArgument) || ref.GetVmId() != "" {
+		t.Errorf("a truncated message: %v, %v", err, rpc.Decoded(&ref))
+	}
+}
+
+// rawCodec sends bytes as they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal([]byte, any) error   { return nil }
+func (rawCodec) Name() string                  { return "proto" }
+
+func TestEdgeRefusesGarbage(t *testing.T) {
+	r := serve(t, func(context.Context, *debvisorv1.VMRef) (*debvisorv1.VM, error) {
+		t.Error("the handler is called")
+		return &debvisorv1.VM{}, nil
+	})
+	err := r.conn.Invoke(t.Context(), debvisorv1.VMService_GetVM_FullMethodName, &[]byte{0x0a, 0x7f}, &debvisorv1.VM{}, grpc.ForceCodec(rawCodec{}))
+	if e := errdefs.FromStatus(err); e == nil || e.Kind != errdefs.InvalidArgument {
+		t.Errorf("garbage: %v", err)
 	}
 }

@@ -30,16 +30,12 @@ func NewValidator() (*Validator, error) {
 // Check refuses a malformed message: InvalidArgument, which names every field
 // that is wrong, its value and what is accepted.
 func (v *Validator) Check(message any) error {
-	if _, empty := message.(*debvisorv1.Empty); empty && rpc.Malformed(message.(*debvisorv1.Empty)) == "" {
-		return nil
+	if err := rpc.Decoded(message); err != nil {
+		return err
 	}
 	m, ok := message.(proto.Message)
-	if !ok {
+	if _, empty := message.(*debvisorv1.Empty); empty || !ok {
 		return nil
-	}
-	if reason := rpc.Malformed(m); reason != "" {
-		return errdefs.New(errdefs.InvalidArgument, "MALFORMED_REQUEST",
-			"the request is no %s in protobuf's encoding: %s", m.ProtoReflect().Descriptor().FullName(), reason)
 	}
 	err := v.rules.Validate(m)
 	var violations *protovalidate.ValidationError
