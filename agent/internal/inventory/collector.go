@@ -20,7 +20,8 @@ type Hypervisor interface {
 	Domain(ctx context.Context, uuid string) (*agentv1.Domain, error)
 	Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error)
 	// Subscribe has every change of a domain told, with "" for: anything may
-	// have changed. It is called once; what it is given returns at once.
+	// have changed, such as after connecting. It is called once; what it is
+	// given returns at once.
 	Subscribe(changed func(uuid string))
 	// Healthy tells, without waiting, why libvirt does not answer.
 	Healthy() error
@@ -80,7 +81,6 @@ func (c *Collector) Run(ctx context.Context) error {
 	defer group.Wait()
 	group.Go(func() { c.storage.run(ctx) })
 	group.Go(func() { c.ceph.run(ctx) })
-	c.pending.add("")
 	c.cfg.Hypervisor.Subscribe(c.pending.add)
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()

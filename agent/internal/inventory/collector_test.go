@@ -65,7 +65,10 @@ func (l *libvirtd) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabiliti
 	return &debvisorv1.NodeCapabilities{Arch: "x86_64"}, l.answer(ctx)
 }
 
-func (l *libvirtd) Subscribe(changed func(string)) { l.tell = changed }
+func (l *libvirtd) Subscribe(changed func(string)) {
+	l.tell = changed
+	changed("") // it is connected
+}
 
 func (l *libvirtd) Healthy() error {
 	l.mu.Lock()
