@@ -53,7 +53,22 @@ func (c *cluster) guest(name string) *mover {
 	m.before, err = g.History()
 	c.must(err)
 	c.must(m.known(c.within(30*time.Second), m.from))
+	c.eventually(30*time.Second, "the guest can move", m.movable)
 	return m
+}
+
+// movable says what is wrong unless every replica that runs would let the guest move.
+func (m *mover) movable() error {
+	for _, r := range m.c.Replicas {
+		if !r.Process.Alive() {
+			continue
+		}
+		plan, err := m.c.api(r).migrations.PrepareMigration(m.c.within(10*time.Second), &debvisorv1.VMMigratePlan{Vm: vmRef(m.UUID), Target: node(m.to.Name)})
+		if err != nil || !plan.GetAllowed() {
+			return fmt.Errorf("%s says %q: %w", r.Name, plan.GetMessage(), err)
+		}
+	}
+	return nil
 }
 
 // known waits until every replica shows the guest running on the node and in nobody's hands.

@@ -187,7 +187,7 @@ func TestBadCertificates(t *testing.T) {
 				t.Errorf("the agents' door is open: %v", m)
 			case bad.name == "expired": // it may come in to renew, and for nothing else
 				refused(t, err, codes.Unauthenticated)
-				audit.says("authentication_failure", n.Name, bad.reason)
+				audit.says("certificate_expired", "agent:"+n.Name)
 			default:
 				door.says("refused", "agent:"+n.Name, bad.reason)
 			}

@@ -85,13 +85,17 @@ func (f *Failpoints) find(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	var found []string
 	for line := range strings.Lines(said) {
 		full, _, _ := strings.Cut(strings.TrimSpace(line), "=")
 		if full == name || strings.HasSuffix(full, "/"+name) {
-			return full, nil
+			found = append(found, full)
 		}
 	}
-	return "", fmt.Errorf("the process has no failpoint %s", name)
+	if len(found) != 1 {
+		return "", fmt.Errorf("the process should have one failpoint %s and has %q", name, found)
+	}
+	return found[0], nil
 }
 
 func (f *Failpoints) do(ctx context.Context, method, path, body string) (string, error) {
