@@ -82,7 +82,7 @@ func (s *Session) Servers() []string { return s.servers.all() }
 func (s *Session) Run(ctx context.Context) error {
 	defer s.conns.closeExcept("")
 	wait := minRetry
-	var quiet quiet
+	var reasons quiet
 	for ctx.Err() == nil {
 		address := s.servers.next()
 		welcomed, err := s.attempt(ctx, address)
@@ -100,7 +100,7 @@ func (s *Session) Run(ctx context.Context) error {
 			s.cfg.Log.Error("session refused", "replica", address, "error", err)
 			wait = refusedRetry
 		default:
-			quiet.say(s.cfg.Log, address, err)
+			reasons.say(s.cfg.Log, address, err)
 		}
 		s.servers.failed(address)
 		pause(ctx, jittered(wait, 0.5))
