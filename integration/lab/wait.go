@@ -14,14 +14,19 @@ const pollEvery = 50 * time.Millisecond
 func Eventually(ctx context.Context, what string, f func() error) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	var last error
 	for {
 		err := f()
 		if err == nil {
 			return nil
 		}
+		// A look that ctx itself cut short says less than the one before.
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %q: %w: last: %w", what, ctx.Err(), err)
+			return fmt.Errorf("waiting for %q: %w: last: %w", what, ctx.Err(), last)
 		case <-tick.C:
 		}
 	}
