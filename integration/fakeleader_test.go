@@ -293,7 +293,7 @@ func TestLeaderChangesWhileMemoryIsCopied(t *testing.T) {
 	c := plain.use(t)
 	g := c.guest("web")
 	a, leader := c.follower()
-	c.must(g.from.SetMigrateSpeed(g.UUID, 1))
+	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
 	starts := g.starts(g.to)
 	logs := []logMark{c.mark(g.from.Agent.LogFile()), c.mark(g.to.Agent.LogFile())}
 	id := g.begin(a)

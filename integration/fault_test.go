@@ -14,13 +14,20 @@ const hold = "sleep(120000)"
 type faultCase struct {
 	when string
 	at   string // the failpoint
-	slow bool   // memory takes some seconds
+	slow bool   // memory takes longer than it takes the process, or another one, to take over
 	back bool   // the process is started again at once, not after the operation's end
 }
 
-// kill arms the failpoint in the process of the place, moves the guest, kills the process when it is there, and checks that the
-// operation succeeds all the same and leaves nothing behind.
-func (f faultCase) kill(g *mover, ask *api, at *lab.Place, kill, start func() error) {
+// victim is a process that is killed.
+type victim struct {
+	at          *lab.Place
+	kill, start func() error
+	replaced    func() // waits until what it did is in the hands of its successor
+}
+
+// run arms the failpoint in the victim, moves the guest, kills the victim when it is there, and checks that the operation
+// succeeds all the same and leaves nothing behind.
+func (f faultCase) run(g *mover, ask *api, v victim) {
 	c := g.c
 	c.t.Helper()
 	begin := time.Now()
@@ -28,7 +35,7 @@ func (f faultCase) kill(g *mover, ask *api, at *lab.Place, kill, start func() er
 		c.must(g.from.SetMigrateSpeed(g.UUID, slow))
 	}
 	starts := g.starts(g.to)
-	points := at.Failpoints()
+	points := v.at.Failpoints()
 	c.must(points.Arm(c.within(10*time.Second), f.at, hold))
 	id := g.begin(ask)
 	if err := points.AwaitHit(c.within(45*time.Second), f.at); err != nil {
@@ -39,17 +46,24 @@ func (f faultCase) kill(g *mover, ask *api, at *lab.Place, kill, start func() er
 			c.t.Errorf("no memory is copied at %s: %v", f.at, err)
 		}
 	}
-	c.must(kill())
+	c.must(v.kill())
 	killed := time.Now()
 	if f.back {
-		c.must(start())
+		c.must(v.start())
 	}
 	c.must(g.atMostOne())
+	if f.slow {
+		v.replaced()
+		if active, err := g.from.Migrating(g.UUID); err != nil || !active {
+			c.t.Errorf("the move was over before %s was replaced: %v", v.at.Name, err)
+		}
+		c.must(g.from.SetMigrateSpeed(g.UUID, full))
+	}
 	op := c.succeeded(90*time.Second, ask, id)
 	ended := time.Now()
 	c.must(g.runsOnly(g.to))
 	if !f.back {
-		c.must(start())
+		c.must(v.start())
 	}
 	g.arrived()
 	if n := g.starts(g.to) - starts; n != int(op.GetMigration().GetAttempt()) {
@@ -71,7 +85,7 @@ func TestFaultLeaderKilled(t *testing.T) {
 			c := faulty.use(t)
 			g := c.guest("web")
 			ask, leader := c.follower()
-			f.kill(g, ask, leader.Place, leader.Kill, leader.Start)
+			f.run(g, ask, c.victim(leader, g.from))
 		})
 	}
 }
@@ -87,7 +101,7 @@ func TestFaultSourceAgentKilled(t *testing.T) {
 			c := faulty.use(t)
 			g := c.guest("web")
 			ask, _ := c.follower()
-			f.kill(g, ask, g.from.Place, g.from.Agent.Kill, g.from.Agent.Start)
+			f.run(g, ask, agentOf(g, g.from))
 		})
 	}
 }
@@ -103,7 +117,26 @@ func TestFaultTargetAgentKilled(t *testing.T) {
 			c := faulty.use(t)
 			g := c.guest("web")
 			ask, _ := c.follower()
-			f.kill(g, ask, g.to.Place, g.to.Agent.Kill, g.to.Agent.Start)
+			f.run(g, ask, agentOf(g, g.to))
 		})
 	}
+}
+
+// victim is the leader, replaced when another one has the session of the node.
+func (c *cluster) victim(leader *lab.Replica, n *lab.Node) victim {
+	logs := map[*lab.Replica]logMark{}
+	for _, r := range c.Replicas {
+		logs[r] = c.mark(r.LogFile())
+	}
+	return victim{leader.Place, leader.Kill, leader.Start, func() {
+		now, err := c.Leader(c.within(30 * time.Second))
+		c.must(err)
+		logs[now].says("session open", n.Name)
+	}}
+}
+
+// agentOf is the agent of a node, replaced when it is at its task again.
+func agentOf(g *mover, n *lab.Node) victim {
+	log := g.c.mark(n.Agent.LogFile())
+	return victim{n.Place, n.Agent.Kill, n.Agent.Start, func() { log.says("task runs", "resumed=true") }}
 }

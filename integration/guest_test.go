@@ -21,10 +21,12 @@ type mover struct {
 	before   lab.History
 }
 
-// slow is a speed at which the guest's memory takes some seconds, full one that does not count; MiB/s.
+// Speeds of the guest's memory, MiB/s: with slow a move does not end before a test wants it to, with steady it takes some
+// seconds, with full none that count.
 const (
-	slow = 8
-	full = 1 << 15
+	slow   = 2
+	steady = 8
+	full   = 1 << 15
 )
 
 // guest gives the lab's guest of that name, which the first test that asks for it makes.
@@ -38,6 +40,7 @@ func (c *cluster) guest(name string) *mover {
 		c.shared.guests[name] = g
 	}
 	m := &mover{Guest: g, c: c}
+	c.eventually(time.Minute, "nothing is done to "+name, func() error { return c.unused("vm/" + g.UUID) })
 	for i, n := range c.Nodes {
 		d, err := n.Domain(g.UUID)
 		c.must(err)
@@ -55,6 +58,14 @@ func (c *cluster) guest(name string) *mover {
 	c.must(m.known(c.within(30*time.Second), m.from))
 	c.eventually(30*time.Second, "the guest can move", m.movable)
 	return m
+}
+
+// unused says whether an operation holds a resource.
+func (c *cluster) unused(resource string) error {
+	if held := c.revisions(c.running(), "inuse/"+resource); len(held) > 0 {
+		return fmt.Errorf("in use: %v", held)
+	}
+	return nil
 }
 
 // movable says what is wrong unless every replica that runs would let the guest move.

@@ -57,7 +57,7 @@ func TestProgress(t *testing.T) {
 	c := plain.use(t)
 	g := c.guest("web")
 	a, _ := c.follower()
-	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
+	c.must(g.from.SetMigrateSpeed(g.UUID, steady))
 	id := g.begin(a)
 
 	type point struct {
@@ -111,7 +111,7 @@ func TestCancel(t *testing.T) {
 	c := plain.use(t)
 	g := c.guest("web")
 	a, leader := c.follower()
-	c.must(g.from.SetMigrateSpeed(g.UUID, 1))
+	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
 	id := g.begin(a)
 	g.copying()
 	for _, n := range c.Nodes { // so that it means something that they are gone later
@@ -143,7 +143,6 @@ func TestCancel(t *testing.T) {
 func TestOneMoveAtATime(t *testing.T) {
 	c := plain.use(t)
 	g := c.guest("web")
-	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
 	first, second := c.api(c.Replicas[0]), c.api(c.Replicas[1])
 	results := atOnce(c.within(time.Minute), g.spec(), first, second)
 	var done, lost *answer
