@@ -17,7 +17,11 @@ type Sighting struct {
 	State agentv1.SideState
 	// Held: it is paused for a reason of its own (a user, an I/O error), and
 	// not because of a migration.
-	Held       bool
+	Held bool
+	// Switching: it is OUTGOING and stands still for the switch-over.
+	Switching bool
+	// Complete: it is INCOMING and whole; libvirt is about to end its job.
+	Complete   bool
 	Persistent bool
 	// Why is libvirt's state and reason, for logs.
 	Why string
@@ -48,6 +52,10 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 	}
 	s := Sighting{Persistent: persistent, state: state, Why: fmt.Sprintf("state %d reason %d", state, reason)}
 	s.State, s.Held = judge(state, libvirt.DomainPausedReason(reason), in, out)
+	if state == libvirt.DOMAIN_PAUSED {
+		s.Switching = out && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_MIGRATION
+		s.Complete = in && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_USER
+	}
 	return s, nil
 }
 
@@ -92,7 +100,8 @@ func migrating(d *libvirt.Domain) (in, out bool, err error) {
 	case err != nil:
 		return false, false, err
 	}
-	if !active(job) || !job.OperationSet {
+	// A job whose data is through is COMPLETED while libvirt finishes it.
+	if job.Type == libvirt.DOMAIN_JOB_NONE || !job.OperationSet {
 		return false, false, nil
 	}
 	return job.Operation == libvirt.DOMAIN_JOB_OPERATION_MIGRATION_IN,

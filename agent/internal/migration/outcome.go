@@ -1,0 +1,68 @@
+package migration
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/debvisor/debvisor/agent/internal/hypervisor"
+	"github.com/debvisor/debvisor/agent/internal/worker"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// The codes of outcomes, besides hypervisor's and worker's.
+const (
+	codeNotRunning  = "VM_NOT_RUNNING"
+	codeExists      = "VM_EXISTS_ON_TARGET"
+	codeTunnel      = "TUNNEL_FAILED"
+	codeInterrupted = "INTERRUPTED"
+	codeNotArrived  = "NOT_ARRIVED"
+	codeResume      = "RESUME_FAILED"
+	codeStopped     = "GUEST_STOPPED"
+	codeLost        = "VM_LOST"
+	codeConflict    = "VM_CONFLICT"
+	codeExpired     = "RIGHT_EXPIRED"
+	codeInternal    = "INTERNAL"
+)
+
+// failure makes a failed outcome. The side is added where the task ends.
+func failure(code, format string, args ...any) *agentv1.TaskOutcome {
+	return &agentv1.TaskOutcome{ErrorCode: code, ErrorMessage: fmt.Sprintf(format, args...)}
+}
+
+// broken makes an outcome that is worth another attempt.
+func broken(code, format string, args ...any) *agentv1.TaskOutcome {
+	out := failure(code, format, args...)
+	out.Interrupted = true
+	return out
+}
+
+func cancelled() *agentv1.TaskOutcome {
+	return failure(worker.CodeCancelled, "cancelled before the switch-over")
+}
+
+// refused makes an outcome of an error: libvirt's own words where it spoke.
+func refused(code string, err error) *agentv1.TaskOutcome {
+	var e *errdefs.Error
+	if !errors.As(err, &e) {
+		return failure(code, "%v", err)
+	}
+	out := failure(e.Code, "%s", e.Message)
+	if e.Code == "" {
+		out.ErrorCode = code
+	}
+	out.Interrupted = e.Kind == errdefs.Unavailable || e.Code == hypervisor.CodeBroken
+	return out
+}
+
+// undecided is the outcome of what only people can put right.
+func undecided(end action, name string) *agentv1.TaskOutcome {
+	switch end {
+	case conflict:
+		return failure(codeConflict, "VM %s runs on both nodes: neither was touched; decide which one is right, and destroy the other", name)
+	case lost:
+		return failure(codeLost, "VM %s is on neither node: somebody removed it during the migration", name)
+	default:
+		return failure(codeStopped, "VM %s has stopped running during the migration; its definition is where the outcome says", name)
+	}
+}
