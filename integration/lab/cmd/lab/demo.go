@@ -64,7 +64,7 @@ func (d *show) start(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err = lab.Eventually(wait, "the cluster says that the guest can move", func() error {
-		_, err := d.lab.Hvctl(wait, d.asked, "migrate", "plan", d.guest.UUID, "--to", d.to.Name)
+		_, err := d.lab.Hvctl(wait, d.asked, "migrate", "plan", d.guest.Name, "--to", d.to.Name)
 		return err
 	})
 	if err != nil {
@@ -85,7 +85,7 @@ func (d *show) move(ctx context.Context) error {
 	}
 	say("\n== The move, live")
 	begin := time.Now()
-	if err := d.hvctl(ctx, "migrate", "run", d.guest.UUID, "--to", d.to.Name); err != nil {
+	if err := d.hvctl(ctx, "migrate", "run", d.guest.Name, "--to", d.to.Name); err != nil {
 		return err
 	}
 	say("  (%.1f s)", time.Since(begin).Seconds())
