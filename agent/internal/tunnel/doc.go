@@ -4,7 +4,7 @@
 // directory, and ends by itself when its right does.
 //
 //	source: unix sockets lv.sock (libvirtd) and io/mig.sock (QEMU's memory)
-//	        ⇢ TLS 1.3, both certificates checked, right and secret first
+//	        ⇢ TLS 1.3, both certificates checked, the right's id first
 //	target: libvirt's socket, and io/mig.sock where the target's QEMU listens
 //
 // As libvirt's socket means root, the target's end lets only those procedures

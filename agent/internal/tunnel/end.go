@@ -168,7 +168,7 @@ func (e *end) dial(ctx context.Context, c channel) (*secured, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("handshake with the target: %w", err), raw.Close())
 	}
-	if err := writeOpening(conn, c, e.cfg.RightID, e.cfg.Secret); err != nil {
+	if err := writeOpening(conn, c, e.cfg.RightID); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), raw.Close())
 	}
 	return newSecured(conn, below), nil
@@ -250,7 +250,7 @@ func (e *end) admit(ctx context.Context, far *tls.Conn) (channel, error) {
 	if !ok || who.Agent == nil || who.Agent.Node != e.cfg.Peer {
 		return 0, fmt.Errorf("%s is not the right's source, %s", who, e.cfg.Peer)
 	}
-	c, err := readOpening(far, e.cfg.RightID, e.cfg.Secret)
+	c, err := readOpening(far, e.cfg.RightID)
 	if err != nil {
 		return 0, err
 	}

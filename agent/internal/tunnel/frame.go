@@ -26,24 +26,21 @@ func (c channel) String() string {
 
 var frameMagic = []byte("dvt1")
 
-// writeOpening sends the first bytes of a connection: what it carries, and the
-// right to.
-func writeOpening(w io.Writer, c channel, rightID string, secret []byte) error {
-	if len(rightID) > 255 || len(secret) > 255 {
-		return errors.New("right or secret is too long")
+// writeOpening sends the first bytes of a connection: what it carries, and by
+// which right.
+func writeOpening(w io.Writer, c channel, rightID string) error {
+	if len(rightID) > 255 {
+		return errors.New("the right's id is too long")
 	}
 	frame := append([]byte{}, frameMagic...)
 	frame = append(frame, byte(c), byte(len(rightID)))
-	frame = append(frame, rightID...)
-	frame = append(frame, byte(len(secret)))
-	frame = append(frame, secret...)
-	_, err := w.Write(frame)
+	_, err := w.Write(append(frame, rightID...))
 	return err
 }
 
 // readOpening reads them and checks the right, in a time that does not tell how
-// much of the secret was good.
-func readOpening(r io.Reader, rightID string, secret []byte) (channel, error) {
+// much of its id was good.
+func readOpening(r io.Reader, rightID string) (channel, error) {
 	head := make([]byte, len(frameMagic)+2)
 	if _, err := io.ReadFull(r, head); err != nil {
 		return 0, fmt.Errorf("reading the opening: %w", err)
@@ -52,16 +49,12 @@ func readOpening(r io.Reader, rightID string, secret []byte) (channel, error) {
 		return 0, errors.New("not a tunnel's opening")
 	}
 	c := channel(head[len(frameMagic)])
-	id := make([]byte, int(head[len(frameMagic)+1])+1)
-	if _, err := io.ReadFull(r, id); err != nil {
-		return 0, fmt.Errorf("reading the opening: %w", err)
-	}
-	given := make([]byte, id[len(id)-1])
+	given := make([]byte, head[len(frameMagic)+1])
 	if _, err := io.ReadFull(r, given); err != nil {
 		return 0, fmt.Errorf("reading the opening: %w", err)
 	}
-	want, got := sha256.Sum256(secret), sha256.Sum256(given)
-	if string(id[:len(id)-1]) != rightID || subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
+	want, got := sha256.Sum256([]byte(rightID)), sha256.Sum256(given)
+	if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
 		return 0, errors.New("not the right that this tunnel was made for")
 	}
 	if c != libvirtChannel && c != memoryChannel {

@@ -24,9 +24,8 @@ type Config struct {
 	Role Role
 	// TaskID is the task that the end belongs to.
 	TaskID string
-	// RightID and Secret are shared by the two ends.
+	// RightID is shared by the two ends: 128 random bits.
 	RightID string
-	Secret  []byte
 	// ExpiresAt is when the end closes by itself.
 	ExpiresAt time.Time
 	// VMUUID is the only VM that the target lets in, VMName its name.

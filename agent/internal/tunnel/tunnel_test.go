@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -49,9 +48,7 @@ func newPair(t *testing.T) *pair {
 		t.Fatal(err)
 	}
 	p := &pair{t: t, ca: ca, source: tunnels(t), target: tunnels(t)}
-	secret := make([]byte, 32)
-	_, _ = rand.Read(secret)
-	common := Config{RightID: "r-1", Secret: secret, ExpiresAt: time.Now().Add(time.Minute), VMUUID: vm, VMName: "web", Cluster: "testing"}
+	common := Config{RightID: "r-1", ExpiresAt: time.Now().Add(time.Minute), VMUUID: vm, VMName: "web", Cluster: "testing"}
 	p.out, p.in = common, common
 	p.out.Role, p.out.TaskID, p.out.Peer, p.out.Certificates = Source, "op/1/migrate-send", "b", p.files("a")
 	p.in.Role, p.in.TaskID, p.in.Peer, p.in.Certificates = Target, "op/1/migrate-receive", "a", p.files("b")
@@ -223,7 +220,7 @@ func TestFoundAgainAndGoneAtTheEnd(t *testing.T) {
 		t.Errorf("a second Open made another end: %d and %d", again.pid(), target.pid())
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", source.pid()))
-	if err != nil || !bytes.Contains(args, []byte(p.out.TaskID)) || bytes.Contains(args, p.out.Secret) {
+	if err != nil || !bytes.Contains(args, []byte(p.out.TaskID)) || bytes.Contains(args, []byte(p.out.RightID)) {
 		t.Errorf("arguments %q: %v", args, err)
 	}
 	if err := p.source.Sweep(func(id string) bool { return id == p.out.TaskID }); err != nil || !source.Alive() {
@@ -243,7 +240,7 @@ func TestNobodyElseGetsIn(t *testing.T) {
 	p := newPair(t)
 	libvirtd(t, p.in.LibvirtSocket)
 	target := p.open(p.target, p.in)
-	knock := func(node string, secret []byte, right string) error {
+	knock := func(node, right string) error {
 		r, err := certs.NewReloader(p.files(node), hclog.NewNullLogger())
 		if err != nil {
 			t.Fatal(err)
@@ -254,7 +251,7 @@ func TestNobodyElseGetsIn(t *testing.T) {
 		}
 		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-		if err := writeOpening(c, libvirtChannel, right, secret); err != nil {
+		if err := writeOpening(c, libvirtChannel, right); err != nil {
 			return err
 		}
 		if _, err := c.Write(call(66, nil)); err != nil {
@@ -269,18 +266,18 @@ func TestNobodyElseGetsIn(t *testing.T) {
 		}
 		return nil
 	}
-	if err := knock("a", p.in.Secret, "r-1"); err != nil {
+	if err := knock("a", "r-1"); err != nil {
 		t.Errorf("the source itself: %v", err)
 	}
-	if knock("c", p.in.Secret, "r-1") == nil {
+	if knock("c", "r-1") == nil {
 		t.Error("another node's agent got in")
 	}
-	if knock("a", []byte("wrong"), "r-1") == nil || knock("a", p.in.Secret, "r-2") == nil {
+	if knock("a", "r-2") == nil || knock("a", "") == nil || knock("a", "r-1 ") == nil {
 		t.Error("another right got in")
 	}
 	foreign := newPair(t)
 	p.ca = foreign.ca
-	if knock("a", p.in.Secret, "r-1") == nil {
+	if knock("a", "r-1") == nil {
 		t.Error("another cluster's agent got in")
 	}
 }
