@@ -18,7 +18,7 @@ help: ## What there is
 deps: ## Debian packages that building and testing need
 	@.ci/deps
 
-tools: deps ## golangci-lint, buf, gofumpt, ghz, protoc plugins and gofail, at the pinned versions
+tools: deps ## golangci-lint, buf, gofumpt, protoc plugins and gofail, at the pinned versions
 	@.ci/tools-build $(TOOLS)
 
 build: deps ## bin/debvisor-rpcd, bin/debvisor-agent, bin/hvctl
@@ -44,8 +44,8 @@ test: unit e2e ## Every test
 demo: build ## The main job: three replicas, two hypervisors, one live migration
 	go run ./integration/lab/cmd/lab demo --bin bin
 
-bench: build tools ## docs/benchmarks.md and build/bench.json, from what is measured
-	PATH=$(TOOLS):$$PATH go run ./integration/bench --bin bin
+bench: build ## docs/benchmarks.md and build/bench.json, from what is measured
+	go run ./integration/bench --bin bin
 
 N ?= 5
 chaos: build ## The fault tests N times; docs/reliability.md
