@@ -55,6 +55,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
+	if err := moves.Sweep(work.Open()); err != nil {
+		cfg.Log.Warn("former tunnels have left something", "error", err)
+	}
 	host := inventory.New(inventory.Config{Node: record.Node, Hypervisor: hv, Log: cfg.Log.Named("inventory")})
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,

@@ -17,9 +17,13 @@ import (
 )
 
 const (
-	askFor      = 20 * time.Second
-	askAgain    = 100 * time.Millisecond
-	askAgainMax = 2 * time.Second
+	askFor = 20 * time.Second
+	// askAgain is the first pause between two questions; it doubles up to
+	// askOften while the answer is being waited for, a guest perhaps standing
+	// still, and up to askSeldom once the other side has ended.
+	askAgain  = 50 * time.Millisecond
+	askOften  = 200 * time.Millisecond
+	askSeldom = 2 * time.Second
 )
 
 // peers keeps one connection to each agent that is asked.
@@ -35,7 +39,9 @@ func newPeers(c *certs.Reloader, cluster string) *peers {
 	return &peers{certs: c, cluster: cluster, conns: map[string]*grpc.ClientConn{}}
 }
 
-func (p *peers) client(node, address string) (agentv1.PeerServiceClient, error) {
+// conn gives the connection to a node's agent. A pause before it is dialled
+// again is cut short: whoever asks paces itself.
+func (p *peers) conn(node, address string) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	key := node + " " + address
@@ -46,7 +52,8 @@ func (p *peers) client(node, address string) (agentv1.PeerServiceClient, error) 
 		}
 		p.conns[key] = conn
 	}
-	return agentv1.NewPeerServiceClient(p.conns[key]), nil
+	p.conns[key].ResetConnectBackoff()
+	return p.conns[key], nil
 }
 
 func (p *peers) close() error {
@@ -72,8 +79,7 @@ type asker struct {
 }
 
 // run asks until ctx ends. A question stays open at the other agent until its
-// side has ended, so that the answer comes at once; after that it asks again,
-// less and less often while nothing changes.
+// side has ended, so that the answer comes at once.
 func (a *asker) run(ctx context.Context) {
 	pause := askAgain
 	var last *agentv1.Side
@@ -93,10 +99,14 @@ func (a *asker) run(ctx context.Context) {
 				return
 			}
 		}
+		longest := askOften
+		if last.GetEnded() {
+			longest = askSeldom
+		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
-			pause = min(2*pause, askAgainMax)
+			pause = min(2*pause, longest)
 		case <-a.kick:
 			pause = askAgain
 		case <-ctx.Done():
@@ -106,7 +116,7 @@ func (a *asker) run(ctx context.Context) {
 }
 
 func (a *asker) ask(ctx context.Context, ended bool) (*agentv1.Side, error) {
-	client, err := a.peers.client(a.node, a.address)
+	conn, err := a.peers.conn(a.node, a.address)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +126,7 @@ func (a *asker) ask(ctx context.Context, ended bool) (*agentv1.Side, error) {
 	if !ended {
 		req.WaitEndedMs = uint32(askFor.Milliseconds())
 	}
-	answer, err := client.Look(ctx, req)
+	answer, err := agentv1.NewPeerServiceClient(conn).Look(ctx, req)
 	if err != nil {
 		return nil, fmt.Errorf("asking %s about %s: %w", a.node, a.taskID, err)
 	}

@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/certs"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
 // defaultLibvirtSocket is where Debian's libvirtd listens.
@@ -59,6 +61,13 @@ func New(cfg Config) *Migration {
 
 // Kinds are migrate-send and migrate-receive.
 func (m *Migration) Kinds() []worker.Kind { return []worker.Kind{sendKind{m}, receiveKind{m}} }
+
+// Sweep removes what former tunnels left that belong to none of these tasks.
+func (m *Migration) Sweep(open []*agentv1.TaskReport) error {
+	return m.cfg.Tunnels.Sweep(func(taskID string) bool {
+		return slices.ContainsFunc(open, func(r *agentv1.TaskReport) bool { return r.GetTaskId() == taskID })
+	})
+}
 
 // Close closes the connections to other agents.
 func (m *Migration) Close() error { return m.peers.close() }

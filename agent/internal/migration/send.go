@@ -211,8 +211,13 @@ func (s *sender) watchJob(ctx context.Context) {
 	s.progress = stats
 	s.report(first || switched)
 	if stats.GetBytesDone() > 0 {
-		// gofail: var sendWhileCopying struct{}
+		atCopying()
 	}
+}
+
+// atCopying is where fault tests kill the source's agent in mid-copy.
+func atCopying() {
+	// gofail: var sendWhileCopying struct{}
 }
 
 func (s *sender) report(now bool) {

@@ -38,7 +38,7 @@ func Main(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	data, err := os.ReadFile(l.config())
 	if err != nil {
 		return fmt.Errorf("reading the tunnel's configuration: %w", err)
@@ -85,7 +85,7 @@ func takeLock(l layout) (*os.File, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("the tunnel in %s has a process already: %w", l.dir, err)
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
 	}
 	if err != nil {

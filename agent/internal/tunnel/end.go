@@ -37,7 +37,7 @@ type end struct {
 
 // run serves until ctx ends; ready is called once all listens.
 func (e *end) run(ctx context.Context, ready func()) error {
-	listeners, err := e.listen()
+	listeners, err := e.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,14 +62,14 @@ type listener struct {
 	handle func(ctx context.Context, c net.Conn) error
 }
 
-func (e *end) listen() ([]listener, error) {
+func (e *end) listen(ctx context.Context) ([]listener, error) {
 	if e.cfg.Role == Target {
-		l, err := e.listenTarget()
+		l, err := e.listenTarget(ctx)
 		return []listener{{l, e.incoming}}, err
 	}
 	var out []listener
 	for path, c := range map[string]channel{e.layout.libvirt(): libvirtChannel, e.layout.memory(): memoryChannel} {
-		l, err := listenUnix(path)
+		l, err := listenUnix(ctx, path)
 		if err != nil {
 			return nil, err
 		}
@@ -80,9 +80,9 @@ func (e *end) listen() ([]listener, error) {
 
 // listenUnix listens for root's own processes only: libvirtd connects to both
 // sockets of the source, and hands QEMU the connection.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	_ = os.Remove(path)
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
@@ -92,11 +92,11 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-func (e *end) listenTarget() (net.Listener, error) {
+func (e *end) listenTarget(ctx context.Context) (net.Listener, error) {
 	var last error
 	for port := e.cfg.FirstPort; port <= e.cfg.LastPort; port++ {
 		address := net.JoinHostPort(e.cfg.Host, strconv.Itoa(port))
-		l, err := net.Listen("tcp", address)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			last = err
 			continue
@@ -139,12 +139,12 @@ func (e *end) accept(ctx context.Context, l listener, conns *connSet, group *syn
 
 // outgoing carries a local connection to the target.
 func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
-	defer local.Close()
+	defer func() { _ = local.Close() }()
 	far, err := e.dial(ctx, c)
 	if err != nil {
 		return e.noteBroken(ctx, fmt.Errorf("%s: %w", c, err))
 	}
-	defer far.Close()
+	defer func() { _ = far.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = far.Close() })
 	defer stop()
 	out, in := join(local.(*net.UnixConn), far, nil)
@@ -197,7 +197,7 @@ func (e *end) noteBroken(ctx context.Context, err error) error {
 
 // incoming takes a connection of the source.
 func (e *end) incoming(ctx context.Context, raw net.Conn) error {
-	defer raw.Close()
+	defer func() { _ = raw.Close() }()
 	below := &gather{Conn: raw}
 	far := tls.Server(below, e.certs.PeersServer(e.cfg.Cluster))
 	c, err := e.admit(ctx, far)
@@ -212,7 +212,7 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
-	defer local.Close()
+	defer func() { _ = local.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = local.Close() })
 	defer stop()
 	filter := guard{e.cfg.VMUUID, e.cfg.VMName}.copy

@@ -147,4 +147,4 @@ func (s *secured) CloseWrite() error {
 
 // Close closes the socket below. It says no good-bye: an end that was meant was
 // told by CloseWrite.
-func (s *secured) Close() error { return s.below.Conn.Close() }
+func (s *secured) Close() error { return s.below.Close() }

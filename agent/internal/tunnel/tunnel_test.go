@@ -136,7 +136,7 @@ func libvirtd(t *testing.T, path string) {
 				return
 			}
 			go func() {
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				data, _ := io.ReadAll(c)
 				_, _ = c.Write(bytes.ToUpper(data))
 			}()
@@ -151,7 +151,7 @@ func ask(t *testing.T, path string, send []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Write(send); err != nil {
 		return nil, err
@@ -223,16 +223,34 @@ func TestFoundAgainAndGoneAtTheEnd(t *testing.T) {
 	if err != nil || !bytes.Contains(args, []byte(p.out.TaskID)) || bytes.Contains(args, []byte(p.out.RightID)) {
 		t.Errorf("arguments %q: %v", args, err)
 	}
-	if err := p.source.Sweep(func(id string) bool { return id == p.out.TaskID }); err != nil || !source.Alive() {
-		t.Errorf("an end in use was swept away: %v", err)
+	if err := source.Close(); err != nil {
+		t.Fatal(err)
 	}
-	for host, tun := range map[*Tunnels]*Tunnel{p.source: source, p.target: target} {
-		if err := host.Sweep(func(string) bool { return false }); err != nil {
+	if left, _ := os.ReadDir(p.source.Root); len(left) != 0 || source.Alive() {
+		t.Errorf("left behind: %v, alive %v", left, source.Alive())
+	}
+	if err := p.source.Sweep(func(string) bool { return false }); err != nil {
+		t.Error(err)
+	}
+
+	swept := func(known bool) bool {
+		if err := p.target.Sweep(func(id string) bool { return known && id == p.in.TaskID }); err != nil {
 			t.Error(err)
 		}
-		if left, _ := os.ReadDir(host.Root); len(left) != 0 || tun.Alive() {
-			t.Errorf("left behind: %v, alive %v", left, tun.Alive())
-		}
+		left, _ := os.ReadDir(p.target.Root)
+		return len(left) == 0
+	}
+	if swept(false) || !target.Alive() {
+		t.Error("an end that lives was swept away")
+	}
+	if err := target.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if swept(true) {
+		t.Error("what a task's end has left was swept away")
+	}
+	if !swept(false) {
+		t.Error("what a forgotten end has left was not swept away")
 	}
 }
 
@@ -249,7 +267,7 @@ func TestNobodyElseGetsIn(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		if err := writeOpening(c, libvirtChannel, right); err != nil {
 			return err
@@ -289,12 +307,12 @@ func TestABrokenWayIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	c, err := net.Dial("unix", source.layout.memory())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if _, err := l.Accept(); err != nil {
 		t.Fatal(err)
 	}

@@ -110,12 +110,12 @@ func (t *Tunnel) start(ctx context.Context, taskID string) error {
 	if err != nil {
 		return fmt.Errorf("opening a tunnel's log: %w", err)
 	}
-	defer logFile.Close()
+	defer func() { _ = logFile.Close() }()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("starting a tunnel: %w", err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	args := append(append([]string{}, t.command[1:]...), "--dir", t.layout.dir, "--task", taskID)
 	cmd := exec.Command(t.command[0], args...) //nolint:noctx // it must outlive every context of this process
 	if t.command[0] == "/proc/self/exe" {
@@ -204,7 +204,7 @@ func (t *Tunnel) pid() int {
 	if err != nil {
 		return 0
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
 		return 0
 	}
@@ -248,8 +248,9 @@ func (t *Tunnel) kill() error {
 	}
 }
 
-// Sweep closes the ends whose task keep does not know: those that an agent left
-// that was killed while it ended them.
+// Sweep removes what ends left whose process is dead and whose task keep does
+// not know. One that lives without a task is let be until its right expires:
+// the leader may yet ask what came of a task that a lost journal had.
 func (t *Tunnels) Sweep(keep func(taskID string) bool) error {
 	root := filepath.Dir(t.Find("").layout.dir)
 	entries, err := os.ReadDir(root)
@@ -266,11 +267,12 @@ func (t *Tunnels) Sweep(keep func(taskID string) bool) error {
 		if data, err := os.ReadFile(l.config()); err == nil {
 			_ = json.Unmarshal(data, &cfg)
 		}
-		if cfg.TaskID != "" && keep(cfg.TaskID) {
+		left := &Tunnel{layout: l}
+		if left.Alive() || cfg.TaskID != "" && keep(cfg.TaskID) {
 			continue
 		}
-		t.Log.Info("closing a tunnel without a task", "task", cfg.TaskID)
-		errs = append(errs, (&Tunnel{layout: l}).Close())
+		t.Log.Info("removing what a tunnel left", "task", cfg.TaskID)
+		errs = append(errs, left.Close())
 	}
 	return errors.Join(errs...)
 }
