@@ -112,8 +112,12 @@ func active(job *libvirt.DomainJobInfo) bool {
 	return job.Type == libvirt.DOMAIN_JOB_BOUNDED || job.Type == libvirt.DOMAIN_JOB_UNBOUNDED
 }
 
+// vmState is the state for the inventory. A domain whose CPUs run is RUNNING
+// though libvirt has still to end the job that brought it.
 func (s Sighting) vmState() debvisorv1.VMState {
 	switch {
+	case s.state == libvirt.DOMAIN_RUNNING:
+		return debvisorv1.VMState_VM_STATE_RUNNING
 	case s.State == agentv1.SideState_SIDE_STATE_INCOMING:
 		return debvisorv1.VMState_VM_STATE_INCOMING
 	case s.state == libvirt.DOMAIN_CRASHED:

@@ -32,6 +32,7 @@ const (
 	resyncEvery   = 5 * time.Minute
 	checkEvery    = 2 * time.Second
 	capacityEvery = 10 * time.Second
+	arrivalEvery  = 500 * time.Millisecond
 )
 
 // Config is what a collector is made of.
@@ -88,12 +89,23 @@ func (c *Collector) Run(ctx context.Context) error {
 	defer resync.Stop()
 	capacity := time.NewTicker(capacityEvery)
 	defer capacity.Stop()
+	// Not an event but time ends an arrival: libvirt's last event of one comes
+	// a moment before its job is over.
+	arriving := time.NewTimer(arrivalEvery)
+	defer arriving.Stop()
 	for {
+		if len(c.arriving()) == 0 {
+			arriving.Stop()
+		} else {
+			arriving.Reset(arrivalEvery)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.pending.bell:
 			c.look(ctx, c.pending.take())
+		case <-arriving.C:
+			c.look(ctx, c.arriving())
 		case <-resync.C:
 			c.look(ctx, []string{""})
 		case <-capacity.C:
@@ -204,6 +216,18 @@ func (c *Collector) known() []string {
 	uuids := make([]string, 0, len(c.seen))
 	for uuid := range c.seen {
 		uuids = append(uuids, uuid)
+	}
+	return uuids
+}
+
+// arriving are the domains that are being received.
+func (c *Collector) arriving() (uuids []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for uuid, d := range c.seen {
+		if d.GetState() == debvisorv1.VMState_VM_STATE_INCOMING {
+			uuids = append(uuids, uuid)
+		}
 	}
 	return uuids
 }

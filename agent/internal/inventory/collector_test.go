@@ -191,6 +191,31 @@ func TestEventsAndNotPolling(t *testing.T) {
 	})
 }
 
+func TestAnArrivalWhoseEndHasNoEventIsSeen(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		c.Inventory(true)
+		l.set("a", domain("a", debvisorv1.VMState_VM_STATE_INCOMING))
+		synctest.Wait()
+		if inv := c.Inventory(false); names(inv) != "aINCOMING" {
+			t.Fatalf("while it arrives: %v", inv)
+		}
+		l.mu.Lock()
+		l.domains["a"] = domain("a", debvisorv1.VMState_VM_STATE_PAUSED) // libvirt's job is over, and says nothing
+		l.mu.Unlock()
+		time.Sleep(2 * arrivalEvery)
+		synctest.Wait()
+		if inv := c.Inventory(false); names(inv) != "aPAUSED" {
+			t.Errorf("a second later: %v", inv)
+		}
+		asked := l.asked
+		time.Sleep(time.Minute)
+		if l.asked != asked {
+			t.Errorf("libvirt was asked %d times after the arrival", l.asked-asked)
+		}
+	})
+}
+
 func drain(c *Collector) {
 	select {
 	case <-c.Changed():
