@@ -343,9 +343,7 @@ type MigrationDetails struct {
 	// Attempts so far; a daemon's death begins a new one.
 	Attempt uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// The target runs it or is about to: too late to cancel.
-	SwitchedOver bool `protobuf:"varint,7,opt,name=switched_over,json=switchedOver,proto3" json:"switched_over,omitempty"`
-	// An agent has accepted the attempt's first task.
-	TaskAccepted  bool `protobuf:"varint,8,opt,name=task_accepted,json=taskAccepted,proto3" json:"task_accepted,omitempty"`
+	SwitchedOver  bool `protobuf:"varint,7,opt,name=switched_over,json=switchedOver,proto3" json:"switched_over,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,13 +423,6 @@ func (x *MigrationDetails) GetAttempt() uint32 {
 func (x *MigrationDetails) GetSwitchedOver() bool {
 	if x != nil {
 		return x.SwitchedOver
-	}
-	return false
-}
-
-func (x *MigrationDetails) GetTaskAccepted() bool {
-	if x != nil {
-		return x.TaskAccepted
 	}
 	return false
 }
@@ -630,7 +621,7 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\x16dirty_bytes_per_second\x18\x05 \x01(\x04R\x13dirtyBytesPerSecond\x12\x15\n" +
 	"\x06eta_ms\x18\x06 \x01(\x04R\x05etaMs\x125\n" +
 	"\n" +
-	"updated_at\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\tupdatedAt\"\xa1\x02\n" +
+	"updated_at\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\tupdatedAt\"\xfc\x01\n" +
 	"\x10MigrationDetails\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12,\n" +
@@ -639,8 +630,7 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x05 \x01(\x04R\n" +
 	"downtimeMs\x12\x18\n" +
 	"\aattempt\x18\x06 \x01(\rR\aattempt\x12#\n" +
-	"\rswitched_over\x18\a \x01(\bR\fswitchedOver\x12#\n" +
-	"\rtask_accepted\x18\b \x01(\bR\ftaskAccepted\")\n" +
+	"\rswitched_over\x18\a \x01(\bR\fswitchedOver\")\n" +
 	"\fOperationRef\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"\x95\x01\n" +
 	"\x0fOperationFilter\x12\x1f\n" +
