@@ -3,6 +3,7 @@ package hypervisor
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"libvirt.org/go/libvirt"
 )
@@ -12,6 +13,8 @@ const (
 	// up after about (count+1) intervals; calls that wait then fail.
 	keepaliveSeconds = 2
 	keepaliveCount   = 3
+	// lookAgain is how long after a domain's end it is told of once more.
+	lookAgain = time.Second
 	// maxCalls is how many calls one connection carries at once.
 	maxCalls = 32
 	// maxStuck is how many calls past their deadline condemn a connection.
@@ -57,9 +60,15 @@ func (l *link) listen(onEvent func(uuid string)) error {
 		return fmt.Errorf("asking to be told of the connection's end: %w", err)
 	}
 	l.undo = append(l.undo, func() { _ = l.conn.UnregisterCloseCallback() })
-	id, err := l.conn.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventLifecycle) {
-		if uuid, err := d.GetUUIDString(); err == nil {
-			onEvent(uuid)
+	id, err := l.conn.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
+		uuid, err := d.GetUUIDString()
+		if err != nil {
+			return
+		}
+		onEvent(uuid)
+		if e.Event == libvirt.DOMAIN_EVENT_STOPPED || e.Event == libvirt.DOMAIN_EVENT_UNDEFINED {
+			// libvirt may still hold what it says has ended.
+			time.AfterFunc(lookAgain, func() { onEvent(uuid) })
 		}
 	})
 	if err != nil {

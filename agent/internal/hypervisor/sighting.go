@@ -50,6 +50,11 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 	if err != nil {
 		return Sighting{}, err
 	}
+	if !persistent && state == libvirt.DOMAIN_SHUTOFF {
+		// On its way out: libvirt tells of an end a moment before it forgets
+		// the domain, and tells nothing more.
+		return Sighting{}, libvirt.Error{Code: libvirt.ERR_NO_DOMAIN, Message: "the domain is being removed"}
+	}
 	s := Sighting{Persistent: persistent, state: state, Why: fmt.Sprintf("state %d reason %d", state, reason)}
 	s.State, s.Held = judge(state, libvirt.DomainPausedReason(reason), in, out)
 	if state == libvirt.DOMAIN_PAUSED {
