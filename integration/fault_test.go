@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -122,16 +123,24 @@ func TestFaultTargetAgentKilled(t *testing.T) {
 	}
 }
 
-// victim is the leader, replaced when another one has the session of the node.
+// victim is the leader, replaced when another term's has the session of the node.
 func (c *cluster) victim(leader *lab.Replica, n *lab.Node) victim {
 	logs := map[*lab.Replica]logMark{}
 	for _, r := range c.Replicas {
 		logs[r] = c.mark(r.LogFile())
 	}
+	term := c.term(leader)
 	return victim{leader.Place, leader.Kill, leader.Start, func() {
-		now, err := c.Leader(c.within(30 * time.Second))
-		c.must(err)
-		logs[now].says("session open", n.Name)
+		c.eventually(45*time.Second, "another leader has the session of "+n.Name, func() error {
+			for _, log := range logs {
+				for _, line := range log.lines("session open", "node="+n.Name) {
+					if !holds(line, "term="+term.String()) {
+						return nil
+					}
+				}
+			}
+			return errors.New("none has")
+		})
 	}}
 }
 

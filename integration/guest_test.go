@@ -40,6 +40,9 @@ func (c *cluster) guest(name string) *mover {
 		c.shared.guests[name] = g
 	}
 	m := &mover{Guest: g, c: c}
+	for _, n := range c.Nodes {
+		_ = n.SetMigrateSpeed(g.UUID, full) // it need not be there
+	}
 	c.eventually(time.Minute, "nothing is done to "+name, func() error { return c.unused("vm/" + g.UUID) })
 	for i, n := range c.Nodes {
 		d, err := n.Domain(g.UUID)
@@ -51,7 +54,6 @@ func (c *cluster) guest(name string) *mover {
 	if m.from == nil {
 		c.t.Fatalf("guest %s runs nowhere", name)
 	}
-	c.must(m.from.SetMigrateSpeed(m.UUID, full))
 	var err error
 	m.before, err = g.History()
 	c.must(err)

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/integration/lab"
@@ -28,7 +30,9 @@ const leaderTTL = 3 * time.Second
 func (c *cluster) simulated(a *api, name string, domains ...*agentv1.Domain) *simagent.Agent {
 	c.t.Helper()
 	_, err := a.nodes.RegisterNode(c.within(10*time.Second), &debvisorv1.NodeInfo{Id: &debvisorv1.NodeId{Id: name}, Hostname: name})
-	c.must(err)
+	if status.Code(err) != codes.AlreadyExists {
+		c.must(err)
+	}
 	config, err := c.AgentTLS(name)
 	c.must(err)
 	s := &simagent.Agent{

@@ -249,7 +249,7 @@ func (l *Lab) Close() error {
 	return err
 }
 
-// SaveLogs copies all logs of the lab to a directory named like the lab, under to.
+// SaveLogs copies all logs of the lab and what its guests said to a directory named like the lab, under to.
 func (l *Lab) SaveLogs(to string) error {
 	to = filepath.Join(to, filepath.Base(l.Dir))
 	err := os.RemoveAll(to)
@@ -260,6 +260,14 @@ func (l *Lab) SaveLogs(to string) error {
 		if qemu := filepath.Dir(n.QEMULog("")); err == nil && exists(qemu) {
 			err = os.CopyFS(filepath.Join(to, n.Name+"-qemu"), os.DirFS(qemu))
 		}
+	}
+	consoles, _ := filepath.Glob(filepath.Join(l.shared(), "*.console"))
+	for _, path := range consoles {
+		raw, failed := os.ReadFile(path)
+		if failed == nil {
+			failed = os.WriteFile(filepath.Join(to, filepath.Base(path)+".log"), raw, 0o644)
+		}
+		err = errors.Join(err, failed)
 	}
 	if err != nil {
 		return fmt.Errorf("save logs: %w", err)
