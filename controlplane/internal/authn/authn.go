@@ -82,16 +82,23 @@ func (a *Authenticator) judge(leaf *x509.Certificate) any {
 	return verdict{caller: c}
 }
 
-// Revoked refuses a caller whose certificate has been revoked.
+// Revoked refuses a caller whose certificate has been revoked, and an agent
+// whose node was enrolled anew after its certificate was issued: whoever holds
+// that one speaks for the node no more.
 func Revoked(c *Caller, s *cluster.Snapshot) error {
-	if len(s.Revoked) == 0 {
+	if _, revoked := s.Revoked[c.Serial]; revoked {
+		return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_REVOKED",
+			"the certificate of %s (serial %s) has been revoked", c.Name, c.Serial).With("serial", c.Serial)
+	}
+	if c.Agent == nil {
 		return nil
 	}
-	if _, revoked := s.Revoked[c.Serial]; !revoked {
-		return nil
+	if node, ok := s.Nodes[c.Agent.Node]; ok && c.Agent.Replaced(node.Value.GetEnrolledAt().AsTime()) {
+		return errdefs.New(errdefs.Unauthenticated, "NODE_REPLACED",
+			"node %q was enrolled anew after the certificate of %s (serial %s) was issued", c.Agent.Node, c.Name, c.Serial).
+			With("node", c.Agent.Node).With("serial", c.Serial)
 	}
-	return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_REVOKED",
-		"the certificate of %s (serial %s) has been revoked", c.Name, c.Serial).With("serial", c.Serial)
+	return nil
 }
 
 func noCertificate() error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/identity"
@@ -68,19 +69,29 @@ func (d *Dispatch) identify(ctx context.Context) (*identity.AgentIdentity, error
 		return nil, errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_EXPIRED",
 			"the certificate of node %s's agent has expired: it may only renew it", id.Agent.Node)
 	}
-	snapshot := d.cfg.View.Current()
-	if _, revoked := snapshot.Revoked[id.Agent.Serial]; revoked {
-		d.cfg.Log.Warn("session refused: certificate revoked", "node", id.Agent.Node, "serial", id.Agent.Serial)
-		return nil, errRevoked(id.Agent.Node)
-	}
-	if _, ok := snapshot.Nodes[id.Agent.Node]; !ok {
-		return nil, errdefs.New(errdefs.NotFound, "NODE_NOT_FOUND", "node %s is not registered", id.Agent.Node)
+	if err := entitled(d.cfg.View.Current(), id.Agent); err != nil {
+		d.cfg.Log.Warn("session refused", "node", id.Agent.Node, "serial", id.Agent.Serial, "remote", rpc.Address(ctx), "reason", err)
+		return nil, err
 	}
 	return id.Agent, nil
 }
 
-func errRevoked(node string) error {
-	return errdefs.New(errdefs.PermissionDenied, "CERTIFICATE_REVOKED", "the certificate of node %s's agent is revoked", node)
+// entitled refuses an agent that speaks for its node no more: its certificate
+// is revoked, or the node is gone or was enrolled anew since. It is asked when
+// a session begins and at every change of the records.
+func entitled(s *cluster.Snapshot, agent *identity.AgentIdentity) error {
+	if _, revoked := s.Revoked[agent.Serial]; revoked {
+		return errdefs.New(errdefs.PermissionDenied, "CERTIFICATE_REVOKED", "the certificate of node %s's agent is revoked", agent.Node)
+	}
+	node, ok := s.Nodes[agent.Node]
+	switch {
+	case !ok:
+		return errdefs.New(errdefs.NotFound, "NODE_NOT_FOUND", "node %s is not registered", agent.Node)
+	case agent.Replaced(node.Value.GetEnrolledAt().AsTime()):
+		return errdefs.New(errdefs.PermissionDenied, "NODE_REPLACED",
+			"node %s was enrolled anew after this agent's certificate was issued: another agent is the node's now", agent.Node)
+	}
+	return nil
 }
 
 // receiveHello takes the first message, and does not wait for it for ever.

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -292,5 +294,26 @@ func TestManyHeartbeatsCostNoWrites(t *testing.T) {
 	}
 	if resp.Kvs[0].ModRevision != before && time.Since(began) < 25*time.Second {
 		t.Error("heartbeats without news were written")
+	}
+}
+
+func TestTheFormerAgentOfANodeThatWasEnrolledAnew(t *testing.T) {
+	r := newReplica(t)
+	r.lead(t)
+	enrolled := func(at time.Time) {
+		r.put(t, store.PutProto(store.NodeKey("node-1"), &storev1.Node{Id: "node-1", EnrolledAt: timestamppb.New(at)}))
+	}
+	enrolled(time.Now().Truncate(time.Second))
+	former := r.session(t, "node-1", "former") // of the very second of its enrolment
+	former.await(t, "acknowledgement", func(m *agentv1.LeaderMessage) bool { return m.GetHeartbeatAck() != nil })
+	enrolled(time.Now().Add(5 * time.Second))
+	if err := former.awaitEnd(t); errdefs.FromStatus(err).Code != "NODE_REPLACED" {
+		t.Errorf("its session ends with %v", err)
+	}
+	if err := r.dial(t, "node-1", hello("node-1", "former")).awaitEnd(t); errdefs.FromStatus(err).Code != "NODE_REPLACED" {
+		t.Errorf("a new session is refused with %v", err)
+	}
+	if log := r.log.String(); !strings.Contains(log, "session ended: ") || !strings.Contains(log, "session refused: ") {
+		t.Errorf("the log says nothing of it:\n%s", log)
 	}
 }

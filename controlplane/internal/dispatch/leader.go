@@ -139,9 +139,9 @@ func (l *leader) open() []*session {
 }
 
 func (l *leader) update(s *session, snapshot *cluster.Snapshot) {
-	if _, revoked := snapshot.Revoked[s.serial]; revoked {
-		l.log.Warn("session ended: certificate revoked", "node", s.node, "serial", s.serial)
-		s.stop(errRevoked(s.node))
+	if err := entitled(snapshot, s.agent); err != nil {
+		l.log.Warn("session ended", "node", s.node, "serial", s.agent.Serial, "reason", err)
+		s.stop(err)
 		return
 	}
 	if s.isReady(snapshot) {

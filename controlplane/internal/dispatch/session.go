@@ -24,7 +24,7 @@ const maxOutbox = 1024
 type session struct {
 	leader  *leader
 	node    string
-	serial  string
+	agent   *identity.AgentIdentity
 	journal string
 	remote  string
 	hello   *agentv1.Hello
@@ -49,7 +49,7 @@ type sent struct {
 
 func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, remote string) *session {
 	s := &session{
-		leader: l, node: agent.Node, serial: agent.Serial, journal: hello.GetJournalId(), remote: remote, hello: hello,
+		leader: l, node: agent.Node, agent: agent, journal: hello.GetJournalId(), remote: remote, hello: hello,
 		bell: make(chan struct{}, 1), stopped: make(chan struct{}), heard: time.Now(),
 		sent: sent{tasks: map[string]bool{}, cancels: map[string]bool{}, sides: map[string]*agentv1.Side{}},
 	}
