@@ -90,6 +90,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
 	})
 	agentsChain := api.NewChain(chain)
+	chain.Strangers = api.NewStrangers()
 	if r.cfg.PerMinute > 0 {
 		chain.Limit = limit.New(limit.Config{PerMinute: r.cfg.PerMinute})
 	}

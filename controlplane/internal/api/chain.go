@@ -31,6 +31,9 @@ type ChainConfig struct {
 	Authz *authz.Authorizer
 	// Limit is nil on the agents' listener, whose calls are not counted.
 	Limit *limit.Limiter
+	// Strangers is nil on the agents' listener, where nobody comes without a
+	// certificate.
+	Strangers *Strangers
 	Audit *audit.Log
 	// Check validates requests; one serves all chains.
 	Check *Validator
@@ -55,6 +58,8 @@ type call struct {
 	peer      string
 	requestID string
 	operation string
+	// unheard is a call that is refused without a line of the audit log.
+	unheard bool
 }
 
 type callKey struct{}
@@ -117,16 +122,41 @@ func (c *Chain) open(ctx context.Context, method string) (context.Context, *call
 // admit tells who calls and refuses those who may not, or not so often.
 func (c *Chain) admit(ctx context.Context, k *call, req any) (context.Context, error) {
 	snapshot := c.View.Current()
-	ctx, err := c.authenticate(ctx, k, snapshot)
+	ctx, first, refusal := c.authenticate(ctx, k, snapshot)
+	if refusal != nil || k.caller == nil {
+		if err := c.meet(k); err != nil {
+			return ctx, c.refuseStranger(k, err)
+		}
+	}
 	if !k.rule.Quiet {
 		c.Audit.Add(c.called(ctx, k, req))
 	}
-	if err != nil {
-		return ctx, err
+	if !k.rule.Stale {
+		// A revoked certificate or permission might still look good.
+		if err := c.View.Fresh(); err != nil {
+			return ctx, err
+		}
+	}
+	switch {
+	case k.rule.Open:
+	case refusal != nil:
+		if k.caller != nil {
+			c.Log.Warn("call refused", "caller", k.caller.Name, "serial", k.caller.Serial, "peer", k.peer, "method", k.method, "reason", refusal)
+		}
+		c.Audit.Add(c.refused(k, audit.AuthenticationFailure, refusal))
+		return ctx, refusal
+	case first:
+		c.Audit.Add(&audit.Event{
+			Time: k.began, Kind: audit.AuthenticationSuccess, TraceID: k.trace,
+			Principal: k.caller.Name, Peer: k.peer, Method: k.method,
+		})
 	}
 	if err := c.Authz.Authorize(snapshot, k.caller, k.method, k.began); err != nil {
 		c.Audit.Add(c.refused(k, audit.PermissionDenied, err))
 		return ctx, err
+	}
+	if k.caller == nil {
+		return ctx, nil // it was counted before
 	}
 	if err := c.count(k); err != nil {
 		c.Audit.Add(c.refused(k, audit.RateLimitExceeded, err))
@@ -135,33 +165,30 @@ func (c *Chain) admit(ctx context.Context, k *call, req any) (context.Context, e
 	return ctx, nil
 }
 
-// authenticate tells who calls; who cannot be told, or not any more, is refused.
-func (c *Chain) authenticate(ctx context.Context, k *call, snapshot *cluster.Snapshot) (context.Context, error) {
-	if !k.rule.Stale {
-		// A revoked certificate or permission might still look good.
-		if err := c.View.Fresh(); err != nil {
-			return ctx, err
-		}
-	}
+// authenticate tells who calls, whether this connection was asked for the first
+// time, and why the caller cannot be told or is not to be believed.
+func (c *Chain) authenticate(ctx context.Context, k *call, snapshot *cluster.Snapshot) (_ context.Context, first bool, refusal error) {
 	caller, first, err := c.Authn.Authenticate(ctx)
-	if caller != nil {
-		k.caller = caller
-		ctx = authn.With(ctx, caller)
-		err = authn.Revoked(caller, snapshot)
+	if caller == nil {
+		return ctx, first, err
 	}
-	if k.rule.Open {
-		return ctx, nil
-	}
+	k.caller = caller
+	return authn.With(ctx, caller), first, authn.Revoked(caller, snapshot)
+}
+
+// meet counts a call that nobody answers for by the address it comes from. One
+// that carries its own proof of identity counts once that has failed.
+func (c *Chain) meet(k *call) error {
 	switch {
-	case err != nil:
-		c.Audit.Add(c.refused(k, audit.AuthenticationFailure, err))
-	case first:
-		c.Audit.Add(&audit.Event{
-			Time: k.began, Kind: audit.AuthenticationSuccess, TraceID: k.trace,
-			Principal: caller.Name, Peer: k.peer, Method: k.method,
-		})
+	case k.rule.Quiet:
+		return nil
+	case !k.rule.Open:
+		return c.Strangers.failed(k.peer, k.began)
 	}
-	return ctx, err
+	if err := c.Strangers.admit(k.peer, k.began); err != nil || k.caller != nil {
+		return err
+	}
+	return c.count(k)
 }
 
 // count counts the call: a caller's by its name, and where there is none, as
@@ -188,8 +215,11 @@ func (c *Chain) sync(ctx context.Context, k *call) error {
 // status.
 func (c *Chain) close(ctx context.Context, k *call, err error) error {
 	status := rpc.Finish(c.Log, k.method, k.trace, err)
-	if k.rule.Quiet {
+	if k.rule.Quiet || k.unheard {
 		return status
+	}
+	if k.rule.Open && (errdefs.Is(err, errdefs.Unauthenticated) || errdefs.Is(err, errdefs.InvalidArgument)) {
+		_ = c.Strangers.failed(k.peer, k.began) // this call is over; the next is refused
 	}
 	c.Audit.Add(c.result(k, status))
 	if k.rule.Change && err == nil {

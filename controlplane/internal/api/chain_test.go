@@ -3,8 +3,10 @@ package api_test
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -12,9 +14,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -143,6 +147,81 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+func TestAnAgentWhoseNodeWasEnrolledAnew(t *testing.T) {
+	r := start(t, 0)
+	r.node("n1", nil)
+	conn := r.agent("n1")
+	beat := func() error {
+		_, err := debvisorv1.NewNodeServiceClient(conn).Heartbeat(t.Context(), &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: "n1"}})
+		return err
+	}
+	if err := beat(); err != nil {
+		t.Fatal(err)
+	}
+	r.node("n1", func(n *storev1.Node, _ *storev1.NodeStatus) { n.EnrolledAt = timestamppb.New(time.Now().Add(5 * time.Second)) })
+	if err := beat(); errdefs.FromStatus(err).Code != "NODE_REPLACED" {
+		t.Errorf("the former agent is answered %v", err)
+	}
+	if event := r.events("authentication_failure", 1)[0]; event["principal"] != "agent:n1" {
+		t.Errorf("event %v", event)
+	}
+	if !strings.Contains(r.log.String(), "agent:n1") {
+		t.Errorf("the log says nothing of it: %s", r.log)
+	}
+}
+
+// enrolment refuses every token.
+type enrolment struct {
+	agentv1.UnimplementedEnrollServiceServer
+}
+
+func (enrolment) Enroll(context.Context, *agentv1.EnrollRequest) (*agentv1.EnrollResponse, error) {
+	return nil, errdefs.New(errdefs.Unauthenticated, "JOIN_TOKEN_UNKNOWN", "unknown")
+}
+
+func TestStrangersDoNotFillTheAuditLog(t *testing.T) {
+	lines := func(r *replica) int {
+		_, err := debvisorv1.NewNodeServiceClient(r.principal("operator")).ListNodes(t.Context(), &debvisorv1.Empty{})
+		if err != nil {
+			t.Fatalf("who has an identity is refused with the strangers: %v", err)
+		}
+		r.events("authentication_success", 1) // all before is written, too
+		b, err := os.ReadFile(r.dir + "/audit.log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(b), "\n")
+	}
+	for name, call := range map[string]func(*grpc.ClientConn) error{
+		"without an identity": func(conn *grpc.ClientConn) error {
+			_, err := debvisorv1.NewNodeServiceClient(conn).ListNodes(t.Context(), &debvisorv1.Empty{})
+			return err
+		},
+		"with tokens that they make up": func(conn *grpc.ClientConn) error {
+			_, err := agentv1.NewEnrollServiceClient(conn).Enroll(t.Context(), &agentv1.EnrollRequest{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, 1<<30)
+			nobody := r.anonymous()
+			var last error
+			for range 300 {
+				last = call(nobody)
+			}
+			if e := errdefs.FromStatus(last); e.Kind != errdefs.ResourceExhausted || e.Code != "TOO_MANY_FAILURES" || e.RetryAfter == 0 {
+				t.Errorf("the last of 300 calls: %v", last)
+			}
+			if n := lines(r); n > 120 {
+				t.Errorf("300 calls of a stranger made %d lines", n)
+			}
+			if told := r.events("rate_limit_exceeded", 1); len(told) > 2 || told[0]["peer"] != "127.0.0.1" {
+				t.Errorf("of the refusals the log says %v", told)
+			}
+		})
+	}
+}
+
 func TestInvalidRequestsNameEveryField(t *testing.T) {
 	r := start(t, 0)
 	conn := r.principal("operator")
@@ -251,5 +330,9 @@ func TestHealthFollowsTheReplica(t *testing.T) {
 	_, err = debvisorv1.NewNodeServiceClient(r.principal("operator")).ListNodes(t.Context(), &debvisorv1.Empty{})
 	if !errdefs.Is(errdefs.FromStatus(err), errdefs.Unavailable) {
 		t.Errorf("a replica without sight of etcd answers %v", err)
+	}
+	_, err = agentv1.NewEnrollServiceClient(r.anonymous()).Enroll(t.Context(), &agentv1.EnrollRequest{})
+	if !errdefs.Is(errdefs.FromStatus(err), errdefs.Unavailable) {
+		t.Errorf("a replica without sight of etcd enrols, by records that may be old: %v", err)
 	}
 }

@@ -109,7 +109,7 @@ func start(t testing.TB, perMinute int) *replica {
 	r.authz = authz.New("operator")
 	chain := api.NewChain(api.ChainConfig{
 		View: r.view, Authn: authn.New(clusterName), Authz: r.authz, Limit: limit.New(limit.Config{PerMinute: perMinute}),
-		Audit: trail, Check: check, Log: log,
+		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,
 	})
 	codec := rpc.NewCodec()
 	own, err := certs.NewReloader(r.issue("server", certs.ServerLeaf(clusterName, "r1", nil, 0)), log)
@@ -125,6 +125,7 @@ func start(t testing.TB, perMinute int) *replica {
 		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Log: log,
 	})
 	front.Register(r.server)
+	agentv1.RegisterEnrollServiceServer(r.server, enrolment{})
 	background(t, front.Run)
 	r.listen()
 	return r

@@ -39,7 +39,7 @@ const (
 func Methods() map[string]Rule {
 	read := func(permission string) Rule { return Rule{Permission: permission} }
 	change := func(permission string) Rule { return Rule{Permission: permission, Change: true} }
-	open := Rule{Open: true, Change: true, Stale: true}
+	open := Rule{Open: true, Change: true}
 	health := Rule{Open: true, Stale: true, Quiet: true}
 	return map[string]Rule{
 		debvisorv1.NodeService_RegisterNode_FullMethodName:    {Permission: "node:register", Agent: true, Change: true},

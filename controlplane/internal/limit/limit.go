@@ -63,6 +63,19 @@ func (l *Limiter) Take(name string, now time.Time) error {
 	if bucket.AllowN(now, 1) {
 		return nil
 	}
+	return l.refusal(name, bucket, now)
+}
+
+// Peek tells what Take would, and counts nothing.
+func (l *Limiter) Peek(name string, now time.Time) error {
+	bucket := l.bucket(name, now)
+	if bucket.TokensAt(now) >= 1 {
+		return nil
+	}
+	return l.refusal(name, bucket, now)
+}
+
+func (l *Limiter) refusal(name string, bucket *rate.Limiter, now time.Time) error {
 	perMinute := l.perMinute(name)
 	missing := 1 - bucket.TokensAt(now)
 	wait := time.Duration(missing * float64(time.Minute) / float64(perMinute)).Round(time.Millisecond)
