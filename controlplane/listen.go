@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -47,7 +48,7 @@ func (l *listener) Run(ctx context.Context) error {
 	hard := time.AfterFunc(graceful, l.server.Stop)
 	defer hard.Stop()
 	l.server.GracefulStop()
-	if err := <-failed; err != nil {
+	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("stopping %s: %w", l.lis.Addr(), err)
 	}
 	return nil

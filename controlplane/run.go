@@ -37,7 +37,7 @@ type replica struct {
 }
 
 // Run runs a replica until ctx ends. It stops in the reverse order of its
-// start: first the listeners, last etcd.
+// start: first the callers' listener, then leadership, last etcd.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
@@ -65,11 +65,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if r.own != r.member.Server() {
 		group.Add("configured certificates", func(ctx context.Context) error { return r.own.Run(ctx, certificateLook) })
 	}
-	group.Add("election", r.elect)
+	// What listeners' calls need stops after the listeners; what would hold up
+	// their stop, before: sessions, which end with leadership, and watches.
 	group.Add("replica's record", r.announce)
-	group.Add("agents' listener", r.agents.Run)
 	group.Add("api", r.callers.api.Run)
+	group.Add("agents' listener", r.agents.Run)
+	group.Add("election", r.elect)
 	group.Add("callers' listener", r.callers.Run)
+	group.Add("watches", r.callers.api.Leave)
 	cfg.Log.Info("serving", "replica", r.member.Record().Name, "cluster", r.member.Record().Cluster, "version", obs.Version,
 		"callers", cfg.Listen, "agents", cfg.AgentsListen)
 	return group.Run(ctx)

@@ -34,7 +34,7 @@ type ChainConfig struct {
 	// Strangers is nil on the agents' listener, where nobody comes without a
 	// certificate.
 	Strangers *Strangers
-	Audit *audit.Log
+	Audit     *audit.Log
 	// Check validates requests; one serves all chains.
 	Check *Validator
 	Log   hclog.Logger

@@ -158,7 +158,9 @@ func TestAnAgentWhoseNodeWasEnrolledAnew(t *testing.T) {
 	if err := beat(); err != nil {
 		t.Fatal(err)
 	}
-	r.node("n1", func(n *storev1.Node, _ *storev1.NodeStatus) { n.EnrolledAt = timestamppb.New(time.Now().Add(5 * time.Second)) })
+	r.node("n1", func(n *storev1.Node, _ *storev1.NodeStatus) {
+		n.EnrolledAt = timestamppb.New(time.Now().Add(5 * time.Second))
+	})
 	if err := beat(); errdefs.FromStatus(err).Code != "NODE_REPLACED" {
 		t.Errorf("the former agent is answered %v", err)
 	}
@@ -334,5 +336,62 @@ func TestHealthFollowsTheReplica(t *testing.T) {
 	_, err = agentv1.NewEnrollServiceClient(r.anonymous()).Enroll(t.Context(), &agentv1.EnrollRequest{})
 	if !errdefs.Is(errdefs.FromStatus(err), errdefs.Unavailable) {
 		t.Errorf("a replica without sight of etcd enrols, by records that may be old: %v", err)
+	}
+}
+
+func TestLeaveEndsWatches(t *testing.T) {
+	r := start(t, 0)
+	watch, err := healthv1.NewHealthClient(r.anonymous()).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	r.lead()
+	r.node("a", nil)
+	r.node("b", nil)
+	r.vm("1", "web", "a")
+	operator := r.principal("operator")
+	moved, err := debvisorv1.NewMigrationServiceClient(operator).MigrateVM(
+		metadata.AppendToOutgoingContext(t.Context(), "debvisor-wait", "none"), &debvisorv1.VMMigrateSpec{Vm: &debvisorv1.VMRef{VmId: "web"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow, err := debvisorv1.NewOperationServiceClient(operator).WatchOperation(t.Context(), &debvisorv1.OperationRef{Id: moved.GetOperationId()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := follow.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	leaving, leave := context.WithCancel(t.Context())
+	leave()
+	if err := r.front.Leave(leaving); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	began := time.Now()
+	go func() {
+		defer close(stopped)
+		r.server.GracefulStop()
+	}()
+	var last healthv1.HealthCheckResponse_ServingStatus
+	for {
+		answer, err := watch.Recv()
+		if err != nil {
+			break
+		}
+		last = answer.GetStatus()
+	}
+	if last != healthv1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("who watches the health was last told %s", last)
+	}
+	if _, err := follow.Recv(); errdefs.FromStatus(err).Code != "REPLICA_STOPS" {
+		t.Errorf("who watches the operation is told %v", err)
+	}
+	<-stopped
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("watches hold up the stop for %s", took)
 	}
 }

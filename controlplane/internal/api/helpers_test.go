@@ -46,6 +46,7 @@ type replica struct {
 	store   *store.Store
 	authz   *authz.Authorizer
 	server  *grpc.Server
+	front   *api.Server
 	address string
 	log     *buffer
 }
@@ -125,6 +126,7 @@ func start(t testing.TB, perMinute int) *replica {
 		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Log: log,
 	})
 	front.Register(r.server)
+	r.front = front
 	agentv1.RegisterEnrollServiceServer(r.server, enrolment{})
 	background(t, front.Run)
 	r.listen()

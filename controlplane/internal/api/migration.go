@@ -116,11 +116,16 @@ func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateS
 		return op.GetId(), err
 	}
 	result, err := s.judge(ctx, req)
-	if err != nil {
-		return "", err
+	if err == nil && !result.Allowed {
+		err = refusal(&result)
 	}
-	if !result.Allowed {
-		return "", refusal(&result)
+	if err != nil {
+		// The VM may be held by what another replica has just begun for this
+		// very request.
+		if op, repeated := s.operations.Repeated(spec); op != nil || repeated != nil {
+			return op.GetId(), repeated
+		}
+		return "", err
 	}
 	spec.Resources = []string{vmResource(result.VM)}
 	spec.Migrate = &storev1.Migrate{

@@ -10,7 +10,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
@@ -50,7 +49,7 @@ type Config struct {
 // Server is the public API of one replica.
 type Server struct {
 	nodes  *nodeService
-	health *health.Server
+	health *watchedHealth
 	cfg    Config
 }
 
@@ -58,7 +57,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	return &Server{
 		cfg:    cfg,
-		health: health.NewServer(),
+		health: newWatchedHealth(),
 		nodes: &nodeService{
 			view: cfg.View, operations: cfg.Operations, authz: cfg.Authz, fingerprint: cfg.Fingerprint,
 			list:  &nodeList{view: cfg.View, codec: cfg.Codec, heard: cfg.Heard},
@@ -108,11 +107,21 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			s.health.Shutdown() // whoever watches is told before connections end
+			s.health.leave()
 			<-done
 			return nil
 		}
 	}
+}
+
+// Leave waits until ctx ends and then ends what would hold up the end of the
+// server: watches and waits, which go on elsewhere. It is to be stopped before
+// the listeners, as Run after them.
+func (s *Server) Leave(ctx context.Context) error {
+	<-ctx.Done()
+	s.health.leave()
+	s.cfg.Operations.Leave()
+	return nil
 }
 
 // serving tells whether this replica can do what callers want of it: it sees

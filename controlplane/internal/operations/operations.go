@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -43,12 +44,19 @@ const (
 type Operations struct {
 	view  *store.View
 	store *store.Store
+	// leaving is closed by Leave.
+	leaving chan struct{}
+	leave   sync.Once
 }
 
 // New makes an Operations over the cluster's state.
 func New(view *store.View, st *store.Store) *Operations {
-	return &Operations{view: view, store: st}
+	return &Operations{view: view, store: st, leaving: make(chan struct{})}
 }
+
+// Leave ends, for good, all that waits for an operation by Watch and Wait: this
+// replica stops, and the operations go on.
+func (o *Operations) Leave() { o.leave.Do(func() { close(o.leaving) }) }
 
 // Spec is what is asked for.
 type Spec struct {

@@ -313,6 +313,33 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// What the first of two has done must not make the second, the same request,
+// fail.
+func TestApplyOfWhatIsThereOnceOnly(t *testing.T) {
+	a, client := start(t)
+	b := newReplica(t, client)
+	var wg sync.WaitGroup
+	for i := range 40 {
+		key := store.NodeKey(fmt.Sprint("n", i))
+		create := func(s *cluster.Snapshot) (store.Change, error) {
+			if _, exists := s.Nodes[fmt.Sprint("n", i)]; exists {
+				return store.Change{}, errdefs.New(errdefs.AlreadyExists, "NODE_EXISTS", "it is there")
+			}
+			return store.Change{Require: []store.Condition{store.Absent(key)}, Puts: []store.Put{store.PutProto(key, &storev1.Node{})}}, nil
+		}
+		for _, r := range []replica{a, b, a, b} {
+			wg.Go(func() {
+				if _, err := r.Apply(t.Context(), operations.Spec{
+					Kind: "create", Principal: "ada", Method: "/create", RequestID: fmt.Sprint(i), Request: &debvisorv1.Empty{},
+				}, create); err != nil {
+					t.Errorf("request %d: %v", i, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
 func TestWatchSeesTheEnd(t *testing.T) {
 	r, _ := start(t)
 	id, err := r.Submit(t.Context(), migrateSpec("v1", ""))
@@ -354,6 +381,28 @@ func TestWatchSeesTheEnd(t *testing.T) {
 	}
 	if op, err := r.Get(other); err != nil || op.GetState() != task.OpPending || op.GetCancelRequested() {
 		t.Errorf("its operation: %v, %v", op, err)
+	}
+}
+
+func TestLeaveEndsTheWaitingAndNotTheOperation(t *testing.T) {
+	r, _ := start(t)
+	id, err := r.Submit(t.Context(), migrateSpec("v1", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := r.Wait(t.Context(), id)
+		waiting <- err
+	}()
+	r.Leave()
+	r.Leave()
+	err = <-waiting
+	if kindAndCode(err) != "REPLICA_STOPS" || !errdefs.Is(err, errdefs.Unavailable) || !strings.Contains(err.Error(), id) {
+		t.Errorf("who waits is told %v", err)
+	}
+	if op, err := r.Get(id); err != nil || op.GetState() != task.OpPending || op.GetCancelRequested() {
+		t.Errorf("the operation: %v, %v", op, err)
 	}
 }
 

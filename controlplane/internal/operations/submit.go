@@ -61,9 +61,6 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 func (o *Operations) Apply(ctx context.Context, spec Spec, make func(*cluster.Snapshot) (store.Change, error)) (*storev1.Operation, error) {
 	ctx, cancel := context.WithTimeout(ctx, commitWait)
 	defer cancel()
-	if op, err := o.Repeated(spec); op != nil || err != nil {
-		return op, err
-	}
 	id := spec.id()
 	digest, err := spec.digest()
 	if err != nil {
@@ -72,6 +69,11 @@ func (o *Operations) Apply(ctx context.Context, spec Spec, make func(*cluster.Sn
 	for {
 		changed := o.view.Changed()
 		snapshot := o.view.Current()
+		// In the very snapshot that make is given: what an earlier request with
+		// this id has done must not make this one fail.
+		if earlier, ok := snapshot.Operations[id]; ok {
+			return earlier.Value, same(earlier.Value, spec)
+		}
 		for _, resource := range spec.Resources {
 			if err := InUse(snapshot, resource); err != nil {
 				return nil, err

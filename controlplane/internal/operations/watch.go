@@ -20,7 +20,7 @@ const appearWait = 5 * time.Second
 // ended; changes that follow each other fast may be handed over as one, the
 // last never left out. It ends with see's error, with NotFound once the
 // operation is forgotten, and with Unavailable when this replica loses sight
-// of the cluster.
+// of the cluster or stops (Leave).
 func (o *Operations) Watch(ctx context.Context, id string, see func(*storev1.Operation) error) error {
 	check := time.NewTicker(freshCheck)
 	defer check.Stop()
@@ -50,6 +50,10 @@ func (o *Operations) Watch(ctx context.Context, id string, see func(*storev1.Ope
 					"this replica has lost sight of the cluster; operation %s goes on, ask another replica for it", id).
 					With("operation", id).WithRetry(time.Second).WithCause(err)
 			}
+		case <-o.leaving:
+			return errdefs.New(errdefs.Unavailable, "REPLICA_STOPS",
+				"this replica stops; operation %s goes on, ask another replica for it", id).
+				With("operation", id).WithRetry(time.Second)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
