@@ -1,10 +1,15 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
+	"errors"
 
 	"libvirt.org/go/libvirt"
 )
+
+// errRuns keeps a running guest from being discarded.
+var errRuns = errors.New("its guest runs")
 
 // AbortJob asks libvirt to give up the domain's migration. That there is none
 // (any more) is no error.
@@ -27,9 +32,13 @@ func (h *Hypervisor) Resume(ctx context.Context, uuid string) error {
 }
 
 // Discard ends the domain's QEMU, if any, and forgets its definition; its disks
-// and its NVRAM stay. That it is gone is no error.
+// and its NVRAM stay. That it is gone is no error. A guest whose CPUs run is
+// never discarded, whatever was seen a moment ago: that is an error.
 func (h *Hypervisor) Discard(ctx context.Context, uuid string) error {
 	return h.act(ctx, "discarding domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		if state, _, err := d.GetState(); err != nil || state == libvirt.DOMAIN_RUNNING || state == libvirt.DOMAIN_BLOCKED {
+			return cmp.Or(err, errRuns)
+		}
 		if err := d.Destroy(); err != nil && !has(err, libvirt.ERR_OPERATION_INVALID) {
 			return err
 		}

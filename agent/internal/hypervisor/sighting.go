@@ -21,7 +21,10 @@ type Sighting struct {
 	// Switching: it is OUTGOING and stands still for the switch-over.
 	Switching bool
 	// Complete: it is INCOMING and whole; libvirt is about to end its job.
-	Complete   bool
+	Complete bool
+	// Handed: it is SHUTOFF because libvirt has handed it over to another host.
+	// libvirt forgets that when it is restarted.
+	Handed     bool
 	Persistent bool
 	// Why is libvirt's state and reason, for logs.
 	Why string
@@ -36,7 +39,8 @@ func (h *Hypervisor) Look(ctx context.Context, uuid string) (Sighting, error) {
 }
 
 // sight reads state, reason and job. The job is asked first: a job that ends in
-// between makes the sighting older, never newer, than it claims.
+// between makes the sighting older, never newer, than it claims. One that begins
+// in between is asked for once more where it matters.
 func sight(d *libvirt.Domain) (Sighting, error) {
 	in, out, err := migrating(d)
 	if err != nil {
@@ -50,10 +54,17 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 	if err != nil {
 		return Sighting{}, err
 	}
-	if !persistent && state == libvirt.DOMAIN_SHUTOFF {
+	if !persistent && !in && state == libvirt.DOMAIN_SHUTOFF {
 		// On its way out: libvirt tells of an end a moment before it forgets
 		// the domain, and tells nothing more.
 		return Sighting{}, libvirt.Error{Code: libvirt.ERR_NO_DOMAIN, Message: "the domain is being removed"}
+	}
+	if state == libvirt.DOMAIN_PAUSED && !in && !out {
+		// Paused, and no job was seen before: one that began in between must
+		// not make a half copy look like a whole one.
+		if in, out, err = migrating(d); err != nil {
+			return Sighting{}, err
+		}
 	}
 	s := Sighting{Persistent: persistent, state: state, Why: fmt.Sprintf("state %d reason %d", state, reason)}
 	s.State, s.Held = judge(state, libvirt.DomainPausedReason(reason), in, out)
@@ -61,6 +72,7 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 		s.Switching = out && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_MIGRATION
 		s.Complete = in && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_USER
 	}
+	s.Handed = state == libvirt.DOMAIN_SHUTOFF && libvirt.DomainShutoffReason(reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
 	return s, nil
 }
 
@@ -100,8 +112,8 @@ func migrating(d *libvirt.Domain) (in, out bool, err error) {
 	switch {
 	case has(err, libvirt.ERR_OPERATION_UNSUPPORTED):
 		return true, false, nil
-	case has(err, libvirt.ERR_OPERATION_INVALID):
-		return false, false, nil // not active
+	case has(err, libvirt.ERR_OPERATION_INVALID), has(err, libvirt.ERR_NO_SUPPORT):
+		return false, false, nil // not active, or a driver without jobs
 	case err != nil:
 		return false, false, err
 	}

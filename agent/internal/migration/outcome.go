@@ -19,6 +19,8 @@ const (
 	codeNotArrived  = "NOT_ARRIVED"
 	codeResume      = "RESUME_FAILED"
 	codeStopped     = "GUEST_STOPPED"
+	codeUnclear     = "COPY_UNCLEAR"
+	codeTransient   = "VM_NOT_PERSISTENT"
 	codeLost        = "VM_LOST"
 	codeConflict    = "VM_CONFLICT"
 	codeExpired     = "RIGHT_EXPIRED"
@@ -60,6 +62,9 @@ func undecided(end action, name string) *agentv1.TaskOutcome {
 	switch end {
 	case conflict:
 		return failure(codeConflict, "VM %s runs on both nodes: neither was touched; decide which one is right, and destroy the other", name)
+	case unclear:
+		return failure(codeUnclear, "VM %s has stopped on the source, and a whole copy of it stands paused on the target; "+
+			"nobody can tell whether the source had gone on after the copy was made: virsh resume the copy only if it had not, else destroy the copy", name)
 	case lost:
 		return failure(codeLost, "VM %s is on neither node: somebody removed it during the migration", name)
 	default:

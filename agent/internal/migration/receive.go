@@ -22,6 +22,9 @@ const (
 	// apart.
 	resumeTries = 10
 	resumeAgain = time.Second
+	// lateWithin is how long libvirtd may take to start a QEMU for a migration
+	// that has broken off meanwhile.
+	lateWithin = 20 * time.Second
 )
 
 // receiveKind is migrate-receive: the target's half.
@@ -59,6 +62,9 @@ type receiver struct {
 
 	address string // of the tunnel
 	sealed  bool   // the tunnel is closed for good
+	// pending is until when the copy may still appear though the tunnel is
+	// closed: libvirtd was asked for it and had not answered.
+	pending time.Time
 	fault   *agentv1.TaskOutcome
 	arrived time.Time // when the copy was whole
 	copied  bool      // the copy was seen while it was not whole
@@ -112,6 +118,9 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 	switch {
 	case r.observe, r.cancelled():
 		return nil, r.seal(ctx)
+	case r.address != "" && !r.tunnel.Alive():
+		r.fault = broken(codeTunnel, "the target's end of the tunnel has ended")
+		return nil, r.seal(ctx)
 	case time.Now().Unix() >= r.right.GetExpiresAt():
 		r.fault = failure(codeExpired, "the right to migrate VM %s has expired", r.right.GetVmName())
 		return nil, r.seal(ctx)
@@ -153,14 +162,34 @@ func (r *receiver) tryOpen(ctx context.Context) error {
 	return nil
 }
 
-// seal closes the tunnel: what is absent now stays so.
+// seal closes the tunnel: what is absent then stays so, once libvirtd has
+// answered what it was asked.
 func (r *receiver) seal(ctx context.Context) bool {
-	r.sealed = r.sealed || r.close(ctx)
-	return r.sealed
+	for !r.sealed {
+		err := r.tunnel.Stop()
+		if r.sealed = err == nil; r.sealed {
+			if r.tunnel.Pending() {
+				r.log.Warn("libvirtd may still make the copy: waiting for it")
+				r.pending = time.Now().Add(lateWithin)
+			}
+			break
+		}
+		r.log.Error("the tunnel does not close", "error", err)
+		if !r.await(ctx, nil, lookEvery) {
+			return false
+		}
+	}
+	return true
 }
+
+// final tells whether an absent copy will not appear any more.
+func (r *receiver) final() bool { return r.sealed && time.Now().After(r.pending) }
 
 // notice tells what was seen, and what the moments of an arrival are.
 func (r *receiver) notice(seen hypervisor.Sighting) {
+	if seen.State != absent {
+		r.pending = time.Time{} // what libvirtd was asked for has come
+	}
 	switch seen.State {
 	case incoming:
 		if !r.copied {
@@ -179,7 +208,7 @@ func (r *receiver) notice(seen hypervisor.Sighting) {
 			// gofail: var receiveAfterSwitchover struct{}
 		}
 	}
-	ended := seen.State == paused || seen.State == running || seen.State == shutoff || seen.State == absent && r.sealed
+	ended := seen.State == paused || seen.State == running || seen.State == shutoff || seen.State == absent && r.final()
 	r.tell(&agentv1.Side{State: seen.State, Ended: ended})
 }
 
@@ -201,6 +230,8 @@ func (r *receiver) lookAfter(seen hypervisor.Sighting) time.Duration {
 	case seen.State == incoming && seen.Complete:
 		return arriveSoon
 	case r.tries > 0:
+		return resumeAgain
+	case r.sealed && !r.final():
 		return resumeAgain
 	default:
 		return lookEvery
@@ -230,7 +261,7 @@ func (r *receiver) step(ctx context.Context, seen hypervisor.Sighting) (out *age
 		return r.succeed(ctx), false
 	case stayed, resumeSource:
 		return r.notArrived(), false
-	case stopped, lost, conflict:
+	case stopped, lost, conflict, unclear:
 		if do == stopped && seen.State == absent {
 			return r.notArrived(), false
 		}
@@ -245,6 +276,8 @@ func (r *receiver) step(ctx context.Context, seen hypervisor.Sighting) (out *age
 // a tunnel that is gone, ends the task without the source: nothing can come.
 func (r *receiver) nothing(ctx context.Context) (out *agentv1.TaskOutcome, again, done bool) {
 	switch {
+	case r.sealed && !r.final():
+		return nil, false, true
 	case r.sealed && r.cancelled():
 		return cancelled(), false, true
 	case r.sealed && r.fault != nil:

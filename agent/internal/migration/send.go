@@ -91,6 +91,7 @@ func (s *sender) start(ctx context.Context) (out *agentv1.TaskOutcome, done bool
 		Certificates: s.m.cfg.Files, Address: s.spec.GetTunnelAddress(),
 	})
 	if err != nil {
+		s.tunnel = s.m.cfg.Tunnels.Find(s.right.GetId())
 		return s.giveUp(ctx, refused(codeTunnel, err)), false
 	}
 	if err := s.hypervisor().DisableAutostart(ctx, s.right.GetVmUuid()); err != nil {
@@ -111,6 +112,10 @@ func (s *sender) refuse(ctx context.Context) *agentv1.TaskOutcome {
 	switch {
 	case !ok:
 		return nil
+	case seen.State != absent && !seen.Persistent:
+		// When such a guest ends it is absent, which must only ever mean that
+		// libvirt has handed it over.
+		return failure(codeTransient, "VM %s has no persistent definition: define it first (virsh define)", s.right.GetVmName())
 	case seen.State == running && s.resume, seen.State == paused && !s.resume:
 		return nil
 	default:
@@ -249,7 +254,7 @@ func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
 		if !ok {
 			return nil
 		}
-		side := &agentv1.Side{State: seen.State, Ended: true}
+		side := &agentv1.Side{State: seen.State, Ended: !s.leftOver(seen)}
 		if s.callErr != nil {
 			side.Reason = s.callErr.Error()
 		}
@@ -275,6 +280,12 @@ func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agent
 	if seen.State == absent {
 		return &agentv1.TaskOutcome{}, false // whatever the target has, nothing is left to do here
 	}
+	if s.leftOver(seen) {
+		if s.other.GetState() == running || s.other.GetState() == paused {
+			return nil, s.act("undefining", s.hypervisor().Undefine(ctx, s.right.GetVmUuid()))
+		}
+		return nil, false
+	}
 	mine := view{seen.State, true}
 	if seen.State == outgoing {
 		mine.ended = false // a job that nobody should have begun
@@ -287,11 +298,26 @@ func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agent
 		return nil, s.act("undefining", s.hypervisor().Undefine(ctx, s.right.GetVmUuid()))
 	case stayed:
 		return s.why(), false
-	case stopped, lost, conflict:
+	case stopped, lost, conflict, unclear:
 		s.log.Error("only people can put this right", "here", seen.State, "there", s.other.GetState())
 		return undecided(do, s.right.GetVmName()), false
 	default:
 		return nil, false
+	}
+}
+
+// leftOver tells of a definition that goes as soon as the copy is seen: libvirt
+// has handed the guest over, and died or failed before it let go. Where the
+// target has no copy after all, it is not.
+func (s *sender) leftOver(seen hypervisor.Sighting) bool {
+	if seen.State != shutoff || !seen.Handed {
+		return false
+	}
+	switch s.other.GetState() {
+	case absent, shutoff:
+		return false
+	default:
+		return true
 	}
 }
 
@@ -306,7 +332,7 @@ func (h *half) act(doing string, err error) (done bool) {
 func (s *sender) why() *agentv1.TaskOutcome {
 	var e *errdefs.Error
 	switch {
-	case s.cancelled():
+	case errdefs.Is(s.callErr, errdefs.Cancelled):
 		return cancelled()
 	case !s.took:
 		return broken(codeInterrupted, "the source's agent was restarted, and the migration did not come to its end")
@@ -318,8 +344,7 @@ func (s *sender) why() *agentv1.TaskOutcome {
 	case s.callErr == nil:
 		return failure(codeNotArrived, "libvirt says that it migrated VM %s, but it is still here and not there", s.right.GetVmName())
 	case errors.As(s.callErr, &e):
-		out := refused(hypervisor.CodeLibvirt, s.callErr)
-		return out
+		return refused(hypervisor.CodeLibvirt, s.callErr)
 	default:
 		return failure(hypervisor.CodeLibvirt, "%v", s.callErr)
 	}

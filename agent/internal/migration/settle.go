@@ -39,14 +39,17 @@ const (
 	sealTarget
 	// resumeSource: nothing is at the target, and nothing can come there.
 	resumeSource
-	// undefineSource: the target has it, the source's definition is left over.
+	// undefineSource: the target runs it, the source's definition is left over.
 	undefineSource
 	// moved: only the target has it, and runs it (or is paused as before).
 	moved
 	// stayed: only the source has it.
 	stayed
-	// stopped: the guest runs nowhere; one definition is left.
+	// stopped: the guest runs nowhere; its definitions are left.
 	stopped
+	// unclear: the source has stopped, and the paused copy may be older than
+	// what the guest last wrote: it neither runs nor is thrown away.
+	unclear
 	// lost: neither side has it.
 	lost
 	// conflict: both run, or might: nothing may be touched by a program.
@@ -68,9 +71,12 @@ const (
 //     A paused source goes on only after its copy was seen gone for good.
 //   - A source that has ended and is gone leaves the target's copy as the only
 //     one: it is never discarded, and goes on as soon as it is complete.
-//   - A source that is only defined (SHUTOFF) holds no memory: a complete copy
-//     at the target wins, and the definition goes once the copy runs. Without
-//     a copy the guest has ended by itself.
+//   - A source that is only defined (SHUTOFF) has stopped by itself or with its
+//     host, and may have gone on after its copy was made (libvirt lets it, when
+//     the answer to Finish is lost): such a copy must not run on disks that are
+//     newer than its memory, and is not thrown away either. A definition
+//     that libvirt left after handing over has not ended before it is gone.
+//   - Of two definitions neither goes: the other side may be removing its own.
 func settle(source, target view, resume bool) action {
 	if !source.ended || target.state == unknown || target.state == outgoing {
 		return wait
@@ -109,9 +115,12 @@ func settleDefined(target view, resume bool) action {
 	case running:
 		return undefineSource
 	case paused:
-		return completed(target, resume, undefineSource)
+		if !target.ended {
+			return wait
+		}
+		return unclear
 	case shutoff:
-		return discardTarget
+		return stopped
 	case absent:
 		return sealed(target, stopped)
 	default: // incoming: it becomes whole or goes away

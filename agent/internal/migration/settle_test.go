@@ -11,7 +11,7 @@ import (
 var actionNames = map[string]action{
 	"wait": wait, "resume-target": resumeTarget, "discard-target": discardTarget, "seal-target": sealTarget,
 	"resume-source": resumeSource, "undefine-source": undefineSource, "moved": moved, "stayed": stayed,
-	"stopped": stopped, "lost": lost, "CONFLICT": conflict,
+	"stopped": stopped, "unclear": unclear, "lost": lost, "CONFLICT": conflict,
 }
 
 func (a action) String() string {
@@ -34,7 +34,7 @@ const table = `
             unknown  absent                     shutoff          paused                 running          incoming         outgoing
 unknown     wait     wait                       wait             wait                   wait             wait             wait
 absent      wait     seal-target/lost           stopped          wait/resume-target     moved            wait             wait
-shutoff     wait     seal-target/stopped        discard-target   wait/resume-target     undefine-source  wait             wait
+shutoff     wait     seal-target/stopped        stopped          wait/unclear           undefine-source  wait             wait
 paused      wait     seal-target/resume-source  discard-target   discard-target         CONFLICT         discard-target   wait
 running     wait     seal-target/stayed         discard-target   discard-target         CONFLICT         discard-target   wait
 incoming    wait     wait                       wait             wait                   wait             wait             wait
@@ -45,7 +45,7 @@ outgoing    wait     wait                       wait             wait           
 const pausedTable = `
             absent                paused
 absent      seal-target/lost      wait/moved
-shutoff     seal-target/stopped   wait/undefine-source
+shutoff     seal-target/stopped   wait/unclear
 paused      seal-target/stayed    discard-target
 `
 
@@ -109,20 +109,20 @@ func TestNeverTwoRunning(t *testing.T) {
 				}
 				switch got {
 				case resumeTarget:
-					if !source.ended || s != absent && s != shutoff || g != paused || !target.ended || !resume {
-						bad("a copy runs only when it is whole and the source holds nothing")
+					if !source.ended || s != absent || g != paused || !target.ended || !resume {
+						bad("a copy runs only when it is whole and libvirt let go of the source: one that merely stopped may have written since")
 					}
 				case resumeSource:
 					if s != paused || !source.ended || g != absent || !target.ended || !resume {
 						bad("a source runs again only when nothing can be at the target")
 					}
 				case discardTarget:
-					if s == absent || g == running || !source.ended || s == shutoff && g != shutoff {
+					if s != running && s != paused || g == running || !source.ended {
 						bad("the only memory of a guest, and what runs, is never thrown away")
 					}
 				case undefineSource:
-					if s != shutoff || g != running && g != paused {
-						bad("only a left definition goes, and only when the copy is safe")
+					if s != shutoff || g != running {
+						bad("only a left definition goes, and only when the copy runs")
 					}
 				case moved:
 					if s != absent || g != running && (g != paused || resume) {

@@ -147,7 +147,7 @@ func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
 	defer func() { _ = far.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = far.Close() })
 	defer stop()
-	out, in := join(local.(*net.UnixConn), far, nil)
+	out, in := join(local.(*net.UnixConn), far, transfer, transfer)
 	// An end that the target did not announce broke the tunnel; all else is
 	// libvirt's or QEMU's own doing, here or there.
 	if err := networkFailure(in); err != nil {
@@ -215,15 +215,25 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = local.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = local.Close() })
 	defer stop()
-	filter := guard{e.cfg.VMUUID, e.cfg.VMName}.copy
+	g := guard{e.cfg.VMUUID, e.cfg.VMName, e.notePending}
+	there, back := g.calls, g.answers
 	if c == memoryChannel {
-		filter = e.memory
+		there, back = e.memory, transfer
 	}
-	in, out := join(newSecured(far, below), local.(*net.UnixConn), filter)
+	in, out := join(newSecured(far, below), local.(*net.UnixConn), there, back)
 	if err := errors.Join(in, out); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
+}
+
+// notePending leaves word that libvirtd has been asked to prepare for the VM and
+// has not answered: it may still do so when the tunnel has gone.
+func (e *end) notePending(pending bool) error {
+	if pending {
+		return writeFile(e.layout.pending(), "prepare")
+	}
+	return os.Remove(e.layout.pending())
 }
 
 // memory copies QEMU's stream and notes when it was complete.

@@ -18,6 +18,7 @@ const (
 	remoteProgram   = 0x20008086
 	keepaliveProg   = 0x6b656570
 	typeCall        = 0
+	typeReply       = 1
 	procPrepare     = 303 // DOMAIN_MIGRATE_PREPARE3_PARAMS
 	procFinish      = 306 // DOMAIN_MIGRATE_FINISH3_PARAMS
 	flagPaused      = 1 << 5
@@ -35,11 +36,44 @@ const (
 var harmless = map[uint32]bool{1: true, 2: true, 60: true, 66: true, 360: true, 361: true}
 
 // guard lets pass what a migration of one VM needs.
-type guard struct{ uuid, name string }
+type guard struct {
+	uuid, name string
+	// prepare is called before libvirt is asked to prepare for the VM, and
+	// with false when it has answered.
+	prepare func(pending bool) error
+}
 
-// copy passes whole packets on, and ends with an error at the first that has no
-// business here.
-func (g guard) copy(dst io.Writer, src io.Reader) error {
+// calls passes whole packets on to libvirt, and ends with an error at the first
+// that has no business here.
+func (g guard) calls(dst io.Writer, src io.Reader) error {
+	return packets(dst, src, func(packet []byte) error {
+		if err := g.check(packet); err != nil {
+			return err
+		}
+		if isPrepare(packet, typeCall) {
+			return g.prepare(true)
+		}
+		return nil
+	})
+}
+
+// answers passes libvirt's packets back.
+func (g guard) answers(dst io.Writer, src io.Reader) error {
+	return packets(dst, src, func(packet []byte) error {
+		if isPrepare(packet, typeReply) {
+			return g.prepare(false)
+		}
+		return nil
+	})
+}
+
+func isPrepare(packet []byte, kind uint32) bool {
+	return binary.BigEndian.Uint32(packet[4:]) == remoteProgram && binary.BigEndian.Uint32(packet[12:]) == procPrepare &&
+		binary.BigEndian.Uint32(packet[16:]) == kind
+}
+
+// packets copies libvirt's packets, each after see has seen it.
+func packets(dst io.Writer, src io.Reader, see func(packet []byte) error) error {
 	var packet bytes.Buffer
 	for {
 		packet.Reset()
@@ -57,7 +91,7 @@ func (g guard) copy(dst io.Writer, src io.Reader) error {
 		if _, err := io.CopyN(&packet, src, int64(n)-4); err != nil {
 			return err
 		}
-		if err := g.check(packet.Bytes()); err != nil {
+		if err := see(packet.Bytes()); err != nil {
 			return err
 		}
 		if _, err := dst.Write(packet.Bytes()); err != nil {

@@ -18,26 +18,23 @@ type stream interface {
 	CloseWrite() error
 }
 
-// join copies both ways until both have ended, and closes both. filter, when
-// set, takes the place of plain copying from a to b. The results are what went
-// wrong on either way, nil where the reading side simply ended.
-func join(a, b stream, filter func(dst io.Writer, src io.Reader) error) (aToB, bToA error) {
+// copying copies one way until the source ends, which is no error.
+type copying func(dst io.Writer, src io.Reader) error
+
+// join copies both ways until both have ended, and closes both. The results are
+// what went wrong on either way, nil where the reading side simply ended.
+func join(a, b stream, there, back copying) (aToB, bToA error) {
 	var group sync.WaitGroup
-	group.Go(func() {
-		if filter == nil {
-			filter = transfer
-		}
-		aToB = half(b, a, filter)
-	})
-	group.Go(func() { bToA = half(a, b, transfer) })
+	group.Go(func() { aToB = half(b, a, there) })
+	group.Go(func() { bToA = half(a, b, back) })
 	group.Wait()
 	return aToB, bToA
 }
 
 // half copies one way. An end is passed on; a failure closes both connections,
 // so that the other half ends as well.
-func half(dst, src stream, copying func(io.Writer, io.Reader) error) error {
-	err := copying(dst, src)
+func half(dst, src stream, f copying) error {
+	err := f(dst, src)
 	if err != nil {
 		_ = src.Close()
 		_ = dst.Close()

@@ -215,6 +215,15 @@ func (t *Tunnel) pid() int {
 	return pid
 }
 
+// Pending tells whether libvirtd was asked through the target's end to prepare
+// for the VM, and has not answered: the VM may appear though the tunnel has
+// ended.
+func (t *Tunnel) Pending() bool { return readFile(t.layout.pending()) != "" }
+
+// Stop ends the child and leaves the directory. When it returns nil nothing
+// passes any more.
+func (t *Tunnel) Stop() error { return t.kill() }
+
 // Close ends the child and removes all that the tunnel left. When it returns
 // nil nothing passes any more.
 func (t *Tunnel) Close() error {
