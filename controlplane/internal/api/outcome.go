@@ -19,19 +19,7 @@ func refusal(result *planner.Result) error {
 	if result.Target != "" {
 		e = e.With("target", result.Target)
 	}
-	var codes []string
-	for _, reason := range result.Reasons {
-		codes = append(codes, reason.Code)
-	}
-	for _, verdict := range result.Nodes {
-		if verdict.Allowed || result.Target != "" && verdict.Node != result.Target {
-			continue
-		}
-		for _, reason := range verdict.Reasons {
-			codes = append(codes, verdict.Node+":"+reason.Code)
-		}
-	}
-	return e.With("reasons", strings.Join(codes, ","))
+	return e.With("reasons", strings.Join(result.Codes(), ","))
 }
 
 // migrationResult is the end of a migration: its result, or its error.

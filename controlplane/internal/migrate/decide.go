@@ -1,8 +1,10 @@
 package migrate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -177,16 +179,33 @@ func (m *migration) passing(plan planner.Result) bool {
 	})
 }
 
+// refused is what comes of a plan that is not allowed when the leader makes it:
+// the operation waits for what passes, and fails otherwise, since the caller
+// was told of it as taken on.
+func (m *migration) refused(plan planner.Result) *step {
+	first := m.m.GetAttempt() == 0
+	switch passing := m.passing(plan); {
+	case passing && first:
+		return m.note("waiting to begin: " + plan.Refusal())
+	case passing:
+		return m.note("waiting to go on: " + plan.Refusal())
+	}
+	name := cmp.Or(plan.Name, m.m.GetVmName(), m.m.GetVmUuid())
+	text := fmt.Sprintf("what allowed VM %s to move has changed since the call, and nothing was begun: %s", name, plan.Refusal())
+	if !first {
+		text = fmt.Sprintf("attempt %d to move VM %s broke off (%s), and another cannot begin: %s",
+			m.m.GetAttempt(), name, m.why(), plan.Refusal())
+	}
+	return m.failWith("PLAN_REFUSED", text, map[string]string{"reasons": strings.Join(plan.Codes(), ",")})
+}
+
 // begin writes the first task of an attempt: the target makes itself ready.
 func (m *migration) begin() *step {
 	plan := planner.Plan(m.snapshot, planner.Request{
 		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
 	})
 	if !plan.Allowed {
-		if m.passing(plan) {
-			return m.note("waiting to go on: " + plan.Refusal())
-		}
-		return m.fail("PLAN_REFUSED", plan.Refusal())
+		return m.refused(plan)
 	}
 	vm := m.snapshot.VMs[m.m.GetVmUuid()]
 	var domain agentv1.Domain

@@ -237,6 +237,28 @@ func matches(s *step, want string) bool {
 	return s.errorCode == detail
 }
 
+func TestARefusalByTheLeaderSaysWhatItMeans(t *testing.T) {
+	for facts, want := range map[string][]string{
+		"pending, holds b": {"has changed since the call, and nothing was begun: ", "b: "},
+		"running 1, age 11m, holds b, receive failed, send failed interrupted": {"attempt 1 to move VM ", " broke off (", "another cannot begin: "},
+	} {
+		s, entry := records(t, facts)
+		op := decide(s, entry, moment{now: noon, rightID: "fresh", term: task.Term{Revision: 8}}).op
+		for _, text := range want {
+			if !strings.Contains(op.GetErrorMessage(), text) {
+				t.Errorf("%s: %q does not say %q", facts, op.GetErrorMessage(), text)
+			}
+		}
+		if about := op.GetErrorContext(); !strings.Contains(about["reasons"], "b:UUID_CLASH") || about["vm"] == "" {
+			t.Errorf("%s: context %v", facts, about)
+		}
+	}
+	s, entry := records(t, "pending, down b")
+	if op := decide(s, entry, moment{now: noon}).op; !strings.HasPrefix(op.GetStep(), "waiting to begin: ") || op.GetState() != task.OpPending {
+		t.Errorf("what passes: %v", op)
+	}
+}
+
 func TestProgressIsWrittenOnceASecond(t *testing.T) {
 	s, entry := records(t, "running 1, receive running ready, send running copying")
 	first := decide(s, entry, moment{now: noon})

@@ -181,8 +181,19 @@ func (m *migration) succeed() *step {
 }
 
 func (m *migration) fail(code, message string) *step {
+	return m.failWith(code, message, map[string]string{})
+}
+
+// failWith is fail with more context, which it takes over.
+func (m *migration) failWith(code, message string, about map[string]string) *step {
 	m.op.ErrorCode, m.op.ErrorMessage = code, message
-	m.op.ErrorContext = map[string]string{"vm": m.m.GetVmUuid(), "source": m.m.GetSource(), "target": m.m.GetTarget()}
+	about["vm"] = m.m.GetVmUuid()
+	for key, node := range map[string]string{"source": m.m.GetSource(), "target": m.m.GetTarget()} {
+		if node != "" { // else the planner was to choose
+			about[key] = node
+		}
+	}
+	m.op.ErrorContext = about
 	return m.finish(stepFail, task.OpFailed, "failed: "+message)
 }
 

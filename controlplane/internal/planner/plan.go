@@ -140,6 +140,24 @@ func (r *Result) Refusal() string {
 	return strings.Join(parts, "; ")
 }
 
+// Codes are the codes of what Refusal tells: of reasons against the VM as they
+// are, of those against a node after its id and a colon.
+func (r *Result) Codes() []string {
+	var codes []string
+	for _, reason := range r.Reasons {
+		codes = append(codes, reason.Code)
+	}
+	for _, v := range r.Nodes {
+		if v.Allowed || r.Target != "" && v.Node != r.Target {
+			continue
+		}
+		for _, reason := range v.Reasons {
+			codes = append(codes, v.Node+":"+reason.Code)
+		}
+	}
+	return codes
+}
+
 // Has tells whether a reason with that code speaks against the VM or, if one
 // was asked for, the target.
 func (r *Result) Has(code string) bool {
