@@ -49,17 +49,21 @@ func open(uri string, onEvent func(uuid string)) (*link, error) {
 	return l, nil
 }
 
+// listen has the connection watched and events told. A driver inside this
+// process has no connection that could end, and says so.
 func (l *link) listen(onEvent func(uuid string)) error {
-	if err := l.conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
+	if err := l.conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil && !has(err, libvirt.ERR_NO_SUPPORT) {
 		return fmt.Errorf("turning keepalive on: %w", err)
 	}
 	err := l.conn.RegisterCloseCallback(func(_ *libvirt.Connect, reason libvirt.ConnectCloseReason) {
 		l.lose(fmt.Errorf("libvirtd closed the connection (reason %d)", reason))
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		l.undo = append(l.undo, func() { _ = l.conn.UnregisterCloseCallback() })
+	case !has(err, libvirt.ERR_NO_SUPPORT):
 		return fmt.Errorf("asking to be told of the connection's end: %w", err)
 	}
-	l.undo = append(l.undo, func() { _ = l.conn.UnregisterCloseCallback() })
 	id, err := l.conn.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
 		uuid, err := d.GetUUIDString()
 		if err != nil {

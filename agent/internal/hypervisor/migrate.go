@@ -50,7 +50,7 @@ func (h *Hypervisor) migrate(uuid string, m Move) error {
 		return unavailable(fmt.Errorf("%s: connecting: %w", doing, err))
 	}
 	defer func() { _, _ = conn.Close() }()
-	if err := conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
+	if err := conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil && !has(err, libvirt.ERR_NO_SUPPORT) {
 		return unavailable(fmt.Errorf("%s: %w", doing, err))
 	}
 	d, err := conn.LookupDomainByUUIDString(uuid)

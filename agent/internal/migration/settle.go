@@ -85,7 +85,7 @@ func settle(source, target view, resume bool) action {
 	case absent:
 		return settleGone(target, resume)
 	case shutoff:
-		return settleDefined(target, resume)
+		return settleDefined(target)
 	case paused, running:
 		return settleThere(source, target, resume)
 	default:
@@ -110,7 +110,7 @@ func settleGone(target view, resume bool) action {
 }
 
 // settleDefined is settle where the source is defined and not active.
-func settleDefined(target view, resume bool) action {
+func settleDefined(target view) action {
 	switch target.state {
 	case running:
 		return undefineSource
