@@ -57,25 +57,40 @@ func (c *Config) complete() error {
 		c.AgentsListen = net.JoinHostPort(host, "7444")
 	}
 	for _, l := range []struct {
-		flag      string
-		listen    string
-		advertise *string
-	}{{"--listen", c.Listen, &c.Advertise}, {"--agents-listen", c.AgentsListen, &c.AgentsAdvertise}} {
+		flag, advertised string
+		listen           string
+		advertise        *string
+	}{
+		{"--listen", "--advertise", c.Listen, &c.Advertise},
+		{"--agents-listen", "--agents-advertise", c.AgentsListen, &c.AgentsAdvertise},
+	} {
 		host, _, err := net.SplitHostPort(l.listen)
 		if err != nil {
 			return errdefs.Field(l.flag, l.listen, "host:port, such as 192.0.2.10:7443")
 		}
 		if *l.advertise != "" {
+			if host, _, err := net.SplitHostPort(*l.advertise); err != nil || unspecified(host) {
+				return errdefs.Field(l.advertised, *l.advertise, "host:port that others can reach, such as 192.0.2.10:7443")
+			}
 			continue
 		}
-		if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		if unspecified(host) {
 			return errdefs.Field(l.flag, l.listen, "an address that others can reach, or --advertise and --agents-advertise besides")
 		}
 		*l.advertise = l.listen
+	}
+	if ttl := c.LeaderTTL; ttl != 0 && (ttl < time.Second || ttl > 5*time.Second || ttl%time.Second != 0) {
+		return errdefs.Field("--leader-ttl", ttl.String(), "whole seconds from 1s to 5s")
 	}
 	if set := []string{c.TLSCert, c.TLSKey, c.TLSCA}; (set[0] == "") != (set[1] == "") || (set[0] == "") != (set[2] == "") {
 		return errdefs.New(errdefs.InvalidArgument, "INVALID_FIELD",
 			"RPC_TLS_CERT, RPC_TLS_KEY and RPC_TLS_CA go together: set all three, or none to use the replica's own")
 	}
 	return nil
+}
+
+// unspecified tells whether a host is no address that others could dial.
+func unspecified(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }

@@ -43,20 +43,13 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	r := &replica{cfg: cfg}
-	if err := r.openFiles(); err != nil {
-		return err
-	}
 	var group run.Group
-	if err := r.openEtcd(ctx, &group); err != nil {
-		return err
-	}
-	r.store = store.New(r.client)
-	if err := r.store.Prepare(ctx); err != nil {
-		return fmt.Errorf("preparing etcd: %w", err)
-	}
-	r.view = store.NewView(r.client, cfg.Log.Named("view"))
-	r.ops = operations.New(r.view, r.store)
-	if err := r.openListeners(ctx); err != nil {
+	if err := r.open(ctx, &group); err != nil {
+		r.abandon()
+		if ctx.Err() != nil {
+			cfg.Log.Info("stopped before it served", "was_at", err)
+			return nil
+		}
 		return err
 	}
 	group.Add("view", r.view.Run)
@@ -76,6 +69,44 @@ func Run(ctx context.Context, cfg Config) error {
 	cfg.Log.Info("serving", "replica", r.member.Record().Name, "cluster", r.member.Record().Cluster, "version", obs.Version,
 		"callers", cfg.Listen, "agents", cfg.AgentsListen)
 	return group.Run(ctx)
+}
+
+// open opens all that the replica needs, in the order in which it can go wrong.
+func (r *replica) open(ctx context.Context, group *run.Group) error {
+	if err := r.openFiles(); err != nil {
+		return err
+	}
+	if err := r.openEtcd(ctx, group); err != nil {
+		return err
+	}
+	r.store = store.New(r.client)
+	if err := r.store.Prepare(ctx); err != nil {
+		return fmt.Errorf("preparing etcd: %w", err)
+	}
+	r.view = store.NewView(r.client, r.cfg.Log.Named("view"))
+	r.ops = operations.New(r.view, r.store)
+	return r.openListeners(ctx)
+}
+
+// abandon closes what open has opened before it failed.
+func (r *replica) abandon() {
+	for _, l := range []*listener{r.callers, r.agents} {
+		if l != nil {
+			l.server.Stop()
+			_ = l.lis.Close() // nothing was served on it
+		}
+	}
+	switch {
+	case r.embedded != nil:
+		r.embedded.Close()
+	case r.client != nil:
+		_ = r.client.Close() // nothing is asked of it any more
+	}
+	if r.audit != nil {
+		ended, end := context.WithCancel(context.Background())
+		end()
+		_ = r.audit.Run(ended) // writes what is left and closes
+	}
 }
 
 // certificateLook is how often configured certificate files are looked at.
