@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -13,7 +11,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
-	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/integration/lab"
 	"github.com/debvisor/debvisor/integration/simagent"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -108,20 +105,8 @@ func (b *bench) count(ctx context.Context, leader *lab.Replica, agents []*simage
 	return rev1 - rev0, beats1 - beats0, err
 }
 
-// simulate registers the nodes and gives each its certificate, from the first
-// replica's CA.
+// simulate registers the nodes and gives each its certificate.
 func (b *bench) simulate(ctx context.Context, conn *grpc.ClientConn) ([]*simagent.Agent, error) {
-	first := b.lab.Replicas[0]
-	wrap, err := certs.ReadWrapKey(first.PKI("wrap.key"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the wrap key: %w", err)
-	}
-	ca, err := certs.LoadAuthority(certs.AuthorityFiles{Cert: first.PKI("ca.pem"), Key: first.PKI("ca-key.pem")}, wrap, time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("loading the CA: %w", err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.Certificate())
 	var servers []string
 	for _, r := range b.lab.Replicas {
 		servers = append(servers, fmt.Sprintf("%s:%d", r.Addr, lab.AgentsPort))
@@ -133,25 +118,12 @@ func (b *bench) simulate(ctx context.Context, conn *grpc.ClientConn) ([]*simagen
 		if err != nil {
 			return nil, fmt.Errorf("registering %s: %w", node, err)
 		}
-		key, err := certs.NewKey()
-		if err != nil {
-			return nil, fmt.Errorf("a key for %s: %w", node, err)
-		}
-		pem, err := ca.Issue(key.Public(), certs.AgentLeaf(b.clusterName(), node, time.Hour), time.Now())
+		config, err := b.lab.AgentTLS(node)
 		if err != nil {
 			return nil, fmt.Errorf("a certificate for %s: %w", node, err)
 		}
-		keyPEM, err := certs.EncodeKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("a key for %s: %w", node, err)
-		}
-		pair, err := tls.X509KeyPair(pem, keyPEM)
-		if err != nil {
-			return nil, fmt.Errorf("a pair for %s: %w", node, err)
-		}
 		agents[i] = &simagent.Agent{
-			Node: node, Journal: "journal-" + node, Servers: servers,
-			TLS: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS13},
+			Node: node, Journal: "journal-" + node, Servers: servers, TLS: config,
 			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 				return b.lab.Operator.DialContext(ctx, "tcp", addr)
 			},
@@ -159,6 +131,3 @@ func (b *bench) simulate(ctx context.Context, conn *grpc.ClientConn) ([]*simagen
 	}
 	return agents, nil
 }
-
-// clusterName is what the lab calls its cluster.
-func (b *bench) clusterName() string { return "lab" }

@@ -84,7 +84,11 @@ func (b *bench) listNodes(ctx context.Context) error {
 func (b *bench) conns(addr string) ([]*grpc.ClientConn, error) {
 	var all []*grpc.ClientConn
 	for range connections {
-		c, err := b.dial(addr)
+		config, err := b.lab.OperatorTLS()
+		if err != nil {
+			return nil, fmt.Errorf("the operator's certificate: %w", err)
+		}
+		c, err := b.lab.DialTo(addr, config)
 		if err != nil {
 			return nil, err
 		}
