@@ -211,3 +211,24 @@ func atOnce(ctx context.Context, spec *debvisorv1.VMMigrateSpec, first, second *
 	<-done
 	return results
 }
+
+// TestTooLateToCancel cancels a move between its switch-over and its end.
+func TestTooLateToCancel(t *testing.T) {
+	c := faulty.use(t)
+	g := c.guest("web")
+	a, _ := c.follower()
+	points, ctx := g.to.Failpoints(), c.within(time.Minute)
+	c.must(points.Arm(ctx, "receiveAfterSwitchover", "sleep(3000)"))
+	id := g.begin(a)
+	c.must(points.AwaitHit(ctx, "receiveAfterSwitchover"))
+	c.must(points.Disarm(ctx, "receiveAfterSwitchover"))
+	all, err := c.watch(ctx, a, id, func(op *debvisorv1.Operation) bool { return op.GetMigration().GetSwitchedOver() })
+	c.must(err)
+	if got := all.last().GetState(); got != debvisorv1.OperationState_OPERATION_STATE_RUNNING {
+		t.Errorf("between the switch-over and the end the operation is %v", got)
+	}
+	_, err = a.operations.CancelOperation(ctx, &debvisorv1.OperationRef{Id: id})
+	refused(t, err, codes.FailedPrecondition)
+	c.succeeded(time.Minute, a, id)
+	g.arrived()
+}
