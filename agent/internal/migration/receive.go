@@ -18,6 +18,9 @@ const (
 	// arriveSoon is between two looks while libvirt completes the copy: its
 	// event comes a moment before its job ends.
 	arriveSoon = 10 * time.Millisecond
+	// arriveLate is how long after the last byte of memory the arrival of a copy
+	// may be seen without the tunnel's word counting instead.
+	arriveLate = 500 * time.Millisecond
 	// resumeTries is how often a resume that libvirt refuses is tried, a second
 	// apart.
 	resumeTries = 10
@@ -200,7 +203,7 @@ func (r *receiver) notice(seen hypervisor.Sighting) {
 	case paused:
 		if r.arrived.IsZero() {
 			r.arrived = time.Now()
-			if at := r.tunnel.Arrived(); !r.copied && !at.IsZero() {
+			if at := r.tunnel.Arrived(); !at.IsZero() && (!r.copied || r.arrived.Sub(at) > arriveLate) {
 				r.arrived = at // it came while no agent looked
 			}
 			r.log.Info("the copy is whole")
