@@ -45,7 +45,7 @@ func Run(ctx context.Context, cfg Config) error {
 	r := &replica{cfg: cfg}
 	var group run.Group
 	if err := r.open(ctx, &group); err != nil {
-		r.abandon()
+		r.abandon(ctx)
 		if ctx.Err() != nil {
 			cfg.Log.Info("stopped before it served", "was_at", err)
 			return nil
@@ -89,7 +89,7 @@ func (r *replica) open(ctx context.Context, group *run.Group) error {
 }
 
 // abandon closes what open has opened before it failed.
-func (r *replica) abandon() {
+func (r *replica) abandon(ctx context.Context) {
 	for _, l := range []*listener{r.callers, r.agents} {
 		if l != nil {
 			l.server.Stop()
@@ -103,7 +103,7 @@ func (r *replica) abandon() {
 		_ = r.client.Close() // nothing is asked of it any more
 	}
 	if r.audit != nil {
-		ended, end := context.WithCancel(context.Background())
+		ended, end := context.WithCancel(ctx)
 		end()
 		_ = r.audit.Run(ended) // writes what is left and closes
 	}

@@ -34,7 +34,7 @@ func advice(e *errdefs.Error, what string) []string {
 
 // adviceByCode knows what can be done about particular codes.
 func adviceByCode(e *errdefs.Error) []string {
-	if op := operationIn(e); op != "" && e.Kind == errdefs.Aborted {
+	if op := operationIn(e); op != "" && e.Code == "IN_USE" {
 		return []string{"wait for it: hvctl operation watch " + op, "or cancel it: hvctl operation cancel " + op}
 	}
 	switch e.Code {

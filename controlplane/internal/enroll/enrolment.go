@@ -3,6 +3,7 @@ package enroll
 import (
 	"context"
 	"crypto"
+	"errors"
 	"slices"
 	"time"
 
@@ -75,7 +76,7 @@ func (e *Enrolment) Enrol(ctx context.Context, req *agentv1.EnrollRequest, remot
 	if err != nil {
 		return nil, err
 	}
-	certPEM, bundle, err := e.issue(pub, node, enrolled)
+	certPEM, bundle, err := e.issue(pub, node, enrolled, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -122,20 +123,22 @@ func sameEnrolment(snap *cluster.Snapshot, token *storev1.JoinToken) error {
 
 // Renew gives an agent a new certificate for the key of its CSR. The agent's
 // present one may have expired at most certs.RenewalGrace ago; it must not be
-// revoked, and not be of a time before its node was last enrolled. Its refusals
-// are Unauthenticated and are logged.
-func (e *Enrolment) Renew(agent identity.AgentIdentity, csr []byte, remote string) (*agentv1.RenewResponse, error) {
+// revoked, and not be of a time before its node was last enrolled: etcd is asked
+// whether that still is so, since a snapshot may be seconds old, and the new
+// certificate is dated from before the question. Its refusals are
+// Unauthenticated and are logged.
+func (e *Enrolment) Renew(ctx context.Context, agent identity.AgentIdentity, csr []byte, remote string) (*agentv1.RenewResponse, error) {
 	log := e.cfg.Log.With("node", agent.Node, "serial", agent.Serial, "remote", remote)
 	pub, err := certs.ParseRequest(csr)
 	if err != nil {
 		return nil, badCSR(err)
 	}
-	snap := e.cfg.View.Current()
-	if err := mayRenew(snap, agent, time.Now()); err != nil {
+	enrolled, at, err := e.renewable(ctx, agent)
+	if err != nil {
 		log.Warn("renewal refused", "reason", err)
 		return nil, err
 	}
-	certPEM, bundle, err := e.issue(pub, agent.Node, snap.Nodes[agent.Node].Value.GetEnrolledAt().AsTime())
+	certPEM, bundle, err := e.issue(pub, agent.Node, enrolled, at)
 	if err != nil {
 		return nil, err
 	}
@@ -143,10 +146,35 @@ func (e *Enrolment) Renew(agent identity.AgentIdentity, csr []byte, remote strin
 	return &agentv1.RenewResponse{Certificate: certPEM, Ca: bundle}, nil
 }
 
-// issue makes an agent's certificate, never dated before the node's enrolment
-// (which another replica's clock may have dated): it would count as replaced.
-func (e *Enrolment) issue(pub crypto.PublicKey, node string, enrolled time.Time) (certPEM, bundle []byte, err error) {
-	at := time.Now()
+// renewable tells when the agent's node was enrolled, and a moment at which the
+// agent could renew its certificate for sure.
+func (e *Enrolment) renewable(ctx context.Context, agent identity.AgentIdentity) (enrolled, at time.Time, err error) {
+	for range consumeTries {
+		changed := e.cfg.View.Changed()
+		snap := e.cfg.View.Current()
+		at := time.Now()
+		if err := mayRenew(snap, agent, at); err != nil {
+			return enrolled, at, err
+		}
+		node := snap.Nodes[agent.Node]
+		_, err := e.cfg.Store.Commit(ctx, store.Change{Require: []store.Condition{
+			store.Unchanged(store.NodeKey(agent.Node), node.ModRevision), store.Absent(store.RevokedKey(agent.Serial)),
+		}})
+		var conflict *store.ConflictError
+		if !errors.As(err, &conflict) {
+			return node.Value.GetEnrolledAt().AsTime(), at, err
+		}
+		if err := wait(ctx, changed, settle); err != nil {
+			return enrolled, at, err
+		}
+	}
+	return enrolled, at, errdefs.New(errdefs.Aborted, "CONFLICT", "the records keep changing; try again").WithRetry(time.Second)
+}
+
+// issue makes an agent's certificate, dated at a moment but never before the
+// node's enrolment (which another replica's clock may have dated): it would
+// count as replaced.
+func (e *Enrolment) issue(pub crypto.PublicKey, node string, enrolled, at time.Time) (certPEM, bundle []byte, err error) {
 	if enrolled.After(at) {
 		at = enrolled
 	}

@@ -6,9 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -116,10 +118,10 @@ func TestNodeThatExists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.Renew(agentOf(t, resp.GetCertificate()), csr(t, key), ""); err != nil {
+	if _, err := o.Renew(t.Context(), agentOf(t, resp.GetCertificate()), csr(t, key), ""); err != nil {
 		t.Errorf("the new agent: %v", err)
 	}
-	_, err = o.Renew(old, csr(t, first), "192.0.2.1")
+	_, err = o.Renew(t.Context(), old, csr(t, first), "192.0.2.1")
 	refused(t, err, "NODE_REPLACED")
 	o.log.want(t, "WARN", "renewal refused", "node-1", "enrolled anew")
 
@@ -188,7 +190,7 @@ func TestRenewal(t *testing.T) {
 	o.node(t, "node-1")
 	agent := agentOf(t, resp.GetCertificate())
 	next := newKey(t)
-	renewed, err := o.Renew(agent, csr(t, next), "")
+	renewed, err := o.Renew(t.Context(), agent, csr(t, next), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,20 +200,51 @@ func TestRenewal(t *testing.T) {
 
 	expired := agent
 	expired.NotAfter = time.Now().Add(-89 * 24 * time.Hour)
-	if _, err := o.Renew(expired, csr(t, next), ""); err != nil {
+	if _, err := o.Renew(t.Context(), expired, csr(t, next), ""); err != nil {
 		t.Errorf("expired 89 days ago: %v", err)
 	}
 	expired.NotAfter = time.Now().Add(-91 * 24 * time.Hour)
-	_, err = o.Renew(expired, csr(t, next), "")
+	_, err = o.Renew(t.Context(), expired, csr(t, next), "")
 	refused(t, err, "CERTIFICATE_EXPIRED")
 
 	stranger := agent
 	stranger.Node = "node-2"
-	_, err = o.Renew(stranger, csr(t, next), "")
+	_, err = o.Renew(t.Context(), stranger, csr(t, next), "")
 	refused(t, err, "NODE_NOT_FOUND")
 
 	o.commit(t, store.Change{Puts: []store.Put{store.PutString(store.RevokedKey(agent.Serial), "stolen")}})
-	_, err = o.Renew(agent, csr(t, next), "192.0.2.1")
+	_, err = o.Renew(t.Context(), agent, csr(t, next), "192.0.2.1")
 	refused(t, err, "CERTIFICATE_REVOKED")
 	o.log.want(t, "renewal refused", "node-1", agent.Serial, "revoked")
+}
+
+// frozen is the view of a replica whose snapshot lags behind.
+type frozen struct{ snapshot *cluster.Snapshot }
+
+func (f frozen) Current() *cluster.Snapshot { return f.snapshot }
+func (f frozen) Changed() <-chan struct{}   { return nil }
+
+// A replica that does not know yet that the node was enrolled anew must not
+// give its former agent a certificate that counts as later.
+func TestARenewalByALaggingReplica(t *testing.T) {
+	o := open(t)
+	key := newKey(t)
+	resp, err := o.enrol(t, o.nodeToken(t), "node-1", key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.node(t, "node-1")
+	former := agentOf(t, resp.GetCertificate())
+	lagging := enroll.New(enroll.Config{
+		Cluster: clusterName, Authority: o.ca, Bundle: func() ([]byte, error) { return o.ca.PEM(), nil },
+		View: frozen{o.view.Current()}, Store: o.store, Log: hclog.NewNullLogger(),
+	})
+	if _, err := lagging.Renew(t.Context(), former, csr(t, key), ""); err != nil {
+		t.Errorf("while it is still so: %v", err)
+	}
+	if _, err := o.enrol(t, o.replaceToken(t, "node-1"), "node-1", newKey(t)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = lagging.Renew(t.Context(), former, csr(t, key), "")
+	refused(t, err, "CONFLICT")
 }

@@ -52,5 +52,5 @@ func (s *AgentsServer) Renew(ctx context.Context, req *agentv1.RenewRequest) (*a
 	if id.Agent == nil {
 		return nil, errdefs.New(errdefs.PermissionDenied, "NOT_AN_AGENT", "only agents renew their certificate")
 	}
-	return s.Enrolment.Renew(*id.Agent, req.GetCsr(), rpc.Address(ctx))
+	return s.Enrolment.Renew(ctx, *id.Agent, req.GetCsr(), rpc.Address(ctx))
 }
