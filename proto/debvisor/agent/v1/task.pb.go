@@ -382,10 +382,9 @@ func (*TaskSpec_MigrateSend) isTaskSpec_Kind() {}
 // MigrationRight binds a migration's tunnel and questions to one task pair.
 type MigrationRight struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Shared by the two tasks, random.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// 32 random bytes that opens the tunnel, besides the certificates.
-	Secret     []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Shared by the two tasks, 128 random bits. No secret: it opens a tunnel
+	// only together with the source agent's certificate.
+	Id         string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	VmUuid     string `protobuf:"bytes,3,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
 	VmName     string `protobuf:"bytes,4,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
 	SourceNode string `protobuf:"bytes,5,opt,name=source_node,json=sourceNode,proto3" json:"source_node,omitempty"`
@@ -434,13 +433,6 @@ func (x *MigrationRight) GetId() string {
 		return x.Id
 	}
 	return ""
-}
-
-func (x *MigrationRight) GetSecret() []byte {
-	if x != nil {
-		return x.Secret
-	}
-	return nil
 }
 
 func (x *MigrationRight) GetVmUuid() string {
@@ -1133,10 +1125,9 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\bTaskSpec\x12L\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrateReceiveH\x00R\x0emigrateReceive\x12C\n" +
 	"\fmigrate_send\x18\x02 \x01(\v2\x1e.debvisor.agent.v1.MigrateSendH\x00R\vmigrateSendB\x06\n" +
-	"\x04kind\"\xc2\x02\n" +
+	"\x04kind\"\xb0\x02\n" +
 	"\x0eMigrationRight\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x17\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\avm_uuid\x18\x03 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x04 \x01(\tR\x06vmName\x12\x1f\n" +
 	"\vsource_node\x18\x05 \x01(\tR\n" +
@@ -1149,7 +1140,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\fsend_task_id\x18\t \x01(\tR\n" +
 	"sendTaskId\x12&\n" +
 	"\x0freceive_task_id\x18\n" +
-	" \x01(\tR\rreceiveTaskId\"\x91\x01\n" +
+	" \x01(\tR\rreceiveTaskIdJ\x04\b\x02\x10\x03\"\x91\x01\n" +
 	"\x0eMigrateReceive\x127\n" +
 	"\x05right\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrationRightR\x05right\x12.\n" +
 	"\x13source_peer_address\x18\x02 \x01(\tR\x11sourcePeerAddress\x12\x16\n" +
