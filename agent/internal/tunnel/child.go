@@ -66,7 +66,7 @@ func serve(cfg Config, l layout, log hclog.Logger) error {
 		return err
 	}
 	go func() { _ = reloader.Run(ctx, reloadEvery) }()
-	e := &end{cfg: cfg, layout: l, certs: reloader, log: log}
+	e := &end{cfg: cfg, layout: l, certs: reloader, log: log, carried: make(chan struct{}, maxConnections)}
 	if err := e.run(ctx, announce); err != nil {
 		return err
 	}

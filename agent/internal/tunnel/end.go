@@ -25,6 +25,9 @@ const (
 	// maxConnections is how many a tunnel carries at once: libvirt's, QEMU's,
 	// and what a retry of either leaves for a moment.
 	maxConnections = 8
+	// maxKnocking is how many more may be open that have not shown the right
+	// yet, so that strangers who only connect keep the source out no sooner.
+	maxKnocking = 56
 )
 
 // end is one end of a tunnel, in its child process.
@@ -33,6 +36,8 @@ type end struct {
 	layout layout
 	certs  *certs.Reloader
 	log    hclog.Logger
+	// carried has a place for each connection that is carried at once.
+	carried chan struct{}
 }
 
 // run serves until ctx ends; ready is called once all listens.
@@ -110,7 +115,7 @@ func (e *end) listenTarget(ctx context.Context) (net.Listener, error) {
 }
 
 func (e *end) accept(ctx context.Context, l listener, conns *connSet, group *sync.WaitGroup) {
-	slots := make(chan struct{}, maxConnections)
+	slots := make(chan struct{}, maxConnections+maxKnocking)
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -203,6 +208,12 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	c, err := e.admit(ctx, far)
 	if err != nil {
 		return fmt.Errorf("connection refused: %w", err)
+	}
+	select {
+	case e.carried <- struct{}{}:
+		defer func() { <-e.carried }()
+	default:
+		return errors.New("connection refused: the source has too many")
 	}
 	path := e.cfg.LibvirtSocket
 	if c == memoryChannel {

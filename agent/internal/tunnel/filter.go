@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // libvirt's RPC (src/rpc/virnetprotocol.x, src/remote/remote_protocol.x):
@@ -19,21 +20,33 @@ const (
 	keepaliveProg   = 0x6b656570
 	typeCall        = 0
 	typeReply       = 1
+	procOpen        = 1   // CONNECT_OPEN
 	procPrepare     = 303 // DOMAIN_MIGRATE_PREPARE3_PARAMS
 	procFinish      = 306 // DOMAIN_MIGRATE_FINISH3_PARAMS
 	flagPaused      = 1 << 5
-	flagUnsafe      = 1 << 9
 	paramXML        = "destination_xml"
 	paramName       = "destination_name"
+	paramURI        = "migrate_uri"
 	typedString     = 7
 	maxTypedParams  = 64
 	maxTypedNameLen = 80
 )
 
-// harmless are the procedures that a migrating libvirtd calls besides: open,
-// close, supports feature, list of authentications, (un)register the close
-// callback.
-var harmless = map[uint32]bool{1: true, 2: true, 60: true, 66: true, 360: true, 361: true}
+// flagsRefused would have the copy run before it is let (post-copy starts it
+// though it is to arrive paused), be made without its memory (offline) or skip
+// libvirt's own checks (unsafe).
+const (
+	flagUnsafe   = 1 << 9
+	flagsRefused = flagUnsafe | 1<<10 | 1<<15 | 1<<19
+)
+
+// hypervisorURI is the only driver of the target's libvirtd that may be opened:
+// others would dial out, or read files, at the source's wish.
+const hypervisorURI = "qemu:///system"
+
+// harmless are the procedures that a migrating libvirtd calls besides: close,
+// supports feature, list of authentications, (un)register the close callback.
+var harmless = map[uint32]bool{2: true, 60: true, 66: true, 360: true, 361: true}
 
 // guard lets pass what a migration of one VM needs.
 type guard struct {
@@ -111,10 +124,28 @@ func (g guard) check(packet []byte) error {
 		return fmt.Errorf("libvirt program %#x, packet type %d is not let in", program, kind)
 	case harmless[procedure]:
 		return nil
+	case procedure == procOpen:
+		return checkOpen(packet[packetHeader:])
 	case procedure == procPrepare || procedure == procFinish:
 		return g.checkMigration(procedure, packet[packetHeader:])
 	default:
 		return fmt.Errorf("libvirt procedure %d is not let in", procedure)
+	}
+}
+
+func checkOpen(body []byte) error {
+	d := decoder{rest: body}
+	if present := d.uint32(); d.err == nil && present != 1 {
+		return errors.New("opening libvirt's default driver is not let in")
+	}
+	name := string(d.opaque())
+	switch {
+	case d.err != nil:
+		return fmt.Errorf("opening a driver: %w", d.err)
+	case name != hypervisorURI:
+		return fmt.Errorf("opening %.80q is not let in", name)
+	default:
+		return nil
 	}
 }
 
@@ -138,7 +169,10 @@ func (g guard) checkMigration(procedure uint32, body []byte) error {
 	if name, has := params[paramName]; has && name != g.name {
 		return fmt.Errorf("VM %q is not let in under another name, %q", g.name, name)
 	}
-	if flags&flagPaused == 0 || flags&flagUnsafe != 0 {
+	if procedure == procPrepare && !strings.HasPrefix(params[paramURI], "unix:") {
+		return fmt.Errorf("QEMU is not to listen at %.80q: only at a unix socket", params[paramURI])
+	}
+	if flags&flagPaused == 0 || flags&flagsRefused != 0 {
 		return fmt.Errorf("migration flags %#x are not let in", flags)
 	}
 	return nil
@@ -146,17 +180,30 @@ func (g guard) checkMigration(procedure uint32, body []byte) error {
 
 func (g guard) checkDefinition(definition string) error {
 	var domain struct {
-		XMLName xml.Name `xml:"domain"`
-		UUID    []string `xml:"uuid"`
-		Name    []string `xml:"name"`
+		XMLName xml.Name
+		UUID    []element `xml:"uuid"`
+		Name    []element `xml:"name"`
 	}
 	if err := xml.Unmarshal([]byte(definition), &domain); err != nil {
 		return fmt.Errorf("reading the definition: %w", err)
 	}
-	if len(domain.UUID) != 1 || domain.UUID[0] != g.uuid || len(domain.Name) != 1 || domain.Name[0] != g.name {
+	if domain.XMLName != (xml.Name{Local: "domain"}) || !isOnly(domain.UUID, "uuid", g.uuid) || !isOnly(domain.Name, "name", g.name) {
 		return fmt.Errorf("VM %v is not let in: the right is for %s", domain.UUID, g.uuid)
 	}
 	return nil
+}
+
+// element is what libvirt takes for a value: it looks at no name space but none,
+// and counts the text of what is inside as well.
+type element struct {
+	XMLName xml.Name
+	Text    string     `xml:",chardata"`
+	Inside  []struct{} `xml:",any"`
+}
+
+// isOnly tells whether there is one element, which both readers take for want.
+func isOnly(all []element, name, want string) bool {
+	return len(all) == 1 && all[0].XMLName == (xml.Name{Local: name}) && all[0].Text == want && len(all[0].Inside) == 0
 }
 
 // decoder reads XDR; after the first error it reads nothing.

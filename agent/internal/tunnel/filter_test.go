@@ -48,8 +48,16 @@ func definition(uuid, name string) string {
 	return "<domain type='qemu'><name>" + name + "</name><uuid>" + uuid + "</uuid><devices/></domain>"
 }
 
+// atSocket has QEMU listen where the tunnel ends.
+var atSocket = param(paramURI, "unix:///run/debvisor/tunnel/x/io/mig.sock")
+
+// opening opens a driver of libvirt.
+func opening(uri string) []byte {
+	return call(procOpen, bytes.Join([][]byte{word(1), text(uri), word(0)}, nil))
+}
+
 func prepare(uuid, name string, flags uint32) []byte {
-	return migration(procPrepare, flags, param(paramXML, definition(uuid, name)))
+	return migration(procPrepare, flags, param(paramXML, definition(uuid, name)), atSocket)
 }
 
 // quiet is a guard that tells nobody of a pending call.
@@ -89,8 +97,8 @@ func TestFilter(t *testing.T) {
 	}{
 		"keepalive":                  {packet(keepaliveProg, 1, 2, nil), ""},
 		"supports feature":           {call(60, word(4)), ""},
-		"prepare":                    {migration(procPrepare, 0xfb, xml), ""},
-		"prepare under its own name": {migration(procPrepare, 0xfb, xml, param(paramName, "web")), ""},
+		"prepare":                    {migration(procPrepare, 0xfb, xml, atSocket), ""},
+		"prepare under its own name": {migration(procPrepare, 0xfb, xml, atSocket, param(paramName, "web")), ""},
 		"finish by definition":       {migration(procFinish, 0xfb, xml), ""},
 		"finish by name":             {migration(procFinish, 0xfb, param(paramName, "web")), ""},
 		"finish of another":          {migration(procFinish, 0xfb, param(paramName, "db")), "does not say"},
@@ -100,9 +108,24 @@ func TestFilter(t *testing.T) {
 		"two definitions":            {migration(procPrepare, 0xfb, xml, param(paramXML, definition(other, "web"))), "comes twice"},
 		"two ids": {migration(procPrepare, 0xfb, param(paramXML,
 			"<domain><name>web</name><uuid>"+vm+"</uuid><uuid>"+other+"</uuid></domain>")), "not let in"},
-		"renamed":           {migration(procPrepare, 0xfb, xml, param(paramName, "db")), "under another name"},
-		"to run at once":    {migration(procPrepare, 0xdb, xml), "flags"},
-		"unsafe":            {migration(procPrepare, 0x2fb, xml), "flags"},
+		"renamed":             {migration(procPrepare, 0xfb, xml, param(paramName, "db")), "under another name"},
+		"to run at once":      {migration(procPrepare, 0xdb, xml, atSocket), "flags"},
+		"unsafe":              {migration(procPrepare, 0x2fb, xml, atSocket), "flags"},
+		"offline":             {migration(procPrepare, 0x4fb, xml, atSocket), "flags"},
+		"post-copy":           {migration(procPrepare, 0x80fb, xml, atSocket), "flags"},
+		"post-copy's finish":  {migration(procFinish, 0x80fb, xml), "flags"},
+		"on a port":           {migration(procPrepare, 0xfb, xml), "unix socket"},
+		"on a port by name":   {migration(procPrepare, 0xfb, xml, param(paramURI, "tcp://0.0.0.0:49152")), "unix socket"},
+		"open":                {opening("qemu:///system"), ""},
+		"open another driver": {opening("esx://192.0.2.1/"), "not let in"},
+		"open the default":    {call(procOpen, word(0)), "not let in"},
+		"open, cut short":     {call(procOpen, word(1)), "cut short"},
+		"an id of another name space": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+			"<domain xmlns:x='x:x'><name>web</name><x:uuid>"+vm+"</x:uuid></domain>")), "not let in"},
+		"a name space for all": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+			"<domain xmlns='x:x'><name>web</name><uuid>"+vm+"</uuid></domain>")), "not let in"},
+		"more of a name": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+			"<domain><name>web<b>2</b></name><uuid>"+vm+"</uuid></domain>")), "not let in"},
 		"create XML":        {call(10, text("<domain/>")), "procedure 10"},
 		"destroy":           {call(12, text("x")), "procedure 12"},
 		"QEMU monitor":      {packet(0x20008087, 1, 0, nil), "program"},

@@ -193,7 +193,7 @@ func TestOnlyMigrationOfThatVMReachesLibvirt(t *testing.T) {
 	p := newPair(t)
 	echo(t, p.in.LibvirtSocket)
 	source, target := p.both()
-	good := bytes.Join([][]byte{call(66, nil), call(1, []byte("qemu")), prepare(vm, "web", flagPaused|1)}, nil)
+	good := bytes.Join([][]byte{call(66, nil), opening("qemu:///system"), prepare(vm, "web", flagPaused|1)}, nil)
 	got, err := ask(t, source.layout.libvirt(), good)
 	if err != nil || !bytes.Equal(got, good) {
 		t.Fatalf("a migration's calls: %q, %v", got, err)
@@ -254,6 +254,23 @@ func TestFoundAgainAndGoneAtTheEnd(t *testing.T) {
 	}
 	if !swept(false) {
 		t.Error("what a forgotten end has left was not swept away")
+	}
+}
+
+func TestStrangersWhoOnlyConnectKeepNobodyOut(t *testing.T) {
+	p := newPair(t)
+	echo(t, p.in.LibvirtSocket)
+	source, target := p.both()
+	for range 2 * maxConnections {
+		c, err := net.Dial("tcp", target.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	want := call(66, nil)
+	if got, err := ask(t, source.layout.libvirt(), want); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the source got %q, %v", got, err)
 	}
 }
 
