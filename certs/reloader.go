@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 )
 
 // Reloader makes TLS configurations from files and keeps them current: every
@@ -18,13 +19,16 @@ type Reloader struct {
 	log     hclog.Logger
 	mu      sync.Mutex // one load at a time, so that an older one never wins
 	current atomic.Pointer[material]
+	// refusals paces the log of refused connections; unlogged counts the rest.
+	refusals *rate.Limiter
+	unlogged atomic.Int64
 }
 
 // NewReloader loads and checks the files. Its error is one line fit to end a
 // start with: an expired certificate, a key that does not match, a file that
 // is missing or cannot be read, a certificate of another CA.
 func NewReloader(files Files, log hclog.Logger) (*Reloader, error) {
-	r := &Reloader{files: files, log: log}
+	r := &Reloader{files: files, log: log, refusals: rate.NewLimiter(refusalsPerSecond, refusalBurst)}
 	if err := r.Reload(); err != nil {
 		return nil, err
 	}

@@ -76,14 +76,33 @@ func (r *Reloader) server(auth tls.ClientAuthType, check peerCheck) *tls.Config 
 		cfg.VerifyConnection = func(state tls.ConnectionState) error {
 			err := r.verify(state, check)
 			if err != nil {
-				r.log.Warn("connection refused: certificate not accepted",
-					"remote", hello.Conn.RemoteAddr().String(), "certificate", describe(state), "reason", err)
+				r.logRefusal(hello.Conn.RemoteAddr().String(), describe(state), err)
 			}
 			return err
 		}
 		return cfg, nil
 	}
 	return outer
+}
+
+// Refusals are logged refusalBurst at once and refusalsPerSecond after that, and
+// the next line tells how many were left out: who has no certificate of ours
+// must not fill the log.
+const (
+	refusalsPerSecond = 1
+	refusalBurst      = 60
+)
+
+func (r *Reloader) logRefusal(remote, certificate string, reason error) {
+	if !r.refusals.Allow() {
+		r.unlogged.Add(1)
+		return
+	}
+	args := []any{"remote", remote, "certificate", certificate, "reason", reason}
+	if n := r.unlogged.Swap(0); n > 0 {
+		args = append(args, "not_logged_before", n)
+	}
+	r.log.Warn("connection refused: certificate not accepted", args...)
 }
 
 func (r *Reloader) client(host string, check peerCheck) *tls.Config {
