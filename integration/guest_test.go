@@ -25,7 +25,7 @@ type mover struct {
 // seconds, with full none that count.
 const (
 	slow   = 2
-	steady = 8
+	steady = 12
 	full   = 1 << 15
 )
 
