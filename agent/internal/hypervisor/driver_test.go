@@ -2,8 +2,11 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,4 +156,47 @@ func TestWithoutLibvirtNothingWaits(t *testing.T) {
 	if err := h.Migrate(ctx, vmNone, Move{}); !errdefs.Is(err, errdefs.Unavailable) {
 		t.Errorf("migrated: %v", err)
 	}
+}
+
+// TestALibvirtdThatHangsHoldsNobodyUp has a socket that takes connections and
+// never answers, as a stopped libvirtd's does.
+func TestALibvirtdThatHangsHoldsNobodyUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lv.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := New(Config{URI: "qemu+unix:///system?socket=" + path, CallTimeout: 100 * time.Millisecond, Log: hclog.NewNullLogger()})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	for begun := time.Now(); !strings.Contains(reasonOf(h.Healthy()), "takes connections but does not answer"); <-time.After(10 * time.Millisecond) {
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("it says %v", h.Healthy())
+		}
+	}
+	begun := time.Now()
+	if _, err := h.Look(ctx, vmNone); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("looked: %v", err)
+	}
+	if err := h.Resume(ctx, vmNone); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("resumed: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("all that took %s", took)
+	}
+	_ = l.Close()
+}
+
+// reasonOf is an error's text with what caused it.
+func reasonOf(err error) string {
+	text := ""
+	for ; err != nil; err = errors.Unwrap(err) {
+		text += err.Error() + "\n"
+	}
+	return text
 }
