@@ -292,8 +292,28 @@ func (m *migration) end() *step {
 	case interrupted:
 		return m.fail("INTERRUPTED", fmt.Sprintf("%d attempts were interrupted, the last: %s", maxAttempts, m.why()))
 	}
-	return m.fail("MIGRATION_FAILED", fmt.Sprintf("%s stays on %s: %s", m.m.GetVmName(), m.m.GetSource(), m.why()))
+	return m.fail("MIGRATION_FAILED", m.where()+": "+m.why())
 }
+
+// where tells which node is left with the VM, as the two agents last saw it.
+// The placement follows by itself where that is the target: the inventory
+// adopts a VM that is gone from its node.
+func (m *migration) where() string {
+	name, source, target := m.m.GetVmName(), m.m.GetSource(), m.m.GetTarget()
+	onTarget := holds(m.receive.sideState())
+	switch {
+	case m.send == nil, holds(m.send.sideState()) && !onTarget:
+		return fmt.Sprintf("%s stays on %s", name, source)
+	case holds(m.send.sideState()):
+		return fmt.Sprintf("both %s and %s have %s and neither lets it run: look at both with virsh", source, target, name)
+	case onTarget:
+		return fmt.Sprintf("%s is on %s now, but not as it was: look at it there", name, target)
+	}
+	return fmt.Sprintf("neither %s nor %s has %s any more", source, target, name)
+}
+
+// holds tells whether a side has the VM, or may have it.
+func holds(s agentv1.SideState) bool { return s != agentv1.SideState_SIDE_STATE_ABSENT }
 
 // why is the reason for a failed attempt: the source's, which has libvirt's
 // own words, or the target's where nothing was sent.

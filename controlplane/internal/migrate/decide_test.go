@@ -132,6 +132,11 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 			sending().SwitchingOver = true
 		case "gone":
 			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_ABSENT, Ended: true}
+		case "here", "off":
+			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_PAUSED, Ended: true}
+			if word == "off" {
+				outcome.Side.State = agentv1.SideState_SIDE_STATE_SHUTOFF
+			}
 		case "interrupted":
 			outcome.Interrupted = true
 		case "asked":
@@ -187,6 +192,10 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, cancel, switched, receive succeeded, send succeeded gone", "succeed"},
 		{"running 1, switched, receive succeeded, send failed", "fail: SOURCE_NOT_GONE"},
 		{"running 1, receive failed, send failed", "fail: MIGRATION_FAILED"},
+		{"running 1, receive failed gone, send failed here", "fail: failed: web stays on a: libvirt says no"},
+		{"running 1, receive failed here, send failed off", "fail: failed: both a and b have web and neither lets it run"},
+		{"running 1, receive failed here, send failed gone", "fail: failed: web is on b now, but not as it was"},
+		{"running 1, receive failed gone, send failed gone", "fail: failed: neither a nor b has web any more"},
 		{"running 1, cancel, receive failed, send cancelled", "cancelled"},
 		{"running 1, receive failed, send failed interrupted", "begin"},
 		{"running 5, receive failed, send failed interrupted", "fail: INTERRUPTED"},
