@@ -208,13 +208,20 @@ func (r *replica) dial(t *testing.T, certificate string, hello *agentv1.Hello) *
 	return a
 }
 
-// session opens a session and beats once, which makes it complete.
+// session opens a session and beats once, which makes it complete. Like an
+// agent it dials again where nobody leads yet.
 func (r *replica) session(t *testing.T, node, journal string, tasks ...*agentv1.TaskReport) *agent {
 	t.Helper()
-	a := r.dial(t, node, &agentv1.Hello{NodeId: node, JournalId: journal, BootId: "boot", PeerAddress: "127.0.0.1:7445", Tasks: tasks})
-	a.await(t, "Welcome", func(m *agentv1.LeaderMessage) bool { return m.GetWelcome() != nil })
-	a.beat(t, 1)
-	return a
+	deadline := time.Now().Add(patience)
+	for {
+		a := r.dial(t, node, &agentv1.Hello{NodeId: node, JournalId: journal, BootId: "boot", PeerAddress: "127.0.0.1:7445", Tasks: tasks})
+		m := a.await(t, "Welcome", func(m *agentv1.LeaderMessage) bool { return m.GetWelcome() != nil || m.GetNotLeader() != nil })
+		if m.GetWelcome() != nil || time.Now().After(deadline) {
+			a.beat(t, 1)
+			return a
+		}
+		a.leave()
+	}
 }
 
 func (a *agent) say(t *testing.T, m *agentv1.AgentMessage) {
