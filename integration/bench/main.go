@@ -20,6 +20,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
+	only := flag.String("only", "", "one group of figures: migrate, failover, heartbeats or list-nodes; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -33,7 +34,7 @@ func main() {
 	} else {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		err = run(ctx, *bin, *rounds, *jsonOut, *mdOut)
+		err = run(ctx, *bin, *only, *rounds, *jsonOut, *mdOut)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -42,7 +43,7 @@ func main() {
 }
 
 // run brings up one lab and measures everything on it.
-func run(ctx context.Context, bin string, rounds int, jsonOut, mdOut string) (err error) {
+func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut string) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", bin, err)
@@ -66,13 +67,22 @@ func run(ctx context.Context, bin string, rounds int, jsonOut, mdOut string) (er
 		return fmt.Errorf("the cluster: %w", err)
 	}
 	b := &bench{lab: l, rounds: rounds, say: say}
-	for _, measure := range []func(context.Context) error{b.migrate, b.failover, b.heartbeats, b.listNodes} {
-		if err := measure(ctx); err != nil {
+	for _, group := range []struct {
+		name    string
+		measure func(context.Context) error
+	}{{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes}} {
+		if only != "" && only != group.name {
+			continue
+		}
+		if err := group.measure(ctx); err != nil {
 			return err
 		}
 	}
 	for _, f := range b.figures {
 		say("%s = %.4g %s (goal %g, %s is better): %s", f.Name, f.Value, f.Unit, f.Goal, f.Better, f.Detail)
+	}
+	if only != "" {
+		return nil
 	}
 	return write(b.figures, jsonOut, mdOut)
 }
