@@ -22,6 +22,1075 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// MoveMethod is how a VM moves.
+type MoveMethod int32
+
+const (
+	MoveMethod_MOVE_METHOD_UNSPECIFIED MoveMethod = 0
+	// The guest goes on; its disks are on storage that both nodes see.
+	MoveMethod_MOVE_METHOD_LIVE MoveMethod = 1
+	// The guest goes on; disks are copied with it.
+	MoveMethod_MOVE_METHOD_LIVE_COPY MoveMethod = 2
+	// The guest is shut down, or was: its definition moves, and its disks where
+	// they have to.
+	MoveMethod_MOVE_METHOD_OFFLINE MoveMethod = 3
+)
+
+// Enum value maps for MoveMethod.
+var (
+	MoveMethod_name = map[int32]string{
+		0: "MOVE_METHOD_UNSPECIFIED",
+		1: "MOVE_METHOD_LIVE",
+		2: "MOVE_METHOD_LIVE_COPY",
+		3: "MOVE_METHOD_OFFLINE",
+	}
+	MoveMethod_value = map[string]int32{
+		"MOVE_METHOD_UNSPECIFIED": 0,
+		"MOVE_METHOD_LIVE":        1,
+		"MOVE_METHOD_LIVE_COPY":   2,
+		"MOVE_METHOD_OFFLINE":     3,
+	}
+)
+
+func (x MoveMethod) Enum() *MoveMethod {
+	p := new(MoveMethod)
+	*p = x
+	return p
+}
+
+func (x MoveMethod) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MoveMethod) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_migration_proto_enumTypes[0].Descriptor()
+}
+
+func (MoveMethod) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_migration_proto_enumTypes[0]
+}
+
+func (x MoveMethod) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MoveMethod.Descriptor instead.
+func (MoveMethod) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{0}
+}
+
+// DeadlineAction is what is done when a live migration takes too long.
+type DeadlineAction int32
+
+const (
+	// CANCEL.
+	DeadlineAction_DEADLINE_ACTION_UNSPECIFIED DeadlineAction = 0
+	// The VM stays where it is.
+	DeadlineAction_DEADLINE_ACTION_CANCEL DeadlineAction = 1
+	// The guest is paused so that the migration ends. Needs the VM policy's may_pause.
+	DeadlineAction_DEADLINE_ACTION_PAUSE DeadlineAction = 2
+)
+
+// Enum value maps for DeadlineAction.
+var (
+	DeadlineAction_name = map[int32]string{
+		0: "DEADLINE_ACTION_UNSPECIFIED",
+		1: "DEADLINE_ACTION_CANCEL",
+		2: "DEADLINE_ACTION_PAUSE",
+	}
+	DeadlineAction_value = map[string]int32{
+		"DEADLINE_ACTION_UNSPECIFIED": 0,
+		"DEADLINE_ACTION_CANCEL":      1,
+		"DEADLINE_ACTION_PAUSE":       2,
+	}
+)
+
+func (x DeadlineAction) Enum() *DeadlineAction {
+	p := new(DeadlineAction)
+	*p = x
+	return p
+}
+
+func (x DeadlineAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeadlineAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_migration_proto_enumTypes[1].Descriptor()
+}
+
+func (DeadlineAction) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_migration_proto_enumTypes[1]
+}
+
+func (x DeadlineAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeadlineAction.Descriptor instead.
+func (DeadlineAction) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{1}
+}
+
+// MigrateOptions tune one migration. Zero values mean the defaults.
+type MigrateOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MiB/s; 0: no limit but the nodes'.
+	BandwidthMib uint64 `protobuf:"varint,1,opt,name=bandwidth_mib,json=bandwidthMib,proto3" json:"bandwidth_mib,omitempty"`
+	// How long memory and disks may take to be copied, seconds; 0: 86,400.
+	DeadlineSeconds uint32         `protobuf:"varint,2,opt,name=deadline_seconds,json=deadlineSeconds,proto3" json:"deadline_seconds,omitempty"`
+	OnDeadline      DeadlineAction `protobuf:"varint,3,opt,name=on_deadline,json=onDeadline,proto3,enum=debvisor.v1.DeadlineAction" json:"on_deadline,omitempty"`
+	// Streams for the memory; 0: one, or more where that helps.
+	ParallelConnections uint32 `protobuf:"varint,4,opt,name=parallel_connections,json=parallelConnections,proto3" json:"parallel_connections,omitempty"`
+	// Do not slow down a guest that dirties memory faster than it can be copied.
+	NoAutoConverge bool `protobuf:"varint,5,opt,name=no_auto_converge,json=noAutoConverge,proto3" json:"no_auto_converge,omitempty"`
+	// How long the switch-over may take, milliseconds; 0: 300.
+	MaxDowntimeMs uint32 `protobuf:"varint,6,opt,name=max_downtime_ms,json=maxDowntimeMs,proto3" json:"max_downtime_ms,omitempty"`
+	// Given up when nothing is copied for so long, seconds; 0: 120.
+	StallSeconds uint32 `protobuf:"varint,7,opt,name=stall_seconds,json=stallSeconds,proto3" json:"stall_seconds,omitempty"`
+	// Offline: how long the guest may take to shut down, seconds; 0: 120. A guest
+	// that does not is left running, and the operation fails.
+	ShutdownSeconds uint32 `protobuf:"varint,8,opt,name=shutdown_seconds,json=shutdownSeconds,proto3" json:"shutdown_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MigrateOptions) Reset() {
+	*x = MigrateOptions{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateOptions) ProtoMessage() {}
+
+func (x *MigrateOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateOptions.ProtoReflect.Descriptor instead.
+func (*MigrateOptions) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *MigrateOptions) GetBandwidthMib() uint64 {
+	if x != nil {
+		return x.BandwidthMib
+	}
+	return 0
+}
+
+func (x *MigrateOptions) GetDeadlineSeconds() uint32 {
+	if x != nil {
+		return x.DeadlineSeconds
+	}
+	return 0
+}
+
+func (x *MigrateOptions) GetOnDeadline() DeadlineAction {
+	if x != nil {
+		return x.OnDeadline
+	}
+	return DeadlineAction_DEADLINE_ACTION_UNSPECIFIED
+}
+
+func (x *MigrateOptions) GetParallelConnections() uint32 {
+	if x != nil {
+		return x.ParallelConnections
+	}
+	return 0
+}
+
+func (x *MigrateOptions) GetNoAutoConverge() bool {
+	if x != nil {
+		return x.NoAutoConverge
+	}
+	return false
+}
+
+func (x *MigrateOptions) GetMaxDowntimeMs() uint32 {
+	if x != nil {
+		return x.MaxDowntimeMs
+	}
+	return 0
+}
+
+func (x *MigrateOptions) GetStallSeconds() uint32 {
+	if x != nil {
+		return x.StallSeconds
+	}
+	return 0
+}
+
+func (x *MigrateOptions) GetShutdownSeconds() uint32 {
+	if x != nil {
+		return x.ShutdownSeconds
+	}
+	return 0
+}
+
+// MoveEstimate is what a move is expected to take, from the memory's size, the
+// rate at which it is dirtied and the link; zero where unknown.
+type MoveEstimate struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	DurationMs uint64                 `protobuf:"varint,1,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	DowntimeMs uint64                 `protobuf:"varint,2,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	// Memory and disks, bytes.
+	Bytes               uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	LinkBytesPerSecond  uint64 `protobuf:"varint,4,opt,name=link_bytes_per_second,json=linkBytesPerSecond,proto3" json:"link_bytes_per_second,omitempty"`
+	DirtyBytesPerSecond uint64 `protobuf:"varint,5,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
+	// It converges only if the guest is slowed down.
+	NeedsAutoConverge bool `protobuf:"varint,6,opt,name=needs_auto_converge,json=needsAutoConverge,proto3" json:"needs_auto_converge,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *MoveEstimate) Reset() {
+	*x = MoveEstimate{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveEstimate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveEstimate) ProtoMessage() {}
+
+func (x *MoveEstimate) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveEstimate.ProtoReflect.Descriptor instead.
+func (*MoveEstimate) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MoveEstimate) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *MoveEstimate) GetDowntimeMs() uint64 {
+	if x != nil {
+		return x.DowntimeMs
+	}
+	return 0
+}
+
+func (x *MoveEstimate) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *MoveEstimate) GetLinkBytesPerSecond() uint64 {
+	if x != nil {
+		return x.LinkBytesPerSecond
+	}
+	return 0
+}
+
+func (x *MoveEstimate) GetDirtyBytesPerSecond() uint64 {
+	if x != nil {
+		return x.DirtyBytesPerSecond
+	}
+	return 0
+}
+
+func (x *MoveEstimate) GetNeedsAutoConverge() bool {
+	if x != nil {
+		return x.NeedsAutoConverge
+	}
+	return false
+}
+
+// ScorePart is one part of a node's score: weight times value.
+type ScorePart struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Weight float64                `protobuf:"fixed64,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// 0-1.
+	Value         float64 `protobuf:"fixed64,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScorePart) Reset() {
+	*x = ScorePart{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScorePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScorePart) ProtoMessage() {}
+
+func (x *ScorePart) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScorePart.ProtoReflect.Descriptor instead.
+func (*ScorePart) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ScorePart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ScorePart) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *ScorePart) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+// DiskAction is what becomes of one disk.
+type DiskAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's name of it, such as "vda".
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// shared, copy-live or copy-offline.
+	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// To be copied at most.
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskAction) Reset() {
+	*x = DiskAction{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskAction) ProtoMessage() {}
+
+func (x *DiskAction) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskAction.ProtoReflect.Descriptor instead.
+func (*DiskAction) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DiskAction) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DiskAction) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *DiskAction) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// EvacuationPlanRequest asks for the plan of emptying a node.
+type EvacuationPlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	AllowDowntime bool                   `protobuf:"varint,2,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	// Moves at once; 0: the nodes' own limits.
+	Parallel      uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuationPlanRequest) Reset() {
+	*x = EvacuationPlanRequest{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuationPlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuationPlanRequest) ProtoMessage() {}
+
+func (x *EvacuationPlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuationPlanRequest.ProtoReflect.Descriptor instead.
+func (*EvacuationPlanRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EvacuationPlanRequest) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *EvacuationPlanRequest) GetAllowDowntime() bool {
+	if x != nil {
+		return x.AllowDowntime
+	}
+	return false
+}
+
+func (x *EvacuationPlanRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+// RebalancePlanRequest asks for the plan of evening out the nodes.
+type RebalancePlanRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most this many moves; 0: 20.
+	MaxMoves uint32 `protobuf:"varint,1,opt,name=max_moves,json=maxMoves,proto3" json:"max_moves,omitempty"`
+	// Only among these nodes; none: all.
+	Nodes         []*NodeRef `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Parallel      uint32     `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalancePlanRequest) Reset() {
+	*x = RebalancePlanRequest{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalancePlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalancePlanRequest) ProtoMessage() {}
+
+func (x *RebalancePlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalancePlanRequest.ProtoReflect.Descriptor instead.
+func (*RebalancePlanRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RebalancePlanRequest) GetMaxMoves() uint32 {
+	if x != nil {
+		return x.MaxMoves
+	}
+	return 0
+}
+
+func (x *RebalancePlanRequest) GetNodes() []*NodeRef {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RebalancePlanRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+// PlanRef names a plan.
+type PlanRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PlanId        string                 `protobuf:"bytes,1,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRef) Reset() {
+	*x = PlanRef{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRef) ProtoMessage() {}
+
+func (x *PlanRef) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRef.ProtoReflect.Descriptor instead.
+func (*PlanRef) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PlanRef) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+// PlanList is a list of plans, without their moves.
+type PlanList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plans         []*Plan                `protobuf:"bytes,1,rep,name=plans,proto3" json:"plans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanList) Reset() {
+	*x = PlanList{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanList) ProtoMessage() {}
+
+func (x *PlanList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanList.ProtoReflect.Descriptor instead.
+func (*PlanList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PlanList) GetPlans() []*Plan {
+	if x != nil {
+		return x.Plans
+	}
+	return nil
+}
+
+// Plan is a dry run that can be carried out by its id.
+type Plan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// migrate, evacuate or rebalance.
+	Kind      string     `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Principal string     `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"`
+	CreatedAt *Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt *Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// With kind migrate.
+	Migration *MigrationPlanResult `protobuf:"bytes,6,opt,name=migration,proto3" json:"migration,omitempty"`
+	// With the other kinds.
+	Moves *MovePlan `protobuf:"bytes,7,opt,name=moves,proto3" json:"moves,omitempty"`
+	// The operation that carries it out, once there is one.
+	OperationId   string `protobuf:"bytes,8,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plan) Reset() {
+	*x = Plan{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plan) ProtoMessage() {}
+
+func (x *Plan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plan.ProtoReflect.Descriptor instead.
+func (*Plan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Plan) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Plan) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Plan) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Plan) GetCreatedAt() *Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Plan) GetExpiresAt() *Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Plan) GetMigration() *MigrationPlanResult {
+	if x != nil {
+		return x.Migration
+	}
+	return nil
+}
+
+func (x *Plan) GetMoves() *MovePlan {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *Plan) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// MovePlan is an ordered list of moves.
+type MovePlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node to be emptied.
+	Node *NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// In the order in which they begin.
+	Moves []*PlannedMove `protobuf:"bytes,2,rep,name=moves,proto3" json:"moves,omitempty"`
+	// VMs that should move and cannot.
+	Blocked []*BlockedVM `protobuf:"bytes,3,rep,name=blocked,proto3" json:"blocked,omitempty"`
+	// Moves at once from or to one node.
+	ParallelPerNode uint32 `protobuf:"varint,4,opt,name=parallel_per_node,json=parallelPerNode,proto3" json:"parallel_per_node,omitempty"`
+	// The nodes' imbalance before and after: standard deviation of the share of
+	// memory that their VMs take.
+	ImbalanceBefore float64       `protobuf:"fixed64,5,opt,name=imbalance_before,json=imbalanceBefore,proto3" json:"imbalance_before,omitempty"`
+	ImbalanceAfter  float64       `protobuf:"fixed64,6,opt,name=imbalance_after,json=imbalanceAfter,proto3" json:"imbalance_after,omitempty"`
+	Estimate        *MoveEstimate `protobuf:"bytes,7,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MovePlan) Reset() {
+	*x = MovePlan{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovePlan) ProtoMessage() {}
+
+func (x *MovePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovePlan.ProtoReflect.Descriptor instead.
+func (*MovePlan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MovePlan) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *MovePlan) GetMoves() []*PlannedMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *MovePlan) GetBlocked() []*BlockedVM {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+func (x *MovePlan) GetParallelPerNode() uint32 {
+	if x != nil {
+		return x.ParallelPerNode
+	}
+	return 0
+}
+
+func (x *MovePlan) GetImbalanceBefore() float64 {
+	if x != nil {
+		return x.ImbalanceBefore
+	}
+	return 0
+}
+
+func (x *MovePlan) GetImbalanceAfter() float64 {
+	if x != nil {
+		return x.ImbalanceAfter
+	}
+	return 0
+}
+
+func (x *MovePlan) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+// PlannedMove is one move of a plan.
+type PlannedMove struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Vm       *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmName   string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Source   *NodeRef               `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target   *NodeRef               `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Method   MoveMethod             `protobuf:"varint,5,opt,name=method,proto3,enum=debvisor.v1.MoveMethod" json:"method,omitempty"`
+	Estimate *MoveEstimate          `protobuf:"bytes,6,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	// Moves of one wave may run at once.
+	Wave          uint32 `protobuf:"varint,7,opt,name=wave,proto3" json:"wave,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedMove) Reset() {
+	*x = PlannedMove{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedMove) ProtoMessage() {}
+
+func (x *PlannedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
+func (*PlannedMove) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PlannedMove) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *PlannedMove) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetMethod() MoveMethod {
+	if x != nil {
+		return x.Method
+	}
+	return MoveMethod_MOVE_METHOD_UNSPECIFIED
+}
+
+func (x *PlannedMove) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+// BlockedVM is a VM that should move and cannot.
+type BlockedVM struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Vm     *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	// Against the VM, and for each kind of reason against nodes one with their names.
+	Reasons       []*PlanReason `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockedVM) Reset() {
+	*x = BlockedVM{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockedVM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockedVM) ProtoMessage() {}
+
+func (x *BlockedVM) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockedVM.ProtoReflect.Descriptor instead.
+func (*BlockedVM) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BlockedVM) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *BlockedVM) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *BlockedVM) GetReasons() []*PlanReason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+// PlanExecution tells what carries a plan out.
+type PlanExecution struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId   string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanExecution) Reset() {
+	*x = PlanExecution{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanExecution) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanExecution) ProtoMessage() {}
+
+func (x *PlanExecution) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanExecution.ProtoReflect.Descriptor instead.
+func (*PlanExecution) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PlanExecution) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *PlanExecution) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PlanExecution) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 // VMMigratePlan asks whether a VM can move.
 type VMMigratePlan struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -29,14 +1098,17 @@ type VMMigratePlan struct {
 	// Where the caller believes the VM to be; empty: wherever it is.
 	Source *NodeRef `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	// Empty: the planner chooses.
-	Target        *NodeRef `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Target *NodeRef `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Whether the VM may stand still while it is moved.
+	AllowDowntime bool            `protobuf:"varint,16,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	Options       *MigrateOptions `protobuf:"bytes,17,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMMigratePlan) Reset() {
 	*x = VMMigratePlan{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[0]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +1120,7 @@ func (x *VMMigratePlan) String() string {
 func (*VMMigratePlan) ProtoMessage() {}
 
 func (x *VMMigratePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[0]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +1133,7 @@ func (x *VMMigratePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMMigratePlan.ProtoReflect.Descriptor instead.
 func (*VMMigratePlan) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{0}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VMMigratePlan) GetVm() *VMRef {
@@ -85,6 +1157,20 @@ func (x *VMMigratePlan) GetTarget() *NodeRef {
 	return nil
 }
 
+func (x *VMMigratePlan) GetAllowDowntime() bool {
+	if x != nil {
+		return x.AllowDowntime
+	}
+	return false
+}
+
+func (x *VMMigratePlan) GetOptions() *MigrateOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 // MigrationPlanResult is the outcome of a dry run.
 type MigrationPlanResult struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -95,15 +1181,23 @@ type MigrationPlanResult struct {
 	// The target asked for or chosen.
 	Target *NodeRef `protobuf:"bytes,16,opt,name=target,proto3" json:"target,omitempty"`
 	// Every node that was looked at, best first.
-	Nodes         []*NodeVerdict `protobuf:"bytes,17,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Source        *NodeRef       `protobuf:"bytes,18,opt,name=source,proto3" json:"source,omitempty"`
+	Nodes  []*NodeVerdict `protobuf:"bytes,17,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Source *NodeRef       `protobuf:"bytes,18,opt,name=source,proto3" json:"source,omitempty"`
+	// By which ExecutePlan carries it out; empty when it is not allowed.
+	PlanId    string        `protobuf:"bytes,19,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	ExpiresAt *Timestamp    `protobuf:"bytes,20,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Method    MoveMethod    `protobuf:"varint,21,opt,name=method,proto3,enum=debvisor.v1.MoveMethod" json:"method,omitempty"`
+	Estimate  *MoveEstimate `protobuf:"bytes,22,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	Disks     []*DiskAction `protobuf:"bytes,23,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Why it cannot go live, where it cannot.
+	NotLive       []*PlanReason `protobuf:"bytes,24,rep,name=not_live,json=notLive,proto3" json:"not_live,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MigrationPlanResult) Reset() {
 	*x = MigrationPlanResult{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[1]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -115,7 +1209,7 @@ func (x *MigrationPlanResult) String() string {
 func (*MigrationPlanResult) ProtoMessage() {}
 
 func (x *MigrationPlanResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[1]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -128,7 +1222,7 @@ func (x *MigrationPlanResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationPlanResult.ProtoReflect.Descriptor instead.
 func (*MigrationPlanResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MigrationPlanResult) GetStatus() StatusCode {
@@ -173,6 +1267,48 @@ func (x *MigrationPlanResult) GetSource() *NodeRef {
 	return nil
 }
 
+func (x *MigrationPlanResult) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *MigrationPlanResult) GetExpiresAt() *Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *MigrationPlanResult) GetMethod() MoveMethod {
+	if x != nil {
+		return x.Method
+	}
+	return MoveMethod_MOVE_METHOD_UNSPECIFIED
+}
+
+func (x *MigrationPlanResult) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+func (x *MigrationPlanResult) GetDisks() []*DiskAction {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *MigrationPlanResult) GetNotLive() []*PlanReason {
+	if x != nil {
+		return x.NotLive
+	}
+	return nil
+}
+
 // NodeVerdict is what the planner thinks of one node as a target.
 type NodeVerdict struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -180,14 +1316,17 @@ type NodeVerdict struct {
 	Allowed bool                   `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	Reasons []*PlanReason          `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
 	// Higher is better; of meaning only between nodes of one plan.
-	Score         float64 `protobuf:"fixed64,4,opt,name=score,proto3" json:"score,omitempty"`
+	Score         float64       `protobuf:"fixed64,4,opt,name=score,proto3" json:"score,omitempty"`
+	Parts         []*ScorePart  `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
+	Method        MoveMethod    `protobuf:"varint,6,opt,name=method,proto3,enum=debvisor.v1.MoveMethod" json:"method,omitempty"`
+	Estimate      *MoveEstimate `protobuf:"bytes,7,opt,name=estimate,proto3" json:"estimate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeVerdict) Reset() {
 	*x = NodeVerdict{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[2]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +1338,7 @@ func (x *NodeVerdict) String() string {
 func (*NodeVerdict) ProtoMessage() {}
 
 func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[2]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +1351,7 @@ func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
 func (*NodeVerdict) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeVerdict) GetNode() *NodeRef {
@@ -243,6 +1382,27 @@ func (x *NodeVerdict) GetScore() float64 {
 	return 0
 }
 
+func (x *NodeVerdict) GetParts() []*ScorePart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *NodeVerdict) GetMethod() MoveMethod {
+	if x != nil {
+		return x.Method
+	}
+	return MoveMethod_MOVE_METHOD_UNSPECIFIED
+}
+
+func (x *NodeVerdict) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
 // PlanReason is one reason against a move.
 type PlanReason struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -256,7 +1416,7 @@ type PlanReason struct {
 
 func (x *PlanReason) Reset() {
 	*x = PlanReason{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[3]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +1428,7 @@ func (x *PlanReason) String() string {
 func (*PlanReason) ProtoMessage() {}
 
 func (x *PlanReason) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[3]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +1441,7 @@ func (x *PlanReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanReason.ProtoReflect.Descriptor instead.
 func (*PlanReason) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PlanReason) GetCode() string {
@@ -307,14 +1467,15 @@ type VMMigrateSpec struct {
 	// Empty: the planner chooses.
 	Target *NodeRef `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
 	// Whether the VM may stand still while it is moved.
-	AllowDowntime bool `protobuf:"varint,4,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	AllowDowntime bool            `protobuf:"varint,4,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	Options       *MigrateOptions `protobuf:"bytes,16,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMMigrateSpec) Reset() {
 	*x = VMMigrateSpec{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[4]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +1487,7 @@ func (x *VMMigrateSpec) String() string {
 func (*VMMigrateSpec) ProtoMessage() {}
 
 func (x *VMMigrateSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[4]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +1500,7 @@ func (x *VMMigrateSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMMigrateSpec.ProtoReflect.Descriptor instead.
 func (*VMMigrateSpec) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VMMigrateSpec) GetVm() *VMRef {
@@ -370,6 +1531,13 @@ func (x *VMMigrateSpec) GetAllowDowntime() bool {
 	return false
 }
 
+func (x *VMMigrateSpec) GetOptions() *MigrateOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 // MigrationResult is the end of a move.
 type MigrationResult struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -381,14 +1549,17 @@ type MigrationResult struct {
 	// How long the guest stood still, milliseconds.
 	DowntimeMs uint64 `protobuf:"varint,19,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
 	// From submission to end, milliseconds.
-	DurationMs    uint64 `protobuf:"varint,20,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	DurationMs uint64     `protobuf:"varint,20,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	Method     MoveMethod `protobuf:"varint,21,opt,name=method,proto3,enum=debvisor.v1.MoveMethod" json:"method,omitempty"`
+	// What it was expected to take.
+	Estimate      *MoveEstimate `protobuf:"bytes,22,opt,name=estimate,proto3" json:"estimate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MigrationResult) Reset() {
 	*x = MigrationResult{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[5]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +1571,7 @@ func (x *MigrationResult) String() string {
 func (*MigrationResult) ProtoMessage() {}
 
 func (x *MigrationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[5]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +1584,7 @@ func (x *MigrationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationResult.ProtoReflect.Descriptor instead.
 func (*MigrationResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MigrationResult) GetStatus() StatusCode {
@@ -465,6 +1636,20 @@ func (x *MigrationResult) GetDurationMs() uint64 {
 	return 0
 }
 
+func (x *MigrationResult) GetMethod() MoveMethod {
+	if x != nil {
+		return x.Method
+	}
+	return MoveMethod_MOVE_METHOD_UNSPECIFIED
+}
+
+func (x *MigrationResult) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
 // FailoverResult is the end of a failover.
 type FailoverResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -476,7 +1661,7 @@ type FailoverResult struct {
 
 func (x *FailoverResult) Reset() {
 	*x = FailoverResult{}
-	mi := &file_debvisor_v1_migration_proto_msgTypes[6]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +1673,7 @@ func (x *FailoverResult) String() string {
 func (*FailoverResult) ProtoMessage() {}
 
 func (x *FailoverResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_migration_proto_msgTypes[6]
+	mi := &file_debvisor_v1_migration_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +1686,7 @@ func (x *FailoverResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverResult.ProtoReflect.Descriptor instead.
 func (*FailoverResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FailoverResult) GetStatus() StatusCode {
@@ -522,32 +1707,120 @@ var File_debvisor_v1_migration_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/v1/migration.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\x97\x01\n" +
+	"\x1bdebvisor/v1/migration.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\xbb\x03\n" +
+	"\x0eMigrateOptions\x12.\n" +
+	"\rbandwidth_mib\x18\x01 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\fbandwidthMib\x124\n" +
+	"\x10deadline_seconds\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\x80\xa3\x05R\x0fdeadlineSeconds\x12F\n" +
+	"\von_deadline\x18\x03 \x01(\x0e2\x1b.debvisor.v1.DeadlineActionB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
+	"onDeadline\x12:\n" +
+	"\x14parallel_connections\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18\x10R\x13parallelConnections\x12(\n" +
+	"\x10no_auto_converge\x18\x05 \x01(\bR\x0enoAutoConverge\x121\n" +
+	"\x0fmax_downtime_ms\x18\x06 \x01(\rB\t\xbaH\x06*\x04\x18\xe0\xd4\x03R\rmaxDowntimeMs\x12-\n" +
+	"\rstall_seconds\x18\a \x01(\rB\b\xbaH\x05*\x03\x18\x90\x1cR\fstallSeconds\x123\n" +
+	"\x10shutdown_seconds\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90\x1cR\x0fshutdownSeconds\"\xfe\x01\n" +
+	"\fMoveEstimate\x12\x1f\n" +
+	"\vduration_ms\x18\x01 \x01(\x04R\n" +
+	"durationMs\x12\x1f\n" +
+	"\vdowntime_ms\x18\x02 \x01(\x04R\n" +
+	"downtimeMs\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x121\n" +
+	"\x15link_bytes_per_second\x18\x04 \x01(\x04R\x12linkBytesPerSecond\x123\n" +
+	"\x16dirty_bytes_per_second\x18\x05 \x01(\x04R\x13dirtyBytesPerSecond\x12.\n" +
+	"\x13needs_auto_converge\x18\x06 \x01(\bR\x11needsAutoConverge\"M\n" +
+	"\tScorePart\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x01R\x06weight\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\x01R\x05value\"R\n" +
+	"\n" +
+	"DiskAction\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x95\x01\n" +
+	"\x15EvacuationPlanRequest\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12%\n" +
+	"\x0eallow_downtime\x18\x02 \x01(\bR\rallowDowntime\x12#\n" +
+	"\bparallel\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\bparallel\"\x99\x01\n" +
+	"\x14RebalancePlanRequest\x12%\n" +
+	"\tmax_moves\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bmaxMoves\x125\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x14.debvisor.v1.NodeRefB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05nodes\x12#\n" +
+	"\bparallel\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\bparallel\"-\n" +
+	"\aPlanRef\x12\"\n" +
+	"\aplan_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06planId\"3\n" +
+	"\bPlanList\x12'\n" +
+	"\x05plans\x18\x01 \x03(\v2\x11.debvisor.v1.PlanR\x05plans\"\xc6\x02\n" +
+	"\x04Plan\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x125\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x16.debvisor.v1.TimestampR\tcreatedAt\x125\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x16.debvisor.v1.TimestampR\texpiresAt\x12>\n" +
+	"\tmigration\x18\x06 \x01(\v2 .debvisor.v1.MigrationPlanResultR\tmigration\x12+\n" +
+	"\x05moves\x18\a \x01(\v2\x15.debvisor.v1.MovePlanR\x05moves\x12!\n" +
+	"\foperation_id\x18\b \x01(\tR\voperationId\"\xcd\x02\n" +
+	"\bMovePlan\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12.\n" +
+	"\x05moves\x18\x02 \x03(\v2\x18.debvisor.v1.PlannedMoveR\x05moves\x120\n" +
+	"\ablocked\x18\x03 \x03(\v2\x16.debvisor.v1.BlockedVMR\ablocked\x12*\n" +
+	"\x11parallel_per_node\x18\x04 \x01(\rR\x0fparallelPerNode\x12)\n" +
+	"\x10imbalance_before\x18\x05 \x01(\x01R\x0fimbalanceBefore\x12'\n" +
+	"\x0fimbalance_after\x18\x06 \x01(\x01R\x0eimbalanceAfter\x125\n" +
+	"\bestimate\x18\a \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\"\xa2\x02\n" +
+	"\vPlannedMove\x12\"\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12,\n" +
+	"\x06source\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x04 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12/\n" +
+	"\x06method\x18\x05 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
+	"\bestimate\x18\x06 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12\x12\n" +
+	"\x04wave\x18\a \x01(\rR\x04wave\"{\n" +
+	"\tBlockedVM\x12\"\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x121\n" +
+	"\areasons\x18\x03 \x03(\v2\x17.debvisor.v1.PlanReasonR\areasons\"}\n" +
+	"\rPlanExecution\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\"\xf5\x01\n" +
 	"\rVMMigratePlan\x12*\n" +
 	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12,\n" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
-	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\"\x86\x02\n" +
+	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12%\n" +
+	"\x0eallow_downtime\x18\x10 \x01(\bR\rallowDowntime\x125\n" +
+	"\aoptions\x18\x11 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\xa1\x04\n" +
 	"\x13MigrationPlanResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
 	"\aallowed\x18\x03 \x01(\bR\aallowed\x12,\n" +
 	"\x06target\x18\x10 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12.\n" +
 	"\x05nodes\x18\x11 \x03(\v2\x18.debvisor.v1.NodeVerdictR\x05nodes\x12,\n" +
-	"\x06source\x18\x12 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\"\x9a\x01\n" +
+	"\x06source\x18\x12 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12\x17\n" +
+	"\aplan_id\x18\x13 \x01(\tR\x06planId\x125\n" +
+	"\n" +
+	"expires_at\x18\x14 \x01(\v2\x16.debvisor.v1.TimestampR\texpiresAt\x12/\n" +
+	"\x06method\x18\x15 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
+	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12-\n" +
+	"\x05disks\x18\x17 \x03(\v2\x17.debvisor.v1.DiskActionR\x05disks\x122\n" +
+	"\bnot_live\x18\x18 \x03(\v2\x17.debvisor.v1.PlanReasonR\anotLive\"\xb0\x02\n" +
 	"\vNodeVerdict\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x121\n" +
 	"\areasons\x18\x03 \x03(\v2\x17.debvisor.v1.PlanReasonR\areasons\x12\x14\n" +
-	"\x05score\x18\x04 \x01(\x01R\x05score\":\n" +
+	"\x05score\x18\x04 \x01(\x01R\x05score\x12,\n" +
+	"\x05parts\x18\x05 \x03(\v2\x16.debvisor.v1.ScorePartR\x05parts\x12/\n" +
+	"\x06method\x18\x06 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
+	"\bestimate\x18\a \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\":\n" +
 	"\n" +
 	"PlanReason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xbe\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xf5\x01\n" +
 	"\rVMMigrateSpec\x12*\n" +
 	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12,\n" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
 	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12%\n" +
-	"\x0eallow_downtime\x18\x04 \x01(\bR\rallowDowntime\"\x9d\x02\n" +
+	"\x0eallow_downtime\x18\x04 \x01(\bR\rallowDowntime\x125\n" +
+	"\aoptions\x18\x10 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\x85\x03\n" +
 	"\x0fMigrationResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
@@ -557,15 +1830,32 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x13 \x01(\x04R\n" +
 	"downtimeMs\x12\x1f\n" +
 	"\vduration_ms\x18\x14 \x01(\x04R\n" +
-	"durationMs\"[\n" +
+	"durationMs\x12/\n" +
+	"\x06method\x18\x15 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
+	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\"[\n" +
 	"\x0eFailoverResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage2\xea\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*s\n" +
+	"\n" +
+	"MoveMethod\x12\x1b\n" +
+	"\x17MOVE_METHOD_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10MOVE_METHOD_LIVE\x10\x01\x12\x19\n" +
+	"\x15MOVE_METHOD_LIVE_COPY\x10\x02\x12\x17\n" +
+	"\x13MOVE_METHOD_OFFLINE\x10\x03*h\n" +
+	"\x0eDeadlineAction\x12\x1f\n" +
+	"\x1bDEADLINE_ACTION_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16DEADLINE_ACTION_CANCEL\x10\x01\x12\x19\n" +
+	"\x15DEADLINE_ACTION_PAUSE\x10\x022\xa7\x04\n" +
 	"\x10MigrationService\x12P\n" +
 	"\x10PrepareMigration\x12\x1a.debvisor.v1.VMMigratePlan\x1a .debvisor.v1.MigrationPlanResult\x12E\n" +
 	"\tMigrateVM\x12\x1a.debvisor.v1.VMMigrateSpec\x1a\x1c.debvisor.v1.MigrationResult\x12=\n" +
 	"\n" +
-	"FailoverVM\x12\x12.debvisor.v1.VMRef\x1a\x1b.debvisor.v1.FailoverResultB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
+	"FailoverVM\x12\x12.debvisor.v1.VMRef\x1a\x1b.debvisor.v1.FailoverResult\x12G\n" +
+	"\x0ePlanEvacuation\x12\".debvisor.v1.EvacuationPlanRequest\x1a\x11.debvisor.v1.Plan\x12E\n" +
+	"\rPlanRebalance\x12!.debvisor.v1.RebalancePlanRequest\x1a\x11.debvisor.v1.Plan\x122\n" +
+	"\aGetPlan\x12\x14.debvisor.v1.PlanRef\x1a\x11.debvisor.v1.Plan\x126\n" +
+	"\tListPlans\x12\x12.debvisor.v1.Empty\x1a\x15.debvisor.v1.PlanList\x12?\n" +
+	"\vExecutePlan\x12\x14.debvisor.v1.PlanRef\x1a\x1a.debvisor.v1.PlanExecutionB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
 
 var (
 	file_debvisor_v1_migration_proto_rawDescOnce sync.Once
@@ -579,47 +1869,107 @@ func file_debvisor_v1_migration_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_migration_proto_rawDescData
 }
 
-var file_debvisor_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_debvisor_v1_migration_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_debvisor_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_debvisor_v1_migration_proto_goTypes = []any{
-	(*VMMigratePlan)(nil),       // 0: debvisor.v1.VMMigratePlan
-	(*MigrationPlanResult)(nil), // 1: debvisor.v1.MigrationPlanResult
-	(*NodeVerdict)(nil),         // 2: debvisor.v1.NodeVerdict
-	(*PlanReason)(nil),          // 3: debvisor.v1.PlanReason
-	(*VMMigrateSpec)(nil),       // 4: debvisor.v1.VMMigrateSpec
-	(*MigrationResult)(nil),     // 5: debvisor.v1.MigrationResult
-	(*FailoverResult)(nil),      // 6: debvisor.v1.FailoverResult
-	(*VMRef)(nil),               // 7: debvisor.v1.VMRef
-	(*NodeRef)(nil),             // 8: debvisor.v1.NodeRef
-	(StatusCode)(0),             // 9: debvisor.v1.StatusCode
+	(MoveMethod)(0),               // 0: debvisor.v1.MoveMethod
+	(DeadlineAction)(0),           // 1: debvisor.v1.DeadlineAction
+	(*MigrateOptions)(nil),        // 2: debvisor.v1.MigrateOptions
+	(*MoveEstimate)(nil),          // 3: debvisor.v1.MoveEstimate
+	(*ScorePart)(nil),             // 4: debvisor.v1.ScorePart
+	(*DiskAction)(nil),            // 5: debvisor.v1.DiskAction
+	(*EvacuationPlanRequest)(nil), // 6: debvisor.v1.EvacuationPlanRequest
+	(*RebalancePlanRequest)(nil),  // 7: debvisor.v1.RebalancePlanRequest
+	(*PlanRef)(nil),               // 8: debvisor.v1.PlanRef
+	(*PlanList)(nil),              // 9: debvisor.v1.PlanList
+	(*Plan)(nil),                  // 10: debvisor.v1.Plan
+	(*MovePlan)(nil),              // 11: debvisor.v1.MovePlan
+	(*PlannedMove)(nil),           // 12: debvisor.v1.PlannedMove
+	(*BlockedVM)(nil),             // 13: debvisor.v1.BlockedVM
+	(*PlanExecution)(nil),         // 14: debvisor.v1.PlanExecution
+	(*VMMigratePlan)(nil),         // 15: debvisor.v1.VMMigratePlan
+	(*MigrationPlanResult)(nil),   // 16: debvisor.v1.MigrationPlanResult
+	(*NodeVerdict)(nil),           // 17: debvisor.v1.NodeVerdict
+	(*PlanReason)(nil),            // 18: debvisor.v1.PlanReason
+	(*VMMigrateSpec)(nil),         // 19: debvisor.v1.VMMigrateSpec
+	(*MigrationResult)(nil),       // 20: debvisor.v1.MigrationResult
+	(*FailoverResult)(nil),        // 21: debvisor.v1.FailoverResult
+	(*NodeRef)(nil),               // 22: debvisor.v1.NodeRef
+	(*Timestamp)(nil),             // 23: debvisor.v1.Timestamp
+	(*VMRef)(nil),                 // 24: debvisor.v1.VMRef
+	(StatusCode)(0),               // 25: debvisor.v1.StatusCode
+	(*Empty)(nil),                 // 26: debvisor.v1.Empty
 }
 var file_debvisor_v1_migration_proto_depIdxs = []int32{
-	7,  // 0: debvisor.v1.VMMigratePlan.vm:type_name -> debvisor.v1.VMRef
-	8,  // 1: debvisor.v1.VMMigratePlan.source:type_name -> debvisor.v1.NodeRef
-	8,  // 2: debvisor.v1.VMMigratePlan.target:type_name -> debvisor.v1.NodeRef
-	9,  // 3: debvisor.v1.MigrationPlanResult.status:type_name -> debvisor.v1.StatusCode
-	8,  // 4: debvisor.v1.MigrationPlanResult.target:type_name -> debvisor.v1.NodeRef
-	2,  // 5: debvisor.v1.MigrationPlanResult.nodes:type_name -> debvisor.v1.NodeVerdict
-	8,  // 6: debvisor.v1.MigrationPlanResult.source:type_name -> debvisor.v1.NodeRef
-	8,  // 7: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
-	3,  // 8: debvisor.v1.NodeVerdict.reasons:type_name -> debvisor.v1.PlanReason
-	7,  // 9: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
-	8,  // 10: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
-	8,  // 11: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
-	9,  // 12: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
-	8,  // 13: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
-	8,  // 14: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
-	9,  // 15: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
-	0,  // 16: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
-	4,  // 17: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
-	7,  // 18: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
-	1,  // 19: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
-	5,  // 20: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
-	6,  // 21: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
-	19, // [19:22] is the sub-list for method output_type
-	16, // [16:19] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	1,  // 0: debvisor.v1.MigrateOptions.on_deadline:type_name -> debvisor.v1.DeadlineAction
+	22, // 1: debvisor.v1.EvacuationPlanRequest.node:type_name -> debvisor.v1.NodeRef
+	22, // 2: debvisor.v1.RebalancePlanRequest.nodes:type_name -> debvisor.v1.NodeRef
+	10, // 3: debvisor.v1.PlanList.plans:type_name -> debvisor.v1.Plan
+	23, // 4: debvisor.v1.Plan.created_at:type_name -> debvisor.v1.Timestamp
+	23, // 5: debvisor.v1.Plan.expires_at:type_name -> debvisor.v1.Timestamp
+	16, // 6: debvisor.v1.Plan.migration:type_name -> debvisor.v1.MigrationPlanResult
+	11, // 7: debvisor.v1.Plan.moves:type_name -> debvisor.v1.MovePlan
+	22, // 8: debvisor.v1.MovePlan.node:type_name -> debvisor.v1.NodeRef
+	12, // 9: debvisor.v1.MovePlan.moves:type_name -> debvisor.v1.PlannedMove
+	13, // 10: debvisor.v1.MovePlan.blocked:type_name -> debvisor.v1.BlockedVM
+	3,  // 11: debvisor.v1.MovePlan.estimate:type_name -> debvisor.v1.MoveEstimate
+	24, // 12: debvisor.v1.PlannedMove.vm:type_name -> debvisor.v1.VMRef
+	22, // 13: debvisor.v1.PlannedMove.source:type_name -> debvisor.v1.NodeRef
+	22, // 14: debvisor.v1.PlannedMove.target:type_name -> debvisor.v1.NodeRef
+	0,  // 15: debvisor.v1.PlannedMove.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 16: debvisor.v1.PlannedMove.estimate:type_name -> debvisor.v1.MoveEstimate
+	24, // 17: debvisor.v1.BlockedVM.vm:type_name -> debvisor.v1.VMRef
+	18, // 18: debvisor.v1.BlockedVM.reasons:type_name -> debvisor.v1.PlanReason
+	25, // 19: debvisor.v1.PlanExecution.status:type_name -> debvisor.v1.StatusCode
+	24, // 20: debvisor.v1.VMMigratePlan.vm:type_name -> debvisor.v1.VMRef
+	22, // 21: debvisor.v1.VMMigratePlan.source:type_name -> debvisor.v1.NodeRef
+	22, // 22: debvisor.v1.VMMigratePlan.target:type_name -> debvisor.v1.NodeRef
+	2,  // 23: debvisor.v1.VMMigratePlan.options:type_name -> debvisor.v1.MigrateOptions
+	25, // 24: debvisor.v1.MigrationPlanResult.status:type_name -> debvisor.v1.StatusCode
+	22, // 25: debvisor.v1.MigrationPlanResult.target:type_name -> debvisor.v1.NodeRef
+	17, // 26: debvisor.v1.MigrationPlanResult.nodes:type_name -> debvisor.v1.NodeVerdict
+	22, // 27: debvisor.v1.MigrationPlanResult.source:type_name -> debvisor.v1.NodeRef
+	23, // 28: debvisor.v1.MigrationPlanResult.expires_at:type_name -> debvisor.v1.Timestamp
+	0,  // 29: debvisor.v1.MigrationPlanResult.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 30: debvisor.v1.MigrationPlanResult.estimate:type_name -> debvisor.v1.MoveEstimate
+	5,  // 31: debvisor.v1.MigrationPlanResult.disks:type_name -> debvisor.v1.DiskAction
+	18, // 32: debvisor.v1.MigrationPlanResult.not_live:type_name -> debvisor.v1.PlanReason
+	22, // 33: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
+	18, // 34: debvisor.v1.NodeVerdict.reasons:type_name -> debvisor.v1.PlanReason
+	4,  // 35: debvisor.v1.NodeVerdict.parts:type_name -> debvisor.v1.ScorePart
+	0,  // 36: debvisor.v1.NodeVerdict.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 37: debvisor.v1.NodeVerdict.estimate:type_name -> debvisor.v1.MoveEstimate
+	24, // 38: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
+	22, // 39: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
+	22, // 40: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
+	2,  // 41: debvisor.v1.VMMigrateSpec.options:type_name -> debvisor.v1.MigrateOptions
+	25, // 42: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
+	22, // 43: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
+	22, // 44: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
+	0,  // 45: debvisor.v1.MigrationResult.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 46: debvisor.v1.MigrationResult.estimate:type_name -> debvisor.v1.MoveEstimate
+	25, // 47: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
+	15, // 48: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
+	19, // 49: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
+	24, // 50: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
+	6,  // 51: debvisor.v1.MigrationService.PlanEvacuation:input_type -> debvisor.v1.EvacuationPlanRequest
+	7,  // 52: debvisor.v1.MigrationService.PlanRebalance:input_type -> debvisor.v1.RebalancePlanRequest
+	8,  // 53: debvisor.v1.MigrationService.GetPlan:input_type -> debvisor.v1.PlanRef
+	26, // 54: debvisor.v1.MigrationService.ListPlans:input_type -> debvisor.v1.Empty
+	8,  // 55: debvisor.v1.MigrationService.ExecutePlan:input_type -> debvisor.v1.PlanRef
+	16, // 56: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
+	20, // 57: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
+	21, // 58: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
+	10, // 59: debvisor.v1.MigrationService.PlanEvacuation:output_type -> debvisor.v1.Plan
+	10, // 60: debvisor.v1.MigrationService.PlanRebalance:output_type -> debvisor.v1.Plan
+	10, // 61: debvisor.v1.MigrationService.GetPlan:output_type -> debvisor.v1.Plan
+	9,  // 62: debvisor.v1.MigrationService.ListPlans:output_type -> debvisor.v1.PlanList
+	14, // 63: debvisor.v1.MigrationService.ExecutePlan:output_type -> debvisor.v1.PlanExecution
+	56, // [56:64] is the sub-list for method output_type
+	48, // [48:56] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_migration_proto_init() }
@@ -633,13 +1983,14 @@ func file_debvisor_v1_migration_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_migration_proto_rawDesc), len(file_debvisor_v1_migration_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   7,
+			NumEnums:      2,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_debvisor_v1_migration_proto_goTypes,
 		DependencyIndexes: file_debvisor_v1_migration_proto_depIdxs,
+		EnumInfos:         file_debvisor_v1_migration_proto_enumTypes,
 		MessageInfos:      file_debvisor_v1_migration_proto_msgTypes,
 	}.Build()
 	File_debvisor_v1_migration_proto = out.File

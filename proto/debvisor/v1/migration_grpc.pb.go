@@ -22,6 +22,11 @@ const (
 	MigrationService_PrepareMigration_FullMethodName = "/debvisor.v1.MigrationService/PrepareMigration"
 	MigrationService_MigrateVM_FullMethodName        = "/debvisor.v1.MigrationService/MigrateVM"
 	MigrationService_FailoverVM_FullMethodName       = "/debvisor.v1.MigrationService/FailoverVM"
+	MigrationService_PlanEvacuation_FullMethodName   = "/debvisor.v1.MigrationService/PlanEvacuation"
+	MigrationService_PlanRebalance_FullMethodName    = "/debvisor.v1.MigrationService/PlanRebalance"
+	MigrationService_GetPlan_FullMethodName          = "/debvisor.v1.MigrationService/GetPlan"
+	MigrationService_ListPlans_FullMethodName        = "/debvisor.v1.MigrationService/ListPlans"
+	MigrationService_ExecutePlan_FullMethodName      = "/debvisor.v1.MigrationService/ExecutePlan"
 )
 
 // MigrationServiceClient is the client API for MigrationService service.
@@ -39,6 +44,18 @@ type MigrationServiceClient interface {
 	// FailoverVM restarts the VM of a dead node elsewhere, never without proof
 	// that the old copy cannot write.
 	FailoverVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*FailoverResult, error)
+	// PlanEvacuation is the dry run of emptying a node: which VM goes where, in
+	// which order, and which cannot.
+	PlanEvacuation(ctx context.Context, in *EvacuationPlanRequest, opts ...grpc.CallOption) (*Plan, error)
+	// PlanRebalance is the dry run of evening out the load of the nodes.
+	PlanRebalance(ctx context.Context, in *RebalancePlanRequest, opts ...grpc.CallOption) (*Plan, error)
+	// GetPlan answers a plan; plans are kept 10 minutes.
+	GetPlan(ctx context.Context, in *PlanRef, opts ...grpc.CallOption) (*Plan, error)
+	// ListPlans answers the plans that are kept, newest first.
+	ListPlans(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*PlanList, error)
+	// ExecutePlan carries a plan out as it is. FAILED_PRECONDITION, naming what
+	// changed, when it is stale.
+	ExecutePlan(ctx context.Context, in *PlanRef, opts ...grpc.CallOption) (*PlanExecution, error)
 }
 
 type migrationServiceClient struct {
@@ -79,6 +96,56 @@ func (c *migrationServiceClient) FailoverVM(ctx context.Context, in *VMRef, opts
 	return out, nil
 }
 
+func (c *migrationServiceClient) PlanEvacuation(ctx context.Context, in *EvacuationPlanRequest, opts ...grpc.CallOption) (*Plan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Plan)
+	err := c.cc.Invoke(ctx, MigrationService_PlanEvacuation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) PlanRebalance(ctx context.Context, in *RebalancePlanRequest, opts ...grpc.CallOption) (*Plan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Plan)
+	err := c.cc.Invoke(ctx, MigrationService_PlanRebalance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) GetPlan(ctx context.Context, in *PlanRef, opts ...grpc.CallOption) (*Plan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Plan)
+	err := c.cc.Invoke(ctx, MigrationService_GetPlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) ListPlans(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*PlanList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanList)
+	err := c.cc.Invoke(ctx, MigrationService_ListPlans_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) ExecutePlan(ctx context.Context, in *PlanRef, opts ...grpc.CallOption) (*PlanExecution, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanExecution)
+	err := c.cc.Invoke(ctx, MigrationService_ExecutePlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MigrationServiceServer is the server API for MigrationService service.
 // All implementations must embed UnimplementedMigrationServiceServer
 // for forward compatibility.
@@ -94,6 +161,18 @@ type MigrationServiceServer interface {
 	// FailoverVM restarts the VM of a dead node elsewhere, never without proof
 	// that the old copy cannot write.
 	FailoverVM(context.Context, *VMRef) (*FailoverResult, error)
+	// PlanEvacuation is the dry run of emptying a node: which VM goes where, in
+	// which order, and which cannot.
+	PlanEvacuation(context.Context, *EvacuationPlanRequest) (*Plan, error)
+	// PlanRebalance is the dry run of evening out the load of the nodes.
+	PlanRebalance(context.Context, *RebalancePlanRequest) (*Plan, error)
+	// GetPlan answers a plan; plans are kept 10 minutes.
+	GetPlan(context.Context, *PlanRef) (*Plan, error)
+	// ListPlans answers the plans that are kept, newest first.
+	ListPlans(context.Context, *Empty) (*PlanList, error)
+	// ExecutePlan carries a plan out as it is. FAILED_PRECONDITION, naming what
+	// changed, when it is stale.
+	ExecutePlan(context.Context, *PlanRef) (*PlanExecution, error)
 	mustEmbedUnimplementedMigrationServiceServer()
 }
 
@@ -112,6 +191,21 @@ func (UnimplementedMigrationServiceServer) MigrateVM(context.Context, *VMMigrate
 }
 func (UnimplementedMigrationServiceServer) FailoverVM(context.Context, *VMRef) (*FailoverResult, error) {
 	return nil, status.Error(codes.Unimplemented, "method FailoverVM not implemented")
+}
+func (UnimplementedMigrationServiceServer) PlanEvacuation(context.Context, *EvacuationPlanRequest) (*Plan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanEvacuation not implemented")
+}
+func (UnimplementedMigrationServiceServer) PlanRebalance(context.Context, *RebalancePlanRequest) (*Plan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanRebalance not implemented")
+}
+func (UnimplementedMigrationServiceServer) GetPlan(context.Context, *PlanRef) (*Plan, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPlan not implemented")
+}
+func (UnimplementedMigrationServiceServer) ListPlans(context.Context, *Empty) (*PlanList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPlans not implemented")
+}
+func (UnimplementedMigrationServiceServer) ExecutePlan(context.Context, *PlanRef) (*PlanExecution, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExecutePlan not implemented")
 }
 func (UnimplementedMigrationServiceServer) mustEmbedUnimplementedMigrationServiceServer() {}
 func (UnimplementedMigrationServiceServer) testEmbeddedByValue()                          {}
@@ -188,6 +282,96 @@ func _MigrationService_FailoverVM_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MigrationService_PlanEvacuation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EvacuationPlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).PlanEvacuation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_PlanEvacuation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).PlanEvacuation(ctx, req.(*EvacuationPlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_PlanRebalance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebalancePlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).PlanRebalance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_PlanRebalance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).PlanRebalance(ctx, req.(*RebalancePlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_GetPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).GetPlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_GetPlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).GetPlan(ctx, req.(*PlanRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_ListPlans_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).ListPlans(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_ListPlans_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).ListPlans(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_ExecutePlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).ExecutePlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_ExecutePlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).ExecutePlan(ctx, req.(*PlanRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MigrationService_ServiceDesc is the grpc.ServiceDesc for MigrationService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +390,26 @@ var MigrationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FailoverVM",
 			Handler:    _MigrationService_FailoverVM_Handler,
+		},
+		{
+			MethodName: "PlanEvacuation",
+			Handler:    _MigrationService_PlanEvacuation_Handler,
+		},
+		{
+			MethodName: "PlanRebalance",
+			Handler:    _MigrationService_PlanRebalance_Handler,
+		},
+		{
+			MethodName: "GetPlan",
+			Handler:    _MigrationService_GetPlan_Handler,
+		},
+		{
+			MethodName: "ListPlans",
+			Handler:    _MigrationService_ListPlans_Handler,
+		},
+		{
+			MethodName: "ExecutePlan",
+			Handler:    _MigrationService_ExecutePlan_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

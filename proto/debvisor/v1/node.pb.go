@@ -592,7 +592,13 @@ type NodeDetail struct {
 	Vms          []*VM                  `protobuf:"bytes,6,rep,name=vms,proto3" json:"vms,omitempty"`
 	AgentVersion string                 `protobuf:"bytes,7,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// Where the node's agent listens for other agents.
-	PeerAddress   string `protobuf:"bytes,8,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	PeerAddress string      `protobuf:"bytes,8,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	Limits      *NodeLimits `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
+	// When and by whom it was said to be powered off; absent once it is heard again.
+	OffConfirmedAt *Timestamp `protobuf:"bytes,10,opt,name=off_confirmed_at,json=offConfirmedAt,proto3" json:"off_confirmed_at,omitempty"`
+	OffConfirmedBy string     `protobuf:"bytes,11,opt,name=off_confirmed_by,json=offConfirmedBy,proto3" json:"off_confirmed_by,omitempty"`
+	// No VM is there that runs or is to come, and it is cordoned.
+	SafeToReboot  bool `protobuf:"varint,12,opt,name=safe_to_reboot,json=safeToReboot,proto3" json:"safe_to_reboot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,6 +689,513 @@ func (x *NodeDetail) GetPeerAddress() string {
 	return ""
 }
 
+func (x *NodeDetail) GetLimits() *NodeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *NodeDetail) GetOffConfirmedAt() *Timestamp {
+	if x != nil {
+		return x.OffConfirmedAt
+	}
+	return nil
+}
+
+func (x *NodeDetail) GetOffConfirmedBy() string {
+	if x != nil {
+		return x.OffConfirmedBy
+	}
+	return ""
+}
+
+func (x *NodeDetail) GetSafeToReboot() bool {
+	if x != nil {
+		return x.SafeToReboot
+	}
+	return false
+}
+
+// NodeLimits bounds what migrations may take of a node.
+type NodeLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MiB/s in each direction, of all migrations together; 0: no limit.
+	MigrationBandwidthMib uint64 `protobuf:"varint,1,opt,name=migration_bandwidth_mib,json=migrationBandwidthMib,proto3" json:"migration_bandwidth_mib,omitempty"`
+	// Migrations from and to the node at once, each; 0: 2.
+	ParallelMigrations uint32 `protobuf:"varint,2,opt,name=parallel_migrations,json=parallelMigrations,proto3" json:"parallel_migrations,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *NodeLimits) Reset() {
+	*x = NodeLimits{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeLimits) ProtoMessage() {}
+
+func (x *NodeLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
+func (*NodeLimits) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NodeLimits) GetMigrationBandwidthMib() uint64 {
+	if x != nil {
+		return x.MigrationBandwidthMib
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetParallelMigrations() uint32 {
+	if x != nil {
+		return x.ParallelMigrations
+	}
+	return 0
+}
+
+// NodeLimitsRequest replaces a node's limits.
+type NodeLimitsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Limits        *NodeLimits            `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeLimitsRequest) Reset() {
+	*x = NodeLimitsRequest{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeLimitsRequest) ProtoMessage() {}
+
+func (x *NodeLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeLimitsRequest.ProtoReflect.Descriptor instead.
+func (*NodeLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NodeLimitsRequest) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *NodeLimitsRequest) GetLimits() *NodeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// NodeOffRequest gives one's word that a node is powered off.
+type NodeOffRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// How one knows, for the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeOffRequest) Reset() {
+	*x = NodeOffRequest{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeOffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeOffRequest) ProtoMessage() {}
+
+func (x *NodeOffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeOffRequest.ProtoReflect.Descriptor instead.
+func (*NodeOffRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *NodeOffRequest) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *NodeOffRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// EvacuateRequest empties a node.
+type EvacuateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Moves at once; 0: the nodes' own limits.
+	Parallel uint32 `protobuf:"varint,2,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	// Whether VMs that cannot move live may be shut down for their move.
+	AllowDowntime bool `protobuf:"varint,3,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	// For the cordon.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long to wait for VMs that nothing but passing reasons keeps, seconds.
+	WaitBlockedSeconds uint32 `protobuf:"varint,5,opt,name=wait_blocked_seconds,json=waitBlockedSeconds,proto3" json:"wait_blocked_seconds,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *EvacuateRequest) Reset() {
+	*x = EvacuateRequest{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuateRequest) ProtoMessage() {}
+
+func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
+func (*EvacuateRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EvacuateRequest) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *EvacuateRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+func (x *EvacuateRequest) GetAllowDowntime() bool {
+	if x != nil {
+		return x.AllowDowntime
+	}
+	return false
+}
+
+func (x *EvacuateRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetWaitBlockedSeconds() uint32 {
+	if x != nil {
+		return x.WaitBlockedSeconds
+	}
+	return 0
+}
+
+// RestoreRequest brings a node's VMs back.
+type RestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Parallel      uint32                 `protobuf:"varint,2,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	AllowDowntime bool                   `protobuf:"varint,3,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RestoreRequest) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+func (x *RestoreRequest) GetAllowDowntime() bool {
+	if x != nil {
+		return x.AllowDowntime
+	}
+	return false
+}
+
+// EvacuationResult is the end of an evacuation, a restore or another plan of
+// several moves.
+type EvacuationResult struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Status      StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message     string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// No VM runs on the node, none is on its way to it, and it is cordoned.
+	SafeToReboot  bool   `protobuf:"varint,4,opt,name=safe_to_reboot,json=safeToReboot,proto3" json:"safe_to_reboot,omitempty"`
+	Moved         uint32 `protobuf:"varint,5,opt,name=moved,proto3" json:"moved,omitempty"`
+	Blocked       uint32 `protobuf:"varint,6,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuationResult) Reset() {
+	*x = EvacuationResult{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuationResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuationResult) ProtoMessage() {}
+
+func (x *EvacuationResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuationResult.ProtoReflect.Descriptor instead.
+func (*EvacuationResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EvacuationResult) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *EvacuationResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *EvacuationResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *EvacuationResult) GetSafeToReboot() bool {
+	if x != nil {
+		return x.SafeToReboot
+	}
+	return false
+}
+
+func (x *EvacuationResult) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *EvacuationResult) GetBlocked() uint32 {
+	if x != nil {
+		return x.Blocked
+	}
+	return 0
+}
+
+// FileSystem is one mounted file system of a node that can hold disks.
+type FileSystem struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	MountPoint string                 `protobuf:"bytes,1,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	// Such as ext4, nfs4, ceph.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The same on two nodes only where both see the same files under it.
+	StorageId string `protobuf:"bytes,3,opt,name=storage_id,json=storageId,proto3" json:"storage_id,omitempty"`
+	// Other nodes can mount it too.
+	Shared         bool   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	TotalBytes     uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	AvailableBytes uint64 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FileSystem) Reset() {
+	*x = FileSystem{}
+	mi := &file_debvisor_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileSystem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileSystem) ProtoMessage() {}
+
+func (x *FileSystem) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
+func (*FileSystem) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FileSystem) GetMountPoint() string {
+	if x != nil {
+		return x.MountPoint
+	}
+	return ""
+}
+
+func (x *FileSystem) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *FileSystem) GetStorageId() string {
+	if x != nil {
+		return x.StorageId
+	}
+	return ""
+}
+
+func (x *FileSystem) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *FileSystem) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
 // NodeCapacity is what a node has and what is free. Sizes are bytes.
 type NodeCapacity struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
@@ -690,14 +1203,15 @@ type NodeCapacity struct {
 	MemoryBytes          uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	MemoryAvailableBytes uint64                 `protobuf:"varint,3,opt,name=memory_available_bytes,json=memoryAvailableBytes,proto3" json:"memory_available_bytes,omitempty"`
 	// Sum of the maximum memory of the running VMs.
-	MemoryVmsBytes uint64 `protobuf:"varint,4,opt,name=memory_vms_bytes,json=memoryVmsBytes,proto3" json:"memory_vms_bytes,omitempty"`
+	MemoryVmsBytes uint64        `protobuf:"varint,4,opt,name=memory_vms_bytes,json=memoryVmsBytes,proto3" json:"memory_vms_bytes,omitempty"`
+	FileSystems    []*FileSystem `protobuf:"bytes,5,rep,name=file_systems,json=fileSystems,proto3" json:"file_systems,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeCapacity) Reset() {
 	*x = NodeCapacity{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[7]
+	mi := &file_debvisor_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +1223,7 @@ func (x *NodeCapacity) String() string {
 func (*NodeCapacity) ProtoMessage() {}
 
 func (x *NodeCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[7]
+	mi := &file_debvisor_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +1236,7 @@ func (x *NodeCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCapacity.ProtoReflect.Descriptor instead.
 func (*NodeCapacity) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeCapacity) GetCpus() uint32 {
@@ -753,6 +1267,13 @@ func (x *NodeCapacity) GetMemoryVmsBytes() uint64 {
 	return 0
 }
 
+func (x *NodeCapacity) GetFileSystems() []*FileSystem {
+	if x != nil {
+		return x.FileSystems
+	}
+	return nil
+}
+
 // NodeCapabilities is what a node's hypervisor can do.
 type NodeCapabilities struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -766,14 +1287,23 @@ type NodeCapabilities struct {
 	Networks []string `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
 	Kernel   string   `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	// libvirt's own host UUID.
-	HostUuid      string `protobuf:"bytes,9,opt,name=host_uuid,json=hostUuid,proto3" json:"host_uuid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HostUuid string `protobuf:"bytes,9,opt,name=host_uuid,json=hostUuid,proto3" json:"host_uuid,omitempty"`
+	// Hash of all that libvirt's comparison of CPUs depends on here: the host's
+	// CPU as its emulator has it, and their versions.
+	CpuHash string `protobuf:"bytes,10,opt,name=cpu_hash,json=cpuHash,proto3" json:"cpu_hash,omitempty"`
+	// Host interfaces that macvtap may use.
+	HostInterfaces []string `protobuf:"bytes,11,rep,name=host_interfaces,json=hostInterfaces,proto3" json:"host_interfaces,omitempty"`
+	// Domain types that its libvirt runs: kvm, qemu.
+	VirtTypes []string `protobuf:"bytes,12,rep,name=virt_types,json=virtTypes,proto3" json:"virt_types,omitempty"`
+	// What the interface that carries migrations can do, bytes a second; 0: unknown.
+	LinkBytesPerSecond uint64 `protobuf:"varint,13,opt,name=link_bytes_per_second,json=linkBytesPerSecond,proto3" json:"link_bytes_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *NodeCapabilities) Reset() {
 	*x = NodeCapabilities{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[8]
+	mi := &file_debvisor_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +1315,7 @@ func (x *NodeCapabilities) String() string {
 func (*NodeCapabilities) ProtoMessage() {}
 
 func (x *NodeCapabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[8]
+	mi := &file_debvisor_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +1328,7 @@ func (x *NodeCapabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCapabilities.ProtoReflect.Descriptor instead.
 func (*NodeCapabilities) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeCapabilities) GetArch() string {
@@ -864,6 +1394,34 @@ func (x *NodeCapabilities) GetHostUuid() string {
 	return ""
 }
 
+func (x *NodeCapabilities) GetCpuHash() string {
+	if x != nil {
+		return x.CpuHash
+	}
+	return ""
+}
+
+func (x *NodeCapabilities) GetHostInterfaces() []string {
+	if x != nil {
+		return x.HostInterfaces
+	}
+	return nil
+}
+
+func (x *NodeCapabilities) GetVirtTypes() []string {
+	if x != nil {
+		return x.VirtTypes
+	}
+	return nil
+}
+
+func (x *NodeCapabilities) GetLinkBytesPerSecond() uint64 {
+	if x != nil {
+		return x.LinkBytesPerSecond
+	}
+	return 0
+}
+
 // CordonRequest cordons one node.
 type CordonRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -875,7 +1433,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[9]
+	mi := &file_debvisor_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1445,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[9]
+	mi := &file_debvisor_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1458,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CordonRequest) GetNode() *NodeRef {
@@ -933,7 +1491,7 @@ type JoinTokenRequest struct {
 
 func (x *JoinTokenRequest) Reset() {
 	*x = JoinTokenRequest{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[10]
+	mi := &file_debvisor_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1503,7 @@ func (x *JoinTokenRequest) String() string {
 func (*JoinTokenRequest) ProtoMessage() {}
 
 func (x *JoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[10]
+	mi := &file_debvisor_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1516,7 @@ func (x *JoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*JoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinTokenRequest) GetKind() JoinTokenKind {
@@ -1007,7 +1565,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[11]
+	mi := &file_debvisor_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1577,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[11]
+	mi := &file_debvisor_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1590,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinToken) GetId() string {
@@ -1101,7 +1659,7 @@ type JoinTokenRef struct {
 
 func (x *JoinTokenRef) Reset() {
 	*x = JoinTokenRef{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[12]
+	mi := &file_debvisor_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1671,7 @@ func (x *JoinTokenRef) String() string {
 func (*JoinTokenRef) ProtoMessage() {}
 
 func (x *JoinTokenRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[12]
+	mi := &file_debvisor_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1684,7 @@ func (x *JoinTokenRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokenRef.ProtoReflect.Descriptor instead.
 func (*JoinTokenRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinTokenRef) GetId() string {
@@ -1146,7 +1704,7 @@ type JoinTokenList struct {
 
 func (x *JoinTokenList) Reset() {
 	*x = JoinTokenList{}
-	mi := &file_debvisor_v1_node_proto_msgTypes[13]
+	mi := &file_debvisor_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1716,7 @@ func (x *JoinTokenList) String() string {
 func (*JoinTokenList) ProtoMessage() {}
 
 func (x *JoinTokenList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_node_proto_msgTypes[13]
+	mi := &file_debvisor_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1729,7 @@ func (x *JoinTokenList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokenList.ProtoReflect.Descriptor instead.
 func (*JoinTokenList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinTokenList) GetTokens() []*JoinToken {
@@ -1224,7 +1782,7 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\vrunning_vms\x18\x13 \x01(\rR\n" +
 	"runningVms\":\n" +
 	"\bNodeList\x12.\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x18.debvisor.v1.NodeSummaryR\x05nodes\"\x87\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x18.debvisor.v1.NodeSummaryR\x05nodes\"\xca\x04\n" +
 	"\n" +
 	"NodeDetail\x122\n" +
 	"\asummary\x18\x01 \x01(\v2\x18.debvisor.v1.NodeSummaryR\asummary\x12#\n" +
@@ -1234,12 +1792,57 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\fcapabilities\x18\x05 \x01(\v2\x1d.debvisor.v1.NodeCapabilitiesR\fcapabilities\x12!\n" +
 	"\x03vms\x18\x06 \x03(\v2\x0f.debvisor.v1.VMR\x03vms\x12#\n" +
 	"\ragent_version\x18\a \x01(\tR\fagentVersion\x12!\n" +
-	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\"\xa5\x01\n" +
+	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\x12/\n" +
+	"\x06limits\x18\t \x01(\v2\x17.debvisor.v1.NodeLimitsR\x06limits\x12@\n" +
+	"\x10off_confirmed_at\x18\n" +
+	" \x01(\v2\x16.debvisor.v1.TimestampR\x0eoffConfirmedAt\x12(\n" +
+	"\x10off_confirmed_by\x18\v \x01(\tR\x0eoffConfirmedBy\x12$\n" +
+	"\x0esafe_to_reboot\x18\f \x01(\bR\fsafeToReboot\"\x89\x01\n" +
+	"\n" +
+	"NodeLimits\x12A\n" +
+	"\x17migration_bandwidth_mib\x18\x01 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\x15migrationBandwidthMib\x128\n" +
+	"\x13parallel_migrations\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\x12parallelMigrations\"~\n" +
+	"\x11NodeLimitsRequest\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x127\n" +
+	"\x06limits\x18\x02 \x01(\v2\x17.debvisor.v1.NodeLimitsB\x06\xbaH\x03\xc8\x01\x01R\x06limits\"f\n" +
+	"\x0eNodeOffRequest\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\"\xee\x01\n" +
+	"\x0fEvacuateRequest\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12#\n" +
+	"\bparallel\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\bparallel\x12%\n" +
+	"\x0eallow_downtime\x18\x03 \x01(\bR\rallowDowntime\x12 \n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06reason\x12;\n" +
+	"\x14wait_blocked_seconds\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\x80\xf5$R\x12waitBlockedSeconds\"\x8e\x01\n" +
+	"\x0eRestoreRequest\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12#\n" +
+	"\bparallel\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\bparallel\x12%\n" +
+	"\x0eallow_downtime\x18\x03 \x01(\bR\rallowDowntime\"\xd6\x01\n" +
+	"\x10EvacuationResult\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\x12$\n" +
+	"\x0esafe_to_reboot\x18\x04 \x01(\bR\fsafeToReboot\x12\x14\n" +
+	"\x05moved\x18\x05 \x01(\rR\x05moved\x12\x18\n" +
+	"\ablocked\x18\x06 \x01(\rR\ablocked\"\xc2\x01\n" +
+	"\n" +
+	"FileSystem\x12\x1f\n" +
+	"\vmount_point\x18\x01 \x01(\tR\n" +
+	"mountPoint\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1d\n" +
+	"\n" +
+	"storage_id\x18\x03 \x01(\tR\tstorageId\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x04R\n" +
+	"totalBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\"\xe1\x01\n" +
 	"\fNodeCapacity\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x124\n" +
 	"\x16memory_available_bytes\x18\x03 \x01(\x04R\x14memoryAvailableBytes\x12(\n" +
-	"\x10memory_vms_bytes\x18\x04 \x01(\x04R\x0ememoryVmsBytes\"\xa4\x02\n" +
+	"\x10memory_vms_bytes\x18\x04 \x01(\x04R\x0ememoryVmsBytes\x12:\n" +
+	"\ffile_systems\x18\x05 \x03(\v2\x17.debvisor.v1.FileSystemR\vfileSystems\"\xba\x03\n" +
 	"\x10NodeCapabilities\x12\x12\n" +
 	"\x04arch\x18\x01 \x01(\tR\x04arch\x12\x1b\n" +
 	"\tcpu_model\x18\x02 \x01(\tR\bcpuModel\x12\x1d\n" +
@@ -1250,7 +1853,13 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\rmachine_types\x18\x06 \x03(\tR\fmachineTypes\x12\x1a\n" +
 	"\bnetworks\x18\a \x03(\tR\bnetworks\x12\x16\n" +
 	"\x06kernel\x18\b \x01(\tR\x06kernel\x12\x1b\n" +
-	"\thost_uuid\x18\t \x01(\tR\bhostUuid\"c\n" +
+	"\thost_uuid\x18\t \x01(\tR\bhostUuid\x12\x19\n" +
+	"\bcpu_hash\x18\n" +
+	" \x01(\tR\acpuHash\x12'\n" +
+	"\x0fhost_interfaces\x18\v \x03(\tR\x0ehostInterfaces\x12\x1d\n" +
+	"\n" +
+	"virt_types\x18\f \x03(\tR\tvirtTypes\x121\n" +
+	"\x15link_bytes_per_second\x18\r \x01(\x04R\x12linkBytesPerSecond\"c\n" +
 	"\rCordonRequest\x120\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12 \n" +
 	"\x06reason\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06reason\"\xb6\x01\n" +
@@ -1285,7 +1894,7 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\rJoinTokenKind\x12\x1f\n" +
 	"\x1bJOIN_TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14JOIN_TOKEN_KIND_NODE\x10\x01\x12\x1b\n" +
-	"\x17JOIN_TOKEN_KIND_REPLICA\x10\x022\xc0\x04\n" +
+	"\x17JOIN_TOKEN_KIND_REPLICA\x10\x022\xe4\x06\n" +
 	"\vNodeService\x12;\n" +
 	"\fRegisterNode\x12\x15.debvisor.v1.NodeInfo\x1a\x14.debvisor.v1.NodeAck\x128\n" +
 	"\tHeartbeat\x12\x13.debvisor.v1.Health\x1a\x16.debvisor.v1.HealthAck\x126\n" +
@@ -1293,7 +1902,11 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\aGetNode\x12\x14.debvisor.v1.NodeRef\x1a\x17.debvisor.v1.NodeDetail\x12>\n" +
 	"\n" +
 	"CordonNode\x12\x1a.debvisor.v1.CordonRequest\x1a\x14.debvisor.v1.NodeAck\x12:\n" +
-	"\fUncordonNode\x12\x14.debvisor.v1.NodeRef\x1a\x14.debvisor.v1.NodeAck\x12H\n" +
+	"\fUncordonNode\x12\x14.debvisor.v1.NodeRef\x1a\x14.debvisor.v1.NodeAck\x12K\n" +
+	"\fEvacuateNode\x12\x1c.debvisor.v1.EvacuateRequest\x1a\x1d.debvisor.v1.EvacuationResult\x12I\n" +
+	"\vRestoreNode\x12\x1b.debvisor.v1.RestoreRequest\x1a\x1d.debvisor.v1.EvacuationResult\x12C\n" +
+	"\x0eConfirmNodeOff\x12\x1b.debvisor.v1.NodeOffRequest\x1a\x14.debvisor.v1.NodeAck\x12E\n" +
+	"\rSetNodeLimits\x12\x1e.debvisor.v1.NodeLimitsRequest\x1a\x14.debvisor.v1.NodeAck\x12H\n" +
 	"\x0fCreateJoinToken\x12\x1d.debvisor.v1.JoinTokenRequest\x1a\x16.debvisor.v1.JoinToken\x12@\n" +
 	"\x0eListJoinTokens\x12\x12.debvisor.v1.Empty\x1a\x1a.debvisor.v1.JoinTokenList\x12@\n" +
 	"\x0fRevokeJoinToken\x12\x19.debvisor.v1.JoinTokenRef\x1a\x12.debvisor.v1.EmptyB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
@@ -1311,75 +1924,99 @@ func file_debvisor_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_debvisor_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_debvisor_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_debvisor_v1_node_proto_goTypes = []any{
-	(NodeState)(0),           // 0: debvisor.v1.NodeState
-	(JoinTokenKind)(0),       // 1: debvisor.v1.JoinTokenKind
-	(*NodeInfo)(nil),         // 2: debvisor.v1.NodeInfo
-	(*NodeAck)(nil),          // 3: debvisor.v1.NodeAck
-	(*HealthAck)(nil),        // 4: debvisor.v1.HealthAck
-	(*Health)(nil),           // 5: debvisor.v1.Health
-	(*NodeSummary)(nil),      // 6: debvisor.v1.NodeSummary
-	(*NodeList)(nil),         // 7: debvisor.v1.NodeList
-	(*NodeDetail)(nil),       // 8: debvisor.v1.NodeDetail
-	(*NodeCapacity)(nil),     // 9: debvisor.v1.NodeCapacity
-	(*NodeCapabilities)(nil), // 10: debvisor.v1.NodeCapabilities
-	(*CordonRequest)(nil),    // 11: debvisor.v1.CordonRequest
-	(*JoinTokenRequest)(nil), // 12: debvisor.v1.JoinTokenRequest
-	(*JoinToken)(nil),        // 13: debvisor.v1.JoinToken
-	(*JoinTokenRef)(nil),     // 14: debvisor.v1.JoinTokenRef
-	(*JoinTokenList)(nil),    // 15: debvisor.v1.JoinTokenList
-	(*NodeId)(nil),           // 16: debvisor.v1.NodeId
-	(StatusCode)(0),          // 17: debvisor.v1.StatusCode
-	(*Timestamp)(nil),        // 18: debvisor.v1.Timestamp
-	(*VM)(nil),               // 19: debvisor.v1.VM
-	(*NodeRef)(nil),          // 20: debvisor.v1.NodeRef
-	(*Empty)(nil),            // 21: debvisor.v1.Empty
+	(NodeState)(0),            // 0: debvisor.v1.NodeState
+	(JoinTokenKind)(0),        // 1: debvisor.v1.JoinTokenKind
+	(*NodeInfo)(nil),          // 2: debvisor.v1.NodeInfo
+	(*NodeAck)(nil),           // 3: debvisor.v1.NodeAck
+	(*HealthAck)(nil),         // 4: debvisor.v1.HealthAck
+	(*Health)(nil),            // 5: debvisor.v1.Health
+	(*NodeSummary)(nil),       // 6: debvisor.v1.NodeSummary
+	(*NodeList)(nil),          // 7: debvisor.v1.NodeList
+	(*NodeDetail)(nil),        // 8: debvisor.v1.NodeDetail
+	(*NodeLimits)(nil),        // 9: debvisor.v1.NodeLimits
+	(*NodeLimitsRequest)(nil), // 10: debvisor.v1.NodeLimitsRequest
+	(*NodeOffRequest)(nil),    // 11: debvisor.v1.NodeOffRequest
+	(*EvacuateRequest)(nil),   // 12: debvisor.v1.EvacuateRequest
+	(*RestoreRequest)(nil),    // 13: debvisor.v1.RestoreRequest
+	(*EvacuationResult)(nil),  // 14: debvisor.v1.EvacuationResult
+	(*FileSystem)(nil),        // 15: debvisor.v1.FileSystem
+	(*NodeCapacity)(nil),      // 16: debvisor.v1.NodeCapacity
+	(*NodeCapabilities)(nil),  // 17: debvisor.v1.NodeCapabilities
+	(*CordonRequest)(nil),     // 18: debvisor.v1.CordonRequest
+	(*JoinTokenRequest)(nil),  // 19: debvisor.v1.JoinTokenRequest
+	(*JoinToken)(nil),         // 20: debvisor.v1.JoinToken
+	(*JoinTokenRef)(nil),      // 21: debvisor.v1.JoinTokenRef
+	(*JoinTokenList)(nil),     // 22: debvisor.v1.JoinTokenList
+	(*NodeId)(nil),            // 23: debvisor.v1.NodeId
+	(StatusCode)(0),           // 24: debvisor.v1.StatusCode
+	(*Timestamp)(nil),         // 25: debvisor.v1.Timestamp
+	(*VM)(nil),                // 26: debvisor.v1.VM
+	(*NodeRef)(nil),           // 27: debvisor.v1.NodeRef
+	(*Empty)(nil),             // 28: debvisor.v1.Empty
 }
 var file_debvisor_v1_node_proto_depIdxs = []int32{
-	16, // 0: debvisor.v1.NodeInfo.id:type_name -> debvisor.v1.NodeId
-	17, // 1: debvisor.v1.NodeAck.status:type_name -> debvisor.v1.StatusCode
-	17, // 2: debvisor.v1.HealthAck.status:type_name -> debvisor.v1.StatusCode
-	16, // 3: debvisor.v1.Health.node_id:type_name -> debvisor.v1.NodeId
-	17, // 4: debvisor.v1.Health.overall:type_name -> debvisor.v1.StatusCode
-	18, // 5: debvisor.v1.Health.timestamp:type_name -> debvisor.v1.Timestamp
+	23, // 0: debvisor.v1.NodeInfo.id:type_name -> debvisor.v1.NodeId
+	24, // 1: debvisor.v1.NodeAck.status:type_name -> debvisor.v1.StatusCode
+	24, // 2: debvisor.v1.HealthAck.status:type_name -> debvisor.v1.StatusCode
+	23, // 3: debvisor.v1.Health.node_id:type_name -> debvisor.v1.NodeId
+	24, // 4: debvisor.v1.Health.overall:type_name -> debvisor.v1.StatusCode
+	25, // 5: debvisor.v1.Health.timestamp:type_name -> debvisor.v1.Timestamp
 	2,  // 6: debvisor.v1.NodeSummary.info:type_name -> debvisor.v1.NodeInfo
 	5,  // 7: debvisor.v1.NodeSummary.health:type_name -> debvisor.v1.Health
 	0,  // 8: debvisor.v1.NodeSummary.state:type_name -> debvisor.v1.NodeState
 	6,  // 9: debvisor.v1.NodeList.nodes:type_name -> debvisor.v1.NodeSummary
 	6,  // 10: debvisor.v1.NodeDetail.summary:type_name -> debvisor.v1.NodeSummary
-	18, // 11: debvisor.v1.NodeDetail.registered_at:type_name -> debvisor.v1.Timestamp
-	9,  // 12: debvisor.v1.NodeDetail.capacity:type_name -> debvisor.v1.NodeCapacity
-	10, // 13: debvisor.v1.NodeDetail.capabilities:type_name -> debvisor.v1.NodeCapabilities
-	19, // 14: debvisor.v1.NodeDetail.vms:type_name -> debvisor.v1.VM
-	20, // 15: debvisor.v1.CordonRequest.node:type_name -> debvisor.v1.NodeRef
-	1,  // 16: debvisor.v1.JoinTokenRequest.kind:type_name -> debvisor.v1.JoinTokenKind
-	1,  // 17: debvisor.v1.JoinToken.kind:type_name -> debvisor.v1.JoinTokenKind
-	18, // 18: debvisor.v1.JoinToken.expires_at:type_name -> debvisor.v1.Timestamp
-	13, // 19: debvisor.v1.JoinTokenList.tokens:type_name -> debvisor.v1.JoinToken
-	2,  // 20: debvisor.v1.NodeService.RegisterNode:input_type -> debvisor.v1.NodeInfo
-	5,  // 21: debvisor.v1.NodeService.Heartbeat:input_type -> debvisor.v1.Health
-	21, // 22: debvisor.v1.NodeService.ListNodes:input_type -> debvisor.v1.Empty
-	20, // 23: debvisor.v1.NodeService.GetNode:input_type -> debvisor.v1.NodeRef
-	11, // 24: debvisor.v1.NodeService.CordonNode:input_type -> debvisor.v1.CordonRequest
-	20, // 25: debvisor.v1.NodeService.UncordonNode:input_type -> debvisor.v1.NodeRef
-	12, // 26: debvisor.v1.NodeService.CreateJoinToken:input_type -> debvisor.v1.JoinTokenRequest
-	21, // 27: debvisor.v1.NodeService.ListJoinTokens:input_type -> debvisor.v1.Empty
-	14, // 28: debvisor.v1.NodeService.RevokeJoinToken:input_type -> debvisor.v1.JoinTokenRef
-	3,  // 29: debvisor.v1.NodeService.RegisterNode:output_type -> debvisor.v1.NodeAck
-	4,  // 30: debvisor.v1.NodeService.Heartbeat:output_type -> debvisor.v1.HealthAck
-	7,  // 31: debvisor.v1.NodeService.ListNodes:output_type -> debvisor.v1.NodeList
-	8,  // 32: debvisor.v1.NodeService.GetNode:output_type -> debvisor.v1.NodeDetail
-	3,  // 33: debvisor.v1.NodeService.CordonNode:output_type -> debvisor.v1.NodeAck
-	3,  // 34: debvisor.v1.NodeService.UncordonNode:output_type -> debvisor.v1.NodeAck
-	13, // 35: debvisor.v1.NodeService.CreateJoinToken:output_type -> debvisor.v1.JoinToken
-	15, // 36: debvisor.v1.NodeService.ListJoinTokens:output_type -> debvisor.v1.JoinTokenList
-	21, // 37: debvisor.v1.NodeService.RevokeJoinToken:output_type -> debvisor.v1.Empty
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	25, // 11: debvisor.v1.NodeDetail.registered_at:type_name -> debvisor.v1.Timestamp
+	16, // 12: debvisor.v1.NodeDetail.capacity:type_name -> debvisor.v1.NodeCapacity
+	17, // 13: debvisor.v1.NodeDetail.capabilities:type_name -> debvisor.v1.NodeCapabilities
+	26, // 14: debvisor.v1.NodeDetail.vms:type_name -> debvisor.v1.VM
+	9,  // 15: debvisor.v1.NodeDetail.limits:type_name -> debvisor.v1.NodeLimits
+	25, // 16: debvisor.v1.NodeDetail.off_confirmed_at:type_name -> debvisor.v1.Timestamp
+	27, // 17: debvisor.v1.NodeLimitsRequest.node:type_name -> debvisor.v1.NodeRef
+	9,  // 18: debvisor.v1.NodeLimitsRequest.limits:type_name -> debvisor.v1.NodeLimits
+	27, // 19: debvisor.v1.NodeOffRequest.node:type_name -> debvisor.v1.NodeRef
+	27, // 20: debvisor.v1.EvacuateRequest.node:type_name -> debvisor.v1.NodeRef
+	27, // 21: debvisor.v1.RestoreRequest.node:type_name -> debvisor.v1.NodeRef
+	24, // 22: debvisor.v1.EvacuationResult.status:type_name -> debvisor.v1.StatusCode
+	15, // 23: debvisor.v1.NodeCapacity.file_systems:type_name -> debvisor.v1.FileSystem
+	27, // 24: debvisor.v1.CordonRequest.node:type_name -> debvisor.v1.NodeRef
+	1,  // 25: debvisor.v1.JoinTokenRequest.kind:type_name -> debvisor.v1.JoinTokenKind
+	1,  // 26: debvisor.v1.JoinToken.kind:type_name -> debvisor.v1.JoinTokenKind
+	25, // 27: debvisor.v1.JoinToken.expires_at:type_name -> debvisor.v1.Timestamp
+	20, // 28: debvisor.v1.JoinTokenList.tokens:type_name -> debvisor.v1.JoinToken
+	2,  // 29: debvisor.v1.NodeService.RegisterNode:input_type -> debvisor.v1.NodeInfo
+	5,  // 30: debvisor.v1.NodeService.Heartbeat:input_type -> debvisor.v1.Health
+	28, // 31: debvisor.v1.NodeService.ListNodes:input_type -> debvisor.v1.Empty
+	27, // 32: debvisor.v1.NodeService.GetNode:input_type -> debvisor.v1.NodeRef
+	18, // 33: debvisor.v1.NodeService.CordonNode:input_type -> debvisor.v1.CordonRequest
+	27, // 34: debvisor.v1.NodeService.UncordonNode:input_type -> debvisor.v1.NodeRef
+	12, // 35: debvisor.v1.NodeService.EvacuateNode:input_type -> debvisor.v1.EvacuateRequest
+	13, // 36: debvisor.v1.NodeService.RestoreNode:input_type -> debvisor.v1.RestoreRequest
+	11, // 37: debvisor.v1.NodeService.ConfirmNodeOff:input_type -> debvisor.v1.NodeOffRequest
+	10, // 38: debvisor.v1.NodeService.SetNodeLimits:input_type -> debvisor.v1.NodeLimitsRequest
+	19, // 39: debvisor.v1.NodeService.CreateJoinToken:input_type -> debvisor.v1.JoinTokenRequest
+	28, // 40: debvisor.v1.NodeService.ListJoinTokens:input_type -> debvisor.v1.Empty
+	21, // 41: debvisor.v1.NodeService.RevokeJoinToken:input_type -> debvisor.v1.JoinTokenRef
+	3,  // 42: debvisor.v1.NodeService.RegisterNode:output_type -> debvisor.v1.NodeAck
+	4,  // 43: debvisor.v1.NodeService.Heartbeat:output_type -> debvisor.v1.HealthAck
+	7,  // 44: debvisor.v1.NodeService.ListNodes:output_type -> debvisor.v1.NodeList
+	8,  // 45: debvisor.v1.NodeService.GetNode:output_type -> debvisor.v1.NodeDetail
+	3,  // 46: debvisor.v1.NodeService.CordonNode:output_type -> debvisor.v1.NodeAck
+	3,  // 47: debvisor.v1.NodeService.UncordonNode:output_type -> debvisor.v1.NodeAck
+	14, // 48: debvisor.v1.NodeService.EvacuateNode:output_type -> debvisor.v1.EvacuationResult
+	14, // 49: debvisor.v1.NodeService.RestoreNode:output_type -> debvisor.v1.EvacuationResult
+	3,  // 50: debvisor.v1.NodeService.ConfirmNodeOff:output_type -> debvisor.v1.NodeAck
+	3,  // 51: debvisor.v1.NodeService.SetNodeLimits:output_type -> debvisor.v1.NodeAck
+	20, // 52: debvisor.v1.NodeService.CreateJoinToken:output_type -> debvisor.v1.JoinToken
+	22, // 53: debvisor.v1.NodeService.ListJoinTokens:output_type -> debvisor.v1.JoinTokenList
+	28, // 54: debvisor.v1.NodeService.RevokeJoinToken:output_type -> debvisor.v1.Empty
+	42, // [42:55] is the sub-list for method output_type
+	29, // [29:42] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_node_proto_init() }
@@ -1395,7 +2032,7 @@ func file_debvisor_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_node_proto_rawDesc), len(file_debvisor_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,10 @@ const (
 	NodeService_GetNode_FullMethodName         = "/debvisor.v1.NodeService/GetNode"
 	NodeService_CordonNode_FullMethodName      = "/debvisor.v1.NodeService/CordonNode"
 	NodeService_UncordonNode_FullMethodName    = "/debvisor.v1.NodeService/UncordonNode"
+	NodeService_EvacuateNode_FullMethodName    = "/debvisor.v1.NodeService/EvacuateNode"
+	NodeService_RestoreNode_FullMethodName     = "/debvisor.v1.NodeService/RestoreNode"
+	NodeService_ConfirmNodeOff_FullMethodName  = "/debvisor.v1.NodeService/ConfirmNodeOff"
+	NodeService_SetNodeLimits_FullMethodName   = "/debvisor.v1.NodeService/SetNodeLimits"
 	NodeService_CreateJoinToken_FullMethodName = "/debvisor.v1.NodeService/CreateJoinToken"
 	NodeService_ListJoinTokens_FullMethodName  = "/debvisor.v1.NodeService/ListJoinTokens"
 	NodeService_RevokeJoinToken_FullMethodName = "/debvisor.v1.NodeService/RevokeJoinToken"
@@ -50,6 +54,18 @@ type NodeServiceClient interface {
 	CordonNode(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*NodeAck, error)
 	// UncordonNode lifts a cordon.
 	UncordonNode(ctx context.Context, in *NodeRef, opts ...grpc.CallOption) (*NodeAck, error)
+	// EvacuateNode cordons a node and moves its VMs away, several at once. It
+	// ends when no VM is left to move; FAILED_PRECONDITION with every VM that
+	// could not be moved and why.
+	EvacuateNode(ctx context.Context, in *EvacuateRequest, opts ...grpc.CallOption) (*EvacuationResult, error)
+	// RestoreNode uncordons a node and brings back the VMs that its last
+	// evacuation moved away.
+	RestoreNode(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*EvacuationResult, error)
+	// ConfirmNodeOff is the operator's word that a node that is not heard is
+	// powered off: what waits for it goes on. FAILED_PRECONDITION while it is heard.
+	ConfirmNodeOff(ctx context.Context, in *NodeOffRequest, opts ...grpc.CallOption) (*NodeAck, error)
+	// SetNodeLimits bounds what migrations may take of a node.
+	SetNodeLimits(ctx context.Context, in *NodeLimitsRequest, opts ...grpc.CallOption) (*NodeAck, error)
 	// CreateJoinToken makes a single-use secret that enrols a node or a replica.
 	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*JoinToken, error)
 	// ListJoinTokens answers the tokens that are neither used nor expired,
@@ -127,6 +143,46 @@ func (c *nodeServiceClient) UncordonNode(ctx context.Context, in *NodeRef, opts 
 	return out, nil
 }
 
+func (c *nodeServiceClient) EvacuateNode(ctx context.Context, in *EvacuateRequest, opts ...grpc.CallOption) (*EvacuationResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EvacuationResult)
+	err := c.cc.Invoke(ctx, NodeService_EvacuateNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) RestoreNode(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*EvacuationResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EvacuationResult)
+	err := c.cc.Invoke(ctx, NodeService_RestoreNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) ConfirmNodeOff(ctx context.Context, in *NodeOffRequest, opts ...grpc.CallOption) (*NodeAck, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodeAck)
+	err := c.cc.Invoke(ctx, NodeService_ConfirmNodeOff_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) SetNodeLimits(ctx context.Context, in *NodeLimitsRequest, opts ...grpc.CallOption) (*NodeAck, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodeAck)
+	err := c.cc.Invoke(ctx, NodeService_SetNodeLimits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeServiceClient) CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*JoinToken, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinToken)
@@ -177,6 +233,18 @@ type NodeServiceServer interface {
 	CordonNode(context.Context, *CordonRequest) (*NodeAck, error)
 	// UncordonNode lifts a cordon.
 	UncordonNode(context.Context, *NodeRef) (*NodeAck, error)
+	// EvacuateNode cordons a node and moves its VMs away, several at once. It
+	// ends when no VM is left to move; FAILED_PRECONDITION with every VM that
+	// could not be moved and why.
+	EvacuateNode(context.Context, *EvacuateRequest) (*EvacuationResult, error)
+	// RestoreNode uncordons a node and brings back the VMs that its last
+	// evacuation moved away.
+	RestoreNode(context.Context, *RestoreRequest) (*EvacuationResult, error)
+	// ConfirmNodeOff is the operator's word that a node that is not heard is
+	// powered off: what waits for it goes on. FAILED_PRECONDITION while it is heard.
+	ConfirmNodeOff(context.Context, *NodeOffRequest) (*NodeAck, error)
+	// SetNodeLimits bounds what migrations may take of a node.
+	SetNodeLimits(context.Context, *NodeLimitsRequest) (*NodeAck, error)
 	// CreateJoinToken makes a single-use secret that enrols a node or a replica.
 	CreateJoinToken(context.Context, *JoinTokenRequest) (*JoinToken, error)
 	// ListJoinTokens answers the tokens that are neither used nor expired,
@@ -211,6 +279,18 @@ func (UnimplementedNodeServiceServer) CordonNode(context.Context, *CordonRequest
 }
 func (UnimplementedNodeServiceServer) UncordonNode(context.Context, *NodeRef) (*NodeAck, error) {
 	return nil, status.Error(codes.Unimplemented, "method UncordonNode not implemented")
+}
+func (UnimplementedNodeServiceServer) EvacuateNode(context.Context, *EvacuateRequest) (*EvacuationResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method EvacuateNode not implemented")
+}
+func (UnimplementedNodeServiceServer) RestoreNode(context.Context, *RestoreRequest) (*EvacuationResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method RestoreNode not implemented")
+}
+func (UnimplementedNodeServiceServer) ConfirmNodeOff(context.Context, *NodeOffRequest) (*NodeAck, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmNodeOff not implemented")
+}
+func (UnimplementedNodeServiceServer) SetNodeLimits(context.Context, *NodeLimitsRequest) (*NodeAck, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNodeLimits not implemented")
 }
 func (UnimplementedNodeServiceServer) CreateJoinToken(context.Context, *JoinTokenRequest) (*JoinToken, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateJoinToken not implemented")
@@ -350,6 +430,78 @@ func _NodeService_UncordonNode_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_EvacuateNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EvacuateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).EvacuateNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_EvacuateNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).EvacuateNode(ctx, req.(*EvacuateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_RestoreNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).RestoreNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_RestoreNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).RestoreNode(ctx, req.(*RestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_ConfirmNodeOff_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeOffRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).ConfirmNodeOff(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_ConfirmNodeOff_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).ConfirmNodeOff(ctx, req.(*NodeOffRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_SetNodeLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).SetNodeLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_SetNodeLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).SetNodeLimits(ctx, req.(*NodeLimitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _NodeService_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(JoinTokenRequest)
 	if err := dec(in); err != nil {
@@ -434,6 +586,22 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UncordonNode",
 			Handler:    _NodeService_UncordonNode_Handler,
+		},
+		{
+			MethodName: "EvacuateNode",
+			Handler:    _NodeService_EvacuateNode_Handler,
+		},
+		{
+			MethodName: "RestoreNode",
+			Handler:    _NodeService_RestoreNode_Handler,
+		},
+		{
+			MethodName: "ConfirmNodeOff",
+			Handler:    _NodeService_ConfirmNodeOff_Handler,
+		},
+		{
+			MethodName: "SetNodeLimits",
+			Handler:    _NodeService_SetNodeLimits_Handler,
 		},
 		{
 			MethodName: "CreateJoinToken",

@@ -81,6 +81,67 @@ func (OperationState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{0}
 }
 
+// VMMoveState is how one VM of an evacuation stands.
+type VMMoveState int32
+
+const (
+	VMMoveState_VM_MOVE_STATE_UNSPECIFIED VMMoveState = 0
+	VMMoveState_VM_MOVE_STATE_WAITING     VMMoveState = 1
+	VMMoveState_VM_MOVE_STATE_MOVING      VMMoveState = 2
+	VMMoveState_VM_MOVE_STATE_MOVED       VMMoveState = 3
+	// It cannot move now; message says why.
+	VMMoveState_VM_MOVE_STATE_BLOCKED VMMoveState = 4
+	// Its move failed or was cancelled; message says why.
+	VMMoveState_VM_MOVE_STATE_FAILED VMMoveState = 5
+)
+
+// Enum value maps for VMMoveState.
+var (
+	VMMoveState_name = map[int32]string{
+		0: "VM_MOVE_STATE_UNSPECIFIED",
+		1: "VM_MOVE_STATE_WAITING",
+		2: "VM_MOVE_STATE_MOVING",
+		3: "VM_MOVE_STATE_MOVED",
+		4: "VM_MOVE_STATE_BLOCKED",
+		5: "VM_MOVE_STATE_FAILED",
+	}
+	VMMoveState_value = map[string]int32{
+		"VM_MOVE_STATE_UNSPECIFIED": 0,
+		"VM_MOVE_STATE_WAITING":     1,
+		"VM_MOVE_STATE_MOVING":      2,
+		"VM_MOVE_STATE_MOVED":       3,
+		"VM_MOVE_STATE_BLOCKED":     4,
+		"VM_MOVE_STATE_FAILED":      5,
+	}
+)
+
+func (x VMMoveState) Enum() *VMMoveState {
+	p := new(VMMoveState)
+	*p = x
+	return p
+}
+
+func (x VMMoveState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VMMoveState) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_operation_proto_enumTypes[1].Descriptor()
+}
+
+func (VMMoveState) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_operation_proto_enumTypes[1]
+}
+
+func (x VMMoveState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VMMoveState.Descriptor instead.
+func (VMMoveState) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{1}
+}
+
 // Operation is what a caller asked for, durable.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -99,12 +160,16 @@ type Operation struct {
 	Step     string             `protobuf:"bytes,9,opt,name=step,proto3" json:"step,omitempty"`
 	Progress *OperationProgress `protobuf:"bytes,10,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Why it failed or was cancelled.
-	Error           *ErrorDetails     `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
-	CancelRequested bool              `protobuf:"varint,12,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
-	Migration       *MigrationDetails `protobuf:"bytes,13,opt,name=migration,proto3" json:"migration,omitempty"`
-	TraceId         string            `protobuf:"bytes,14,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Error           *ErrorDetails      `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	CancelRequested bool               `protobuf:"varint,12,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
+	Migration       *MigrationDetails  `protobuf:"bytes,13,opt,name=migration,proto3" json:"migration,omitempty"`
+	TraceId         string             `protobuf:"bytes,14,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	Evacuation      *EvacuationDetails `protobuf:"bytes,15,opt,name=evacuation,proto3" json:"evacuation,omitempty"`
+	Power           *PowerDetails      `protobuf:"bytes,16,opt,name=power,proto3" json:"power,omitempty"`
+	// The operation that it is part of; empty: none.
+	ParentId      string `protobuf:"bytes,17,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Operation) Reset() {
@@ -235,6 +300,27 @@ func (x *Operation) GetTraceId() string {
 	return ""
 }
 
+func (x *Operation) GetEvacuation() *EvacuationDetails {
+	if x != nil {
+		return x.Evacuation
+	}
+	return nil
+}
+
+func (x *Operation) GetPower() *PowerDetails {
+	if x != nil {
+		return x.Power
+	}
+	return nil
+}
+
+func (x *Operation) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
 // OperationProgress is how far the step at work is. Sizes are bytes.
 type OperationProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -343,7 +429,14 @@ type MigrationDetails struct {
 	// Attempts so far; a daemon's death begins a new one.
 	Attempt uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// The target runs it or is about to: too late to cancel.
-	SwitchedOver  bool `protobuf:"varint,7,opt,name=switched_over,json=switchedOver,proto3" json:"switched_over,omitempty"`
+	SwitchedOver bool       `protobuf:"varint,7,opt,name=switched_over,json=switchedOver,proto3" json:"switched_over,omitempty"`
+	Method       MoveMethod `protobuf:"varint,8,opt,name=method,proto3,enum=debvisor.v1.MoveMethod" json:"method,omitempty"`
+	// What it was expected to take.
+	Estimate *MoveEstimate `protobuf:"bytes,9,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	// What it took, from its first step to its end, milliseconds.
+	DurationMs    uint64        `protobuf:"varint,10,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	Disks         []*DiskAction `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"`
+	PlanId        string        `protobuf:"bytes,12,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -427,6 +520,284 @@ func (x *MigrationDetails) GetSwitchedOver() bool {
 	return false
 }
 
+func (x *MigrationDetails) GetMethod() MoveMethod {
+	if x != nil {
+		return x.Method
+	}
+	return MoveMethod_MOVE_METHOD_UNSPECIFIED
+}
+
+func (x *MigrationDetails) GetEstimate() *MoveEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+func (x *MigrationDetails) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *MigrationDetails) GetDisks() []*DiskAction {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *MigrationDetails) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+// EvacuationDetails is what is particular to an evacuation, a restore or
+// another plan of several moves.
+type EvacuationDetails struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Moves         []*VMMove              `protobuf:"bytes,2,rep,name=moves,proto3" json:"moves,omitempty"`
+	SafeToReboot  bool                   `protobuf:"varint,3,opt,name=safe_to_reboot,json=safeToReboot,proto3" json:"safe_to_reboot,omitempty"`
+	PlanId        string                 `protobuf:"bytes,4,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuationDetails) Reset() {
+	*x = EvacuationDetails{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuationDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuationDetails) ProtoMessage() {}
+
+func (x *EvacuationDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuationDetails.ProtoReflect.Descriptor instead.
+func (*EvacuationDetails) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EvacuationDetails) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *EvacuationDetails) GetMoves() []*VMMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *EvacuationDetails) GetSafeToReboot() bool {
+	if x != nil {
+		return x.SafeToReboot
+	}
+	return false
+}
+
+func (x *EvacuationDetails) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+// VMMove is one VM of an evacuation.
+type VMMove struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmId   string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Source *NodeRef               `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target *NodeRef               `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	State  VMMoveState            `protobuf:"varint,5,opt,name=state,proto3,enum=debvisor.v1.VMMoveState" json:"state,omitempty"`
+	// The move's own operation.
+	OperationId string `protobuf:"bytes,6,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Message     string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// 0-100.
+	Percent       float64 `protobuf:"fixed64,8,opt,name=percent,proto3" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMMove) Reset() {
+	*x = VMMove{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMMove) ProtoMessage() {}
+
+func (x *VMMove) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMMove.ProtoReflect.Descriptor instead.
+func (*VMMove) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VMMove) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *VMMove) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *VMMove) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *VMMove) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *VMMove) GetState() VMMoveState {
+	if x != nil {
+		return x.State
+	}
+	return VMMoveState_VM_MOVE_STATE_UNSPECIFIED
+}
+
+func (x *VMMove) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *VMMove) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VMMove) GetPercent() float64 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+// PowerDetails is what is particular to a start or stop of a VM.
+type PowerDetails struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmId   string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Node   *NodeRef               `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// The placement generation that it was ordered for.
+	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerDetails) Reset() {
+	*x = PowerDetails{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerDetails) ProtoMessage() {}
+
+func (x *PowerDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerDetails.ProtoReflect.Descriptor instead.
+func (*PowerDetails) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PowerDetails) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *PowerDetails) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *PowerDetails) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *PowerDetails) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 // OperationRef names an operation.
 type OperationRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -437,7 +808,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +820,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +833,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OperationRef) GetId() string {
@@ -487,7 +858,7 @@ type OperationFilter struct {
 
 func (x *OperationFilter) Reset() {
 	*x = OperationFilter{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +870,7 @@ func (x *OperationFilter) String() string {
 func (*OperationFilter) ProtoMessage() {}
 
 func (x *OperationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +883,7 @@ func (x *OperationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationFilter.ProtoReflect.Descriptor instead.
 func (*OperationFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OperationFilter) GetActiveOnly() bool {
@@ -553,7 +924,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +936,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +949,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -592,7 +963,7 @@ var File_debvisor_v1_operation_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\xc3\x04\n" +
+	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x1bdebvisor/v1/migration.proto\"\xd1\x05\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x121\n" +
@@ -610,7 +981,12 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\x05error\x18\v \x01(\v2\x19.debvisor.v1.ErrorDetailsR\x05error\x12)\n" +
 	"\x10cancel_requested\x18\f \x01(\bR\x0fcancelRequested\x12;\n" +
 	"\tmigration\x18\r \x01(\v2\x1d.debvisor.v1.MigrationDetailsR\tmigration\x12\x19\n" +
-	"\btrace_id\x18\x0e \x01(\tR\atraceId\"\x9a\x02\n" +
+	"\btrace_id\x18\x0e \x01(\tR\atraceId\x12>\n" +
+	"\n" +
+	"evacuation\x18\x0f \x01(\v2\x1e.debvisor.v1.EvacuationDetailsR\n" +
+	"evacuation\x12/\n" +
+	"\x05power\x18\x10 \x01(\v2\x19.debvisor.v1.PowerDetailsR\x05power\x12\x1b\n" +
+	"\tparent_id\x18\x11 \x01(\tR\bparentId\"\x9a\x02\n" +
 	"\x11OperationProgress\x12\x18\n" +
 	"\apercent\x18\x01 \x01(\x01R\apercent\x12\x1f\n" +
 	"\vbytes_total\x18\x02 \x01(\x04R\n" +
@@ -621,7 +997,7 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\x16dirty_bytes_per_second\x18\x05 \x01(\x04R\x13dirtyBytesPerSecond\x12\x15\n" +
 	"\x06eta_ms\x18\x06 \x01(\x04R\x05etaMs\x125\n" +
 	"\n" +
-	"updated_at\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\tupdatedAt\"\xfc\x01\n" +
+	"updated_at\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\tupdatedAt\"\xcd\x03\n" +
 	"\x10MigrationDetails\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12,\n" +
@@ -630,7 +1006,35 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x05 \x01(\x04R\n" +
 	"downtimeMs\x12\x18\n" +
 	"\aattempt\x18\x06 \x01(\rR\aattempt\x12#\n" +
-	"\rswitched_over\x18\a \x01(\bR\fswitchedOver\")\n" +
+	"\rswitched_over\x18\a \x01(\bR\fswitchedOver\x12/\n" +
+	"\x06method\x18\b \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
+	"\bestimate\x18\t \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12\x1f\n" +
+	"\vduration_ms\x18\n" +
+	" \x01(\x04R\n" +
+	"durationMs\x12-\n" +
+	"\x05disks\x18\v \x03(\v2\x17.debvisor.v1.DiskActionR\x05disks\x12\x17\n" +
+	"\aplan_id\x18\f \x01(\tR\x06planId\"\xa7\x01\n" +
+	"\x11EvacuationDetails\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12)\n" +
+	"\x05moves\x18\x02 \x03(\v2\x13.debvisor.v1.VMMoveR\x05moves\x12$\n" +
+	"\x0esafe_to_reboot\x18\x03 \x01(\bR\fsafeToReboot\x12\x17\n" +
+	"\aplan_id\x18\x04 \x01(\tR\x06planId\"\x99\x02\n" +
+	"\x06VMMove\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12,\n" +
+	"\x06source\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x04 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12.\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x18.debvisor.v1.VMMoveStateR\x05state\x12!\n" +
+	"\foperation_id\x18\x06 \x01(\tR\voperationId\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12\x18\n" +
+	"\apercent\x18\b \x01(\x01R\apercent\"\x86\x01\n" +
+	"\fPowerDetails\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12(\n" +
+	"\x04node\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\")\n" +
 	"\fOperationRef\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"\x95\x01\n" +
 	"\x0fOperationFilter\x12\x1f\n" +
@@ -649,7 +1053,14 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n" +
 	"\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x052\xae\x02\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x05*\xaf\x01\n" +
+	"\vVMMoveState\x12\x1d\n" +
+	"\x19VM_MOVE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15VM_MOVE_STATE_WAITING\x10\x01\x12\x18\n" +
+	"\x14VM_MOVE_STATE_MOVING\x10\x02\x12\x17\n" +
+	"\x13VM_MOVE_STATE_MOVED\x10\x03\x12\x19\n" +
+	"\x15VM_MOVE_STATE_BLOCKED\x10\x04\x12\x18\n" +
+	"\x14VM_MOVE_STATE_FAILED\x10\x052\xae\x02\n" +
 	"\x10OperationService\x12A\n" +
 	"\fGetOperation\x12\x19.debvisor.v1.OperationRef\x1a\x16.debvisor.v1.Operation\x12J\n" +
 	"\x0eListOperations\x12\x1c.debvisor.v1.OperationFilter\x1a\x1a.debvisor.v1.OperationList\x12E\n" +
@@ -668,45 +1079,63 @@ func file_debvisor_v1_operation_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_operation_proto_rawDescData
 }
 
-var file_debvisor_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_debvisor_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_debvisor_v1_operation_proto_goTypes = []any{
 	(OperationState)(0),       // 0: debvisor.v1.OperationState
-	(*Operation)(nil),         // 1: debvisor.v1.Operation
-	(*OperationProgress)(nil), // 2: debvisor.v1.OperationProgress
-	(*MigrationDetails)(nil),  // 3: debvisor.v1.MigrationDetails
-	(*OperationRef)(nil),      // 4: debvisor.v1.OperationRef
-	(*OperationFilter)(nil),   // 5: debvisor.v1.OperationFilter
-	(*OperationList)(nil),     // 6: debvisor.v1.OperationList
-	(*Timestamp)(nil),         // 7: debvisor.v1.Timestamp
-	(*ErrorDetails)(nil),      // 8: debvisor.v1.ErrorDetails
-	(*NodeRef)(nil),           // 9: debvisor.v1.NodeRef
+	(VMMoveState)(0),          // 1: debvisor.v1.VMMoveState
+	(*Operation)(nil),         // 2: debvisor.v1.Operation
+	(*OperationProgress)(nil), // 3: debvisor.v1.OperationProgress
+	(*MigrationDetails)(nil),  // 4: debvisor.v1.MigrationDetails
+	(*EvacuationDetails)(nil), // 5: debvisor.v1.EvacuationDetails
+	(*VMMove)(nil),            // 6: debvisor.v1.VMMove
+	(*PowerDetails)(nil),      // 7: debvisor.v1.PowerDetails
+	(*OperationRef)(nil),      // 8: debvisor.v1.OperationRef
+	(*OperationFilter)(nil),   // 9: debvisor.v1.OperationFilter
+	(*OperationList)(nil),     // 10: debvisor.v1.OperationList
+	(*Timestamp)(nil),         // 11: debvisor.v1.Timestamp
+	(*ErrorDetails)(nil),      // 12: debvisor.v1.ErrorDetails
+	(*NodeRef)(nil),           // 13: debvisor.v1.NodeRef
+	(MoveMethod)(0),           // 14: debvisor.v1.MoveMethod
+	(*MoveEstimate)(nil),      // 15: debvisor.v1.MoveEstimate
+	(*DiskAction)(nil),        // 16: debvisor.v1.DiskAction
 }
 var file_debvisor_v1_operation_proto_depIdxs = []int32{
 	0,  // 0: debvisor.v1.Operation.state:type_name -> debvisor.v1.OperationState
-	7,  // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
-	7,  // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
-	7,  // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
-	2,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
-	8,  // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
-	3,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
-	7,  // 7: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
-	9,  // 8: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
-	9,  // 9: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
-	1,  // 10: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
-	4,  // 11: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
-	5,  // 12: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
-	4,  // 13: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
-	4,  // 14: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
-	1,  // 15: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
-	6,  // 16: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
-	1,  // 17: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
-	1,  // 18: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
+	11, // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
+	11, // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
+	3,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
+	12, // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
+	4,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
+	5,  // 7: debvisor.v1.Operation.evacuation:type_name -> debvisor.v1.EvacuationDetails
+	7,  // 8: debvisor.v1.Operation.power:type_name -> debvisor.v1.PowerDetails
+	11, // 9: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
+	13, // 10: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
+	13, // 11: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
+	14, // 12: debvisor.v1.MigrationDetails.method:type_name -> debvisor.v1.MoveMethod
+	15, // 13: debvisor.v1.MigrationDetails.estimate:type_name -> debvisor.v1.MoveEstimate
+	16, // 14: debvisor.v1.MigrationDetails.disks:type_name -> debvisor.v1.DiskAction
+	13, // 15: debvisor.v1.EvacuationDetails.node:type_name -> debvisor.v1.NodeRef
+	6,  // 16: debvisor.v1.EvacuationDetails.moves:type_name -> debvisor.v1.VMMove
+	13, // 17: debvisor.v1.VMMove.source:type_name -> debvisor.v1.NodeRef
+	13, // 18: debvisor.v1.VMMove.target:type_name -> debvisor.v1.NodeRef
+	1,  // 19: debvisor.v1.VMMove.state:type_name -> debvisor.v1.VMMoveState
+	13, // 20: debvisor.v1.PowerDetails.node:type_name -> debvisor.v1.NodeRef
+	2,  // 21: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
+	8,  // 22: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
+	9,  // 23: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
+	8,  // 24: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
+	8,  // 25: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
+	2,  // 26: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
+	10, // 27: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
+	2,  // 28: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
+	2,  // 29: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
+	26, // [26:30] is the sub-list for method output_type
+	22, // [22:26] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_operation_proto_init() }
@@ -715,13 +1144,14 @@ func file_debvisor_v1_operation_proto_init() {
 		return
 	}
 	file_debvisor_v1_common_proto_init()
+	file_debvisor_v1_migration_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_operation_proto_rawDesc), len(file_debvisor_v1_operation_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   6,
+			NumEnums:      2,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -91,6 +91,59 @@ func (VMState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{0}
 }
 
+// SpreadLevel is how far apart VMs of a group are kept.
+type SpreadLevel int32
+
+const (
+	SpreadLevel_SPREAD_LEVEL_UNSPECIFIED SpreadLevel = 0
+	SpreadLevel_SPREAD_LEVEL_NODE        SpreadLevel = 1
+	SpreadLevel_SPREAD_LEVEL_RACK        SpreadLevel = 2
+	SpreadLevel_SPREAD_LEVEL_ZONE        SpreadLevel = 3
+)
+
+// Enum value maps for SpreadLevel.
+var (
+	SpreadLevel_name = map[int32]string{
+		0: "SPREAD_LEVEL_UNSPECIFIED",
+		1: "SPREAD_LEVEL_NODE",
+		2: "SPREAD_LEVEL_RACK",
+		3: "SPREAD_LEVEL_ZONE",
+	}
+	SpreadLevel_value = map[string]int32{
+		"SPREAD_LEVEL_UNSPECIFIED": 0,
+		"SPREAD_LEVEL_NODE":        1,
+		"SPREAD_LEVEL_RACK":        2,
+		"SPREAD_LEVEL_ZONE":        3,
+	}
+)
+
+func (x SpreadLevel) Enum() *SpreadLevel {
+	p := new(SpreadLevel)
+	*p = x
+	return p
+}
+
+func (x SpreadLevel) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SpreadLevel) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_vm_proto_enumTypes[1].Descriptor()
+}
+
+func (SpreadLevel) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_vm_proto_enumTypes[1]
+}
+
+func (x SpreadLevel) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SpreadLevel.Descriptor instead.
+func (SpreadLevel) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{1}
+}
+
 // VM is one virtual machine. Sizes are bytes.
 type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -110,9 +163,23 @@ type VM struct {
 	// The operation at work on it, if any.
 	OperationId string `protobuf:"bytes,11,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	// The nodes that report it running, when state is VM_STATE_CONFLICT.
-	ConflictNodes []string `protobuf:"bytes,12,rep,name=conflict_nodes,json=conflictNodes,proto3" json:"conflict_nodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ConflictNodes []string  `protobuf:"bytes,12,rep,name=conflict_nodes,json=conflictNodes,proto3" json:"conflict_nodes,omitempty"`
+	Policy        *VMPolicy `protobuf:"bytes,13,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The canonical machine type, such as "pc-q35-7.2".
+	MachineType string `protobuf:"bytes,14,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
+	// libvirt's domain type: kvm or qemu.
+	VirtType   string         `protobuf:"bytes,15,opt,name=virt_type,json=virtType,proto3" json:"virt_type,omitempty"`
+	Interfaces []*VMInterface `protobuf:"bytes,16,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// Devices of the host that the guest uses directly; such a VM does not move.
+	HostDevices []string `protobuf:"bytes,17,rep,name=host_devices,json=hostDevices,proto3" json:"host_devices,omitempty"`
+	// Directories of the host that the guest sees (virtiofs, 9p).
+	SharedDirectories []string `protobuf:"bytes,18,rep,name=shared_directories,json=sharedDirectories,proto3" json:"shared_directories,omitempty"`
+	// Snapshots in libvirt's keeping; libvirt migrates no VM that has any.
+	Snapshots uint32 `protobuf:"varint,19,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Memory that the guest dirties, bytes a second, when last measured; 0: unknown.
+	DirtyBytesPerSecond uint64 `protobuf:"varint,20,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -229,6 +296,510 @@ func (x *VM) GetConflictNodes() []string {
 	return nil
 }
 
+func (x *VM) GetPolicy() *VMPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *VM) GetMachineType() string {
+	if x != nil {
+		return x.MachineType
+	}
+	return ""
+}
+
+func (x *VM) GetVirtType() string {
+	if x != nil {
+		return x.VirtType
+	}
+	return ""
+}
+
+func (x *VM) GetInterfaces() []*VMInterface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *VM) GetHostDevices() []string {
+	if x != nil {
+		return x.HostDevices
+	}
+	return nil
+}
+
+func (x *VM) GetSharedDirectories() []string {
+	if x != nil {
+		return x.SharedDirectories
+	}
+	return nil
+}
+
+func (x *VM) GetSnapshots() uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *VM) GetDirtyBytesPerSecond() uint64 {
+	if x != nil {
+		return x.DirtyBytesPerSecond
+	}
+	return 0
+}
+
+// VMInterface is one network interface of a VM.
+type VMInterface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// network (a libvirt network), bridge, direct (macvtap), user or another of
+	// libvirt's types.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// The network's, the bridge's or the host interface's name.
+	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Mac           string `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMInterface) Reset() {
+	*x = VMInterface{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMInterface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMInterface) ProtoMessage() {}
+
+func (x *VMInterface) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMInterface.ProtoReflect.Descriptor instead.
+func (*VMInterface) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *VMInterface) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *VMInterface) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *VMInterface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+// VMPolicy is what the control plane keeps to for a VM.
+type VMPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose it is; empty: nobody's in particular.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Groups whose VMs are better kept on one node: this counts in the score,
+	// and forbids nothing.
+	AffinityGroups []string `protobuf:"bytes,2,rep,name=affinity_groups,json=affinityGroups,proto3" json:"affinity_groups,omitempty"`
+	// Groups whose VMs must not share a node, a rack or a zone.
+	AntiAffinity []*AntiAffinity `protobuf:"bytes,3,rep,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
+	// 0-100; VMs of higher priority are moved first.
+	Priority uint32 `protobuf:"varint,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How much of the latest data may be lost in a disaster, seconds; 0: not said.
+	RpoSeconds uint32 `protobuf:"varint,5,opt,name=rpo_seconds,json=rpoSeconds,proto3" json:"rpo_seconds,omitempty"`
+	// Whether a live migration that does not converge may pause the guest to end.
+	MayPause      bool `protobuf:"varint,6,opt,name=may_pause,json=mayPause,proto3" json:"may_pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMPolicy) Reset() {
+	*x = VMPolicy{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMPolicy) ProtoMessage() {}
+
+func (x *VMPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMPolicy.ProtoReflect.Descriptor instead.
+func (*VMPolicy) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *VMPolicy) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VMPolicy) GetAffinityGroups() []string {
+	if x != nil {
+		return x.AffinityGroups
+	}
+	return nil
+}
+
+func (x *VMPolicy) GetAntiAffinity() []*AntiAffinity {
+	if x != nil {
+		return x.AntiAffinity
+	}
+	return nil
+}
+
+func (x *VMPolicy) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *VMPolicy) GetRpoSeconds() uint32 {
+	if x != nil {
+		return x.RpoSeconds
+	}
+	return 0
+}
+
+func (x *VMPolicy) GetMayPause() bool {
+	if x != nil {
+		return x.MayPause
+	}
+	return false
+}
+
+// AntiAffinity keeps a VM apart from the others of a group.
+type AntiAffinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// Unspecified: NODE.
+	Level         SpreadLevel `protobuf:"varint,2,opt,name=level,proto3,enum=debvisor.v1.SpreadLevel" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AntiAffinity) Reset() {
+	*x = AntiAffinity{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AntiAffinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AntiAffinity) ProtoMessage() {}
+
+func (x *AntiAffinity) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AntiAffinity.ProtoReflect.Descriptor instead.
+func (*AntiAffinity) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AntiAffinity) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *AntiAffinity) GetLevel() SpreadLevel {
+	if x != nil {
+		return x.Level
+	}
+	return SpreadLevel_SPREAD_LEVEL_UNSPECIFIED
+}
+
+// VMPolicyRequest replaces a VM's policy.
+type VMPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Policy        *VMPolicy              `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMPolicyRequest) Reset() {
+	*x = VMPolicyRequest{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMPolicyRequest) ProtoMessage() {}
+
+func (x *VMPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMPolicyRequest.ProtoReflect.Descriptor instead.
+func (*VMPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VMPolicyRequest) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *VMPolicyRequest) GetPolicy() *VMPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// VMAutostartRequest sets a VM's autostart.
+type VMAutostartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Autostart     bool                   `protobuf:"varint,2,opt,name=autostart,proto3" json:"autostart,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMAutostartRequest) Reset() {
+	*x = VMAutostartRequest{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMAutostartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMAutostartRequest) ProtoMessage() {}
+
+func (x *VMAutostartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMAutostartRequest.ProtoReflect.Descriptor instead.
+func (*VMAutostartRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *VMAutostartRequest) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *VMAutostartRequest) GetAutostart() bool {
+	if x != nil {
+		return x.Autostart
+	}
+	return false
+}
+
+// VMShutdownRequest asks for a guest's shutdown.
+type VMShutdownRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// How long the guest may take, seconds; 0: 120.
+	TimeoutSeconds uint32 `protobuf:"varint,2,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	// Destroy a guest that has not shut down by then; otherwise it goes on.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMShutdownRequest) Reset() {
+	*x = VMShutdownRequest{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMShutdownRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMShutdownRequest) ProtoMessage() {}
+
+func (x *VMShutdownRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMShutdownRequest.ProtoReflect.Descriptor instead.
+func (*VMShutdownRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *VMShutdownRequest) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *VMShutdownRequest) GetTimeoutSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *VMShutdownRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// VMActionResult is the end of a start or stop.
+type VMActionResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId   string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	State         VMState                `protobuf:"varint,4,opt,name=state,proto3,enum=debvisor.v1.VMState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMActionResult) Reset() {
+	*x = VMActionResult{}
+	mi := &file_debvisor_v1_vm_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMActionResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMActionResult) ProtoMessage() {}
+
+func (x *VMActionResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_vm_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMActionResult.ProtoReflect.Descriptor instead.
+func (*VMActionResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VMActionResult) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *VMActionResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VMActionResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *VMActionResult) GetState() VMState {
+	if x != nil {
+		return x.State
+	}
+	return VMState_VM_STATE_UNSPECIFIED
+}
+
 // VMDisk is one disk of a VM.
 type VMDisk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -241,14 +812,31 @@ type VMDisk struct {
 	Format   string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
 	ReadOnly bool   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	// QEMU's cache mode; empty means libvirt's default.
-	Cache         string `protobuf:"bytes,6,opt,name=cache,proto3" json:"cache,omitempty"`
+	Cache string `protobuf:"bytes,6,opt,name=cache,proto3" json:"cache,omitempty"`
+	// What the guest sees; 0: unknown.
+	CapacityBytes uint64 `protobuf:"varint,7,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	// What it takes of its storage; 0: unknown.
+	AllocatedBytes uint64 `protobuf:"varint,8,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
+	// libvirt's device: disk, cdrom, floppy, lun.
+	Device string `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
+	// What holds it: the storage_id of a file system (see FileSystem), or the
+	// network storage's own name; empty: unknown.
+	StorageId string `protobuf:"bytes,10,opt,name=storage_id,json=storageId,proto3" json:"storage_id,omitempty"`
+	// Other nodes see the same bytes under the same name.
+	Shared bool `protobuf:"varint,11,opt,name=shared,proto3" json:"shared,omitempty"`
+	// The image that it is an overlay of; empty: none.
+	BackingFile string `protobuf:"bytes,12,opt,name=backing_file,json=backingFile,proto3" json:"backing_file,omitempty"`
+	// Several VMs may use it at once.
+	Shareable bool `protobuf:"varint,13,opt,name=shareable,proto3" json:"shareable,omitempty"`
+	// The file's inode number; 0: unknown.
+	Inode         uint64 `protobuf:"varint,14,opt,name=inode,proto3" json:"inode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMDisk) Reset() {
 	*x = VMDisk{}
-	mi := &file_debvisor_v1_vm_proto_msgTypes[1]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +848,7 @@ func (x *VMDisk) String() string {
 func (*VMDisk) ProtoMessage() {}
 
 func (x *VMDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_vm_proto_msgTypes[1]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +861,7 @@ func (x *VMDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMDisk.ProtoReflect.Descriptor instead.
 func (*VMDisk) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VMDisk) GetTarget() string {
@@ -318,6 +906,62 @@ func (x *VMDisk) GetCache() string {
 	return ""
 }
 
+func (x *VMDisk) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *VMDisk) GetAllocatedBytes() uint64 {
+	if x != nil {
+		return x.AllocatedBytes
+	}
+	return 0
+}
+
+func (x *VMDisk) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *VMDisk) GetStorageId() string {
+	if x != nil {
+		return x.StorageId
+	}
+	return ""
+}
+
+func (x *VMDisk) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *VMDisk) GetBackingFile() string {
+	if x != nil {
+		return x.BackingFile
+	}
+	return ""
+}
+
+func (x *VMDisk) GetShareable() bool {
+	if x != nil {
+		return x.Shareable
+	}
+	return false
+}
+
+func (x *VMDisk) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
 // VMFilter narrows a list; empty fields do not.
 type VMFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -329,7 +973,7 @@ type VMFilter struct {
 
 func (x *VMFilter) Reset() {
 	*x = VMFilter{}
-	mi := &file_debvisor_v1_vm_proto_msgTypes[2]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +985,7 @@ func (x *VMFilter) String() string {
 func (*VMFilter) ProtoMessage() {}
 
 func (x *VMFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_vm_proto_msgTypes[2]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +998,7 @@ func (x *VMFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMFilter.ProtoReflect.Descriptor instead.
 func (*VMFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VMFilter) GetNode() *NodeRef {
@@ -381,7 +1025,7 @@ type VMList struct {
 
 func (x *VMList) Reset() {
 	*x = VMList{}
-	mi := &file_debvisor_v1_vm_proto_msgTypes[3]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +1037,7 @@ func (x *VMList) String() string {
 func (*VMList) ProtoMessage() {}
 
 func (x *VMList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_vm_proto_msgTypes[3]
+	mi := &file_debvisor_v1_vm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +1050,7 @@ func (x *VMList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMList.ProtoReflect.Descriptor instead.
 func (*VMList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_vm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *VMList) GetVms() []*VM {
@@ -420,7 +1064,7 @@ var File_debvisor_v1_vm_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_vm_proto_rawDesc = "" +
 	"\n" +
-	"\x14debvisor/v1/vm.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\x8a\x03\n" +
+	"\x14debvisor/v1/vm.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\xd8\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -438,14 +1082,64 @@ const file_debvisor_v1_vm_proto_rawDesc = "" +
 	"\x05disks\x18\n" +
 	" \x03(\v2\x13.debvisor.v1.VMDiskR\x05disks\x12!\n" +
 	"\foperation_id\x18\v \x01(\tR\voperationId\x12%\n" +
-	"\x0econflict_nodes\x18\f \x03(\tR\rconflictNodes\"\x97\x01\n" +
+	"\x0econflict_nodes\x18\f \x03(\tR\rconflictNodes\x12-\n" +
+	"\x06policy\x18\r \x01(\v2\x15.debvisor.v1.VMPolicyR\x06policy\x12!\n" +
+	"\fmachine_type\x18\x0e \x01(\tR\vmachineType\x12\x1b\n" +
+	"\tvirt_type\x18\x0f \x01(\tR\bvirtType\x128\n" +
+	"\n" +
+	"interfaces\x18\x10 \x03(\v2\x18.debvisor.v1.VMInterfaceR\n" +
+	"interfaces\x12!\n" +
+	"\fhost_devices\x18\x11 \x03(\tR\vhostDevices\x12-\n" +
+	"\x12shared_directories\x18\x12 \x03(\tR\x11sharedDirectories\x12\x1c\n" +
+	"\tsnapshots\x18\x13 \x01(\rR\tsnapshots\x123\n" +
+	"\x16dirty_bytes_per_second\x18\x14 \x01(\x04R\x13dirtyBytesPerSecond\"K\n" +
+	"\vVMInterface\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\"\x95\x02\n" +
+	"\bVMPolicy\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12;\n" +
+	"\x0faffinity_groups\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x10\x18\x01\"\x06r\x04\x10\x01\x18?R\x0eaffinityGroups\x12H\n" +
+	"\ranti_affinity\x18\x03 \x03(\v2\x19.debvisor.v1.AntiAffinityB\b\xbaH\x05\x92\x01\x02\x10\x10R\fantiAffinity\x12#\n" +
+	"\bpriority\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18dR\bpriority\x12\x1f\n" +
+	"\vrpo_seconds\x18\x05 \x01(\rR\n" +
+	"rpoSeconds\x12\x1b\n" +
+	"\tmay_pause\x18\x06 \x01(\bR\bmayPause\"i\n" +
+	"\fAntiAffinity\x12\x1f\n" +
+	"\x05group\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x05group\x128\n" +
+	"\x05level\x18\x02 \x01(\x0e2\x18.debvisor.v1.SpreadLevelB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05level\"t\n" +
+	"\x0fVMPolicyRequest\x12*\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x125\n" +
+	"\x06policy\x18\x02 \x01(\v2\x15.debvisor.v1.VMPolicyB\x06\xbaH\x03\xc8\x01\x01R\x06policy\"^\n" +
+	"\x12VMAutostartRequest\x12*\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12\x1c\n" +
+	"\tautostart\x18\x02 \x01(\bR\tautostart\"\x88\x01\n" +
+	"\x11VMShutdownRequest\x12*\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x121\n" +
+	"\x0ftimeout_seconds\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90\x1cR\x0etimeoutSeconds\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\xaa\x01\n" +
+	"\x0eVMActionResult\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\x12*\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x14.debvisor.v1.VMStateR\x05state\"\x8d\x03\n" +
 	"\x06VMDisk\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n" +
 	"\x06format\x18\x04 \x01(\tR\x06format\x12\x1b\n" +
 	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x14\n" +
-	"\x05cache\x18\x06 \x01(\tR\x05cache\"R\n" +
+	"\x05cache\x18\x06 \x01(\tR\x05cache\x12%\n" +
+	"\x0ecapacity_bytes\x18\a \x01(\x04R\rcapacityBytes\x12'\n" +
+	"\x0fallocated_bytes\x18\b \x01(\x04R\x0eallocatedBytes\x12\x16\n" +
+	"\x06device\x18\t \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"storage_id\x18\n" +
+	" \x01(\tR\tstorageId\x12\x16\n" +
+	"\x06shared\x18\v \x01(\bR\x06shared\x12!\n" +
+	"\fbacking_file\x18\f \x01(\tR\vbackingFile\x12\x1c\n" +
+	"\tshareable\x18\r \x01(\bR\tshareable\x12\x14\n" +
+	"\x05inode\x18\x0e \x01(\x04R\x05inode\"R\n" +
 	"\bVMFilter\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1c\n" +
 	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04name\"+\n" +
@@ -459,10 +1153,21 @@ const file_debvisor_v1_vm_proto_rawDesc = "" +
 	"\x10VM_STATE_CRASHED\x10\x04\x12\x15\n" +
 	"\x11VM_STATE_INCOMING\x10\x05\x12\x15\n" +
 	"\x11VM_STATE_CONFLICT\x10\x06\x12\x14\n" +
-	"\x10VM_STATE_UNKNOWN\x10\a2p\n" +
+	"\x10VM_STATE_UNKNOWN\x10\a*p\n" +
+	"\vSpreadLevel\x12\x1c\n" +
+	"\x18SPREAD_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11SPREAD_LEVEL_NODE\x10\x01\x12\x15\n" +
+	"\x11SPREAD_LEVEL_RACK\x10\x02\x12\x15\n" +
+	"\x11SPREAD_LEVEL_ZONE\x10\x032\xb7\x03\n" +
 	"\tVMService\x125\n" +
 	"\aListVMs\x12\x15.debvisor.v1.VMFilter\x1a\x13.debvisor.v1.VMList\x12,\n" +
-	"\x05GetVM\x12\x12.debvisor.v1.VMRef\x1a\x0f.debvisor.v1.VMB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
+	"\x05GetVM\x12\x12.debvisor.v1.VMRef\x1a\x0f.debvisor.v1.VM\x12<\n" +
+	"\vSetVMPolicy\x12\x1c.debvisor.v1.VMPolicyRequest\x1a\x0f.debvisor.v1.VM\x12B\n" +
+	"\x0eSetVMAutostart\x12\x1f.debvisor.v1.VMAutostartRequest\x1a\x0f.debvisor.v1.VM\x12:\n" +
+	"\aStartVM\x12\x12.debvisor.v1.VMRef\x1a\x1b.debvisor.v1.VMActionResult\x12I\n" +
+	"\n" +
+	"ShutdownVM\x12\x1e.debvisor.v1.VMShutdownRequest\x1a\x1b.debvisor.v1.VMActionResult\x12<\n" +
+	"\tDestroyVM\x12\x12.debvisor.v1.VMRef\x1a\x1b.debvisor.v1.VMActionResultB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
 
 var (
 	file_debvisor_v1_vm_proto_rawDescOnce sync.Once
@@ -476,32 +1181,61 @@ func file_debvisor_v1_vm_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_vm_proto_rawDescData
 }
 
-var file_debvisor_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_debvisor_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_debvisor_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_debvisor_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_debvisor_v1_vm_proto_goTypes = []any{
-	(VMState)(0),     // 0: debvisor.v1.VMState
-	(*VM)(nil),       // 1: debvisor.v1.VM
-	(*VMDisk)(nil),   // 2: debvisor.v1.VMDisk
-	(*VMFilter)(nil), // 3: debvisor.v1.VMFilter
-	(*VMList)(nil),   // 4: debvisor.v1.VMList
-	(*NodeRef)(nil),  // 5: debvisor.v1.NodeRef
-	(*VMRef)(nil),    // 6: debvisor.v1.VMRef
+	(VMState)(0),               // 0: debvisor.v1.VMState
+	(SpreadLevel)(0),           // 1: debvisor.v1.SpreadLevel
+	(*VM)(nil),                 // 2: debvisor.v1.VM
+	(*VMInterface)(nil),        // 3: debvisor.v1.VMInterface
+	(*VMPolicy)(nil),           // 4: debvisor.v1.VMPolicy
+	(*AntiAffinity)(nil),       // 5: debvisor.v1.AntiAffinity
+	(*VMPolicyRequest)(nil),    // 6: debvisor.v1.VMPolicyRequest
+	(*VMAutostartRequest)(nil), // 7: debvisor.v1.VMAutostartRequest
+	(*VMShutdownRequest)(nil),  // 8: debvisor.v1.VMShutdownRequest
+	(*VMActionResult)(nil),     // 9: debvisor.v1.VMActionResult
+	(*VMDisk)(nil),             // 10: debvisor.v1.VMDisk
+	(*VMFilter)(nil),           // 11: debvisor.v1.VMFilter
+	(*VMList)(nil),             // 12: debvisor.v1.VMList
+	(*NodeRef)(nil),            // 13: debvisor.v1.NodeRef
+	(*VMRef)(nil),              // 14: debvisor.v1.VMRef
+	(StatusCode)(0),            // 15: debvisor.v1.StatusCode
 }
 var file_debvisor_v1_vm_proto_depIdxs = []int32{
-	5, // 0: debvisor.v1.VM.node:type_name -> debvisor.v1.NodeRef
-	0, // 1: debvisor.v1.VM.state:type_name -> debvisor.v1.VMState
-	2, // 2: debvisor.v1.VM.disks:type_name -> debvisor.v1.VMDisk
-	5, // 3: debvisor.v1.VMFilter.node:type_name -> debvisor.v1.NodeRef
-	1, // 4: debvisor.v1.VMList.vms:type_name -> debvisor.v1.VM
-	3, // 5: debvisor.v1.VMService.ListVMs:input_type -> debvisor.v1.VMFilter
-	6, // 6: debvisor.v1.VMService.GetVM:input_type -> debvisor.v1.VMRef
-	4, // 7: debvisor.v1.VMService.ListVMs:output_type -> debvisor.v1.VMList
-	1, // 8: debvisor.v1.VMService.GetVM:output_type -> debvisor.v1.VM
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	13, // 0: debvisor.v1.VM.node:type_name -> debvisor.v1.NodeRef
+	0,  // 1: debvisor.v1.VM.state:type_name -> debvisor.v1.VMState
+	10, // 2: debvisor.v1.VM.disks:type_name -> debvisor.v1.VMDisk
+	4,  // 3: debvisor.v1.VM.policy:type_name -> debvisor.v1.VMPolicy
+	3,  // 4: debvisor.v1.VM.interfaces:type_name -> debvisor.v1.VMInterface
+	5,  // 5: debvisor.v1.VMPolicy.anti_affinity:type_name -> debvisor.v1.AntiAffinity
+	1,  // 6: debvisor.v1.AntiAffinity.level:type_name -> debvisor.v1.SpreadLevel
+	14, // 7: debvisor.v1.VMPolicyRequest.vm:type_name -> debvisor.v1.VMRef
+	4,  // 8: debvisor.v1.VMPolicyRequest.policy:type_name -> debvisor.v1.VMPolicy
+	14, // 9: debvisor.v1.VMAutostartRequest.vm:type_name -> debvisor.v1.VMRef
+	14, // 10: debvisor.v1.VMShutdownRequest.vm:type_name -> debvisor.v1.VMRef
+	15, // 11: debvisor.v1.VMActionResult.status:type_name -> debvisor.v1.StatusCode
+	0,  // 12: debvisor.v1.VMActionResult.state:type_name -> debvisor.v1.VMState
+	13, // 13: debvisor.v1.VMFilter.node:type_name -> debvisor.v1.NodeRef
+	2,  // 14: debvisor.v1.VMList.vms:type_name -> debvisor.v1.VM
+	11, // 15: debvisor.v1.VMService.ListVMs:input_type -> debvisor.v1.VMFilter
+	14, // 16: debvisor.v1.VMService.GetVM:input_type -> debvisor.v1.VMRef
+	6,  // 17: debvisor.v1.VMService.SetVMPolicy:input_type -> debvisor.v1.VMPolicyRequest
+	7,  // 18: debvisor.v1.VMService.SetVMAutostart:input_type -> debvisor.v1.VMAutostartRequest
+	14, // 19: debvisor.v1.VMService.StartVM:input_type -> debvisor.v1.VMRef
+	8,  // 20: debvisor.v1.VMService.ShutdownVM:input_type -> debvisor.v1.VMShutdownRequest
+	14, // 21: debvisor.v1.VMService.DestroyVM:input_type -> debvisor.v1.VMRef
+	12, // 22: debvisor.v1.VMService.ListVMs:output_type -> debvisor.v1.VMList
+	2,  // 23: debvisor.v1.VMService.GetVM:output_type -> debvisor.v1.VM
+	2,  // 24: debvisor.v1.VMService.SetVMPolicy:output_type -> debvisor.v1.VM
+	2,  // 25: debvisor.v1.VMService.SetVMAutostart:output_type -> debvisor.v1.VM
+	9,  // 26: debvisor.v1.VMService.StartVM:output_type -> debvisor.v1.VMActionResult
+	9,  // 27: debvisor.v1.VMService.ShutdownVM:output_type -> debvisor.v1.VMActionResult
+	9,  // 28: debvisor.v1.VMService.DestroyVM:output_type -> debvisor.v1.VMActionResult
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_vm_proto_init() }
@@ -515,8 +1249,8 @@ func file_debvisor_v1_vm_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_vm_proto_rawDesc), len(file_debvisor_v1_vm_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   4,
+			NumEnums:      2,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,20 +19,37 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	VMService_ListVMs_FullMethodName = "/debvisor.v1.VMService/ListVMs"
-	VMService_GetVM_FullMethodName   = "/debvisor.v1.VMService/GetVM"
+	VMService_ListVMs_FullMethodName        = "/debvisor.v1.VMService/ListVMs"
+	VMService_GetVM_FullMethodName          = "/debvisor.v1.VMService/GetVM"
+	VMService_SetVMPolicy_FullMethodName    = "/debvisor.v1.VMService/SetVMPolicy"
+	VMService_SetVMAutostart_FullMethodName = "/debvisor.v1.VMService/SetVMAutostart"
+	VMService_StartVM_FullMethodName        = "/debvisor.v1.VMService/StartVM"
+	VMService_ShutdownVM_FullMethodName     = "/debvisor.v1.VMService/ShutdownVM"
+	VMService_DestroyVM_FullMethodName      = "/debvisor.v1.VMService/DestroyVM"
 )
 
 // VMServiceClient is the client API for VMService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// VMService tells which VMs there are and where.
+// VMService tells which VMs there are and where, and starts and stops them.
 type VMServiceClient interface {
 	// ListVMs answers the VMs that pass the filter, ordered by name.
 	ListVMs(ctx context.Context, in *VMFilter, opts ...grpc.CallOption) (*VMList, error)
 	// GetVM answers one VM.
 	GetVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*VM, error)
+	// SetVMPolicy replaces a VM's policy.
+	SetVMPolicy(ctx context.Context, in *VMPolicyRequest, opts ...grpc.CallOption) (*VM, error)
+	// SetVMAutostart says whether the VM is started after its node has booted.
+	// libvirt's own autostart is taken over and turned off for managed VMs.
+	SetVMAutostart(ctx context.Context, in *VMAutostartRequest, opts ...grpc.CallOption) (*VM, error)
+	// StartVM starts a VM on the node it belongs to. A VM that runs is a success.
+	StartVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*VMActionResult, error)
+	// ShutdownVM asks the guest to shut down (ACPI) and waits until it has.
+	ShutdownVM(ctx context.Context, in *VMShutdownRequest, opts ...grpc.CallOption) (*VMActionResult, error)
+	// DestroyVM ends the VM's QEMU at once, as a pulled plug would; the
+	// definition and the disks stay.
+	DestroyVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*VMActionResult, error)
 }
 
 type vMServiceClient struct {
@@ -63,16 +80,78 @@ func (c *vMServiceClient) GetVM(ctx context.Context, in *VMRef, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *vMServiceClient) SetVMPolicy(ctx context.Context, in *VMPolicyRequest, opts ...grpc.CallOption) (*VM, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VM)
+	err := c.cc.Invoke(ctx, VMService_SetVMPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) SetVMAutostart(ctx context.Context, in *VMAutostartRequest, opts ...grpc.CallOption) (*VM, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VM)
+	err := c.cc.Invoke(ctx, VMService_SetVMAutostart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) StartVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*VMActionResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VMActionResult)
+	err := c.cc.Invoke(ctx, VMService_StartVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) ShutdownVM(ctx context.Context, in *VMShutdownRequest, opts ...grpc.CallOption) (*VMActionResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VMActionResult)
+	err := c.cc.Invoke(ctx, VMService_ShutdownVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) DestroyVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*VMActionResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VMActionResult)
+	err := c.cc.Invoke(ctx, VMService_DestroyVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VMServiceServer is the server API for VMService service.
 // All implementations must embed UnimplementedVMServiceServer
 // for forward compatibility.
 //
-// VMService tells which VMs there are and where.
+// VMService tells which VMs there are and where, and starts and stops them.
 type VMServiceServer interface {
 	// ListVMs answers the VMs that pass the filter, ordered by name.
 	ListVMs(context.Context, *VMFilter) (*VMList, error)
 	// GetVM answers one VM.
 	GetVM(context.Context, *VMRef) (*VM, error)
+	// SetVMPolicy replaces a VM's policy.
+	SetVMPolicy(context.Context, *VMPolicyRequest) (*VM, error)
+	// SetVMAutostart says whether the VM is started after its node has booted.
+	// libvirt's own autostart is taken over and turned off for managed VMs.
+	SetVMAutostart(context.Context, *VMAutostartRequest) (*VM, error)
+	// StartVM starts a VM on the node it belongs to. A VM that runs is a success.
+	StartVM(context.Context, *VMRef) (*VMActionResult, error)
+	// ShutdownVM asks the guest to shut down (ACPI) and waits until it has.
+	ShutdownVM(context.Context, *VMShutdownRequest) (*VMActionResult, error)
+	// DestroyVM ends the VM's QEMU at once, as a pulled plug would; the
+	// definition and the disks stay.
+	DestroyVM(context.Context, *VMRef) (*VMActionResult, error)
 	mustEmbedUnimplementedVMServiceServer()
 }
 
@@ -88,6 +167,21 @@ func (UnimplementedVMServiceServer) ListVMs(context.Context, *VMFilter) (*VMList
 }
 func (UnimplementedVMServiceServer) GetVM(context.Context, *VMRef) (*VM, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetVM not implemented")
+}
+func (UnimplementedVMServiceServer) SetVMPolicy(context.Context, *VMPolicyRequest) (*VM, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetVMPolicy not implemented")
+}
+func (UnimplementedVMServiceServer) SetVMAutostart(context.Context, *VMAutostartRequest) (*VM, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetVMAutostart not implemented")
+}
+func (UnimplementedVMServiceServer) StartVM(context.Context, *VMRef) (*VMActionResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartVM not implemented")
+}
+func (UnimplementedVMServiceServer) ShutdownVM(context.Context, *VMShutdownRequest) (*VMActionResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShutdownVM not implemented")
+}
+func (UnimplementedVMServiceServer) DestroyVM(context.Context, *VMRef) (*VMActionResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method DestroyVM not implemented")
 }
 func (UnimplementedVMServiceServer) mustEmbedUnimplementedVMServiceServer() {}
 func (UnimplementedVMServiceServer) testEmbeddedByValue()                   {}
@@ -146,6 +240,96 @@ func _VMService_GetVM_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VMService_SetVMPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VMPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).SetVMPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_SetVMPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).SetVMPolicy(ctx, req.(*VMPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_SetVMAutostart_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VMAutostartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).SetVMAutostart(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_SetVMAutostart_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).SetVMAutostart(ctx, req.(*VMAutostartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_StartVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VMRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).StartVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_StartVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).StartVM(ctx, req.(*VMRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_ShutdownVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VMShutdownRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).ShutdownVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_ShutdownVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).ShutdownVM(ctx, req.(*VMShutdownRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_DestroyVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VMRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).DestroyVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_DestroyVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).DestroyVM(ctx, req.(*VMRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VMService_ServiceDesc is the grpc.ServiceDesc for VMService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -160,6 +344,26 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetVM",
 			Handler:    _VMService_GetVM_Handler,
+		},
+		{
+			MethodName: "SetVMPolicy",
+			Handler:    _VMService_SetVMPolicy_Handler,
+		},
+		{
+			MethodName: "SetVMAutostart",
+			Handler:    _VMService_SetVMAutostart_Handler,
+		},
+		{
+			MethodName: "StartVM",
+			Handler:    _VMService_StartVM_Handler,
+		},
+		{
+			MethodName: "ShutdownVM",
+			Handler:    _VMService_ShutdownVM_Handler,
+		},
+		{
+			MethodName: "DestroyVM",
+			Handler:    _VMService_DestroyVM_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

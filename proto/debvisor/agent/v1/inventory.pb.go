@@ -38,7 +38,9 @@ type Inventory struct {
 	Gone []string `protobuf:"bytes,6,rep,name=gone,proto3" json:"gone,omitempty"`
 	// libvirt does not answer: domains are as last seen. A complete inventory
 	// with this set lists no domains and says nothing of their absence.
-	LibvirtDown   bool `protobuf:"varint,7,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
+	LibvirtDown bool `protobuf:"varint,7,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
+	// The CPU descriptions that domains' cpu_hash refers to, each once a session.
+	Cpus          []*CPUDescription `protobuf:"bytes,8,rep,name=cpus,proto3" json:"cpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -122,24 +124,113 @@ func (x *Inventory) GetLibvirtDown() bool {
 	return false
 }
 
-// Domain is one libvirt domain on the agent's host. Sizes are bytes.
-type Domain struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	State         v1.VMState             `protobuf:"varint,3,opt,name=state,proto3,enum=debvisor.v1.VMState" json:"state,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Vcpus         uint32                 `protobuf:"varint,5,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
-	Persistent    bool                   `protobuf:"varint,6,opt,name=persistent,proto3" json:"persistent,omitempty"`
-	Autostart     bool                   `protobuf:"varint,7,opt,name=autostart,proto3" json:"autostart,omitempty"`
-	Disks         []*v1.VMDisk           `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`
+func (x *Inventory) GetCpus() []*CPUDescription {
+	if x != nil {
+		return x.Cpus
+	}
+	return nil
+}
+
+// CPUDescription is what a guest needs of a CPU.
+type CPUDescription struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the rest, in hex.
+	Hash string `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// libvirt's <cpu> element of the live definition, as a migration would carry it.
+	Xml  string `protobuf:"bytes,2,opt,name=xml,proto3" json:"xml,omitempty"`
+	Arch string `protobuf:"bytes,3,opt,name=arch,proto3" json:"arch,omitempty"`
+	// kvm or qemu.
+	VirtType      string `protobuf:"bytes,4,opt,name=virt_type,json=virtType,proto3" json:"virt_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *CPUDescription) Reset() {
+	*x = CPUDescription{}
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUDescription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUDescription) ProtoMessage() {}
+
+func (x *CPUDescription) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUDescription.ProtoReflect.Descriptor instead.
+func (*CPUDescription) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CPUDescription) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *CPUDescription) GetXml() string {
+	if x != nil {
+		return x.Xml
+	}
+	return ""
+}
+
+func (x *CPUDescription) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *CPUDescription) GetVirtType() string {
+	if x != nil {
+		return x.VirtType
+	}
+	return ""
+}
+
+// Domain is one libvirt domain on the agent's host. Sizes are bytes.
+type Domain struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Uuid        string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name        string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State       v1.VMState             `protobuf:"varint,3,opt,name=state,proto3,enum=debvisor.v1.VMState" json:"state,omitempty"`
+	MemoryBytes uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Vcpus       uint32                 `protobuf:"varint,5,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	Persistent  bool                   `protobuf:"varint,6,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	Autostart   bool                   `protobuf:"varint,7,opt,name=autostart,proto3" json:"autostart,omitempty"`
+	Disks       []*v1.VMDisk           `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Of a CPUDescription; empty: the guest asks for nothing in particular.
+	CpuHash             string            `protobuf:"bytes,9,opt,name=cpu_hash,json=cpuHash,proto3" json:"cpu_hash,omitempty"`
+	MachineType         string            `protobuf:"bytes,10,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
+	VirtType            string            `protobuf:"bytes,11,opt,name=virt_type,json=virtType,proto3" json:"virt_type,omitempty"`
+	Arch                string            `protobuf:"bytes,12,opt,name=arch,proto3" json:"arch,omitempty"`
+	Interfaces          []*v1.VMInterface `protobuf:"bytes,13,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	HostDevices         []string          `protobuf:"bytes,14,rep,name=host_devices,json=hostDevices,proto3" json:"host_devices,omitempty"`
+	SharedDirectories   []string          `protobuf:"bytes,15,rep,name=shared_directories,json=sharedDirectories,proto3" json:"shared_directories,omitempty"`
+	Snapshots           uint32            `protobuf:"varint,16,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	DirtyBytesPerSecond uint64            `protobuf:"varint,17,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
 func (x *Domain) Reset() {
 	*x = Domain{}
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -151,7 +242,7 @@ func (x *Domain) String() string {
 func (*Domain) ProtoMessage() {}
 
 func (x *Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -164,7 +255,7 @@ func (x *Domain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Domain.ProtoReflect.Descriptor instead.
 func (*Domain) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Domain) GetUuid() string {
@@ -223,11 +314,74 @@ func (x *Domain) GetDisks() []*v1.VMDisk {
 	return nil
 }
 
+func (x *Domain) GetCpuHash() string {
+	if x != nil {
+		return x.CpuHash
+	}
+	return ""
+}
+
+func (x *Domain) GetMachineType() string {
+	if x != nil {
+		return x.MachineType
+	}
+	return ""
+}
+
+func (x *Domain) GetVirtType() string {
+	if x != nil {
+		return x.VirtType
+	}
+	return ""
+}
+
+func (x *Domain) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *Domain) GetInterfaces() []*v1.VMInterface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *Domain) GetHostDevices() []string {
+	if x != nil {
+		return x.HostDevices
+	}
+	return nil
+}
+
+func (x *Domain) GetSharedDirectories() []string {
+	if x != nil {
+		return x.SharedDirectories
+	}
+	return nil
+}
+
+func (x *Domain) GetSnapshots() uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *Domain) GetDirtyBytesPerSecond() uint64 {
+	if x != nil {
+		return x.DirtyBytesPerSecond
+	}
+	return 0
+}
+
 var File_debvisor_agent_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\x9f\x02\n" +
+	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\xd6\x02\n" +
 	"\tInventory\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
@@ -235,7 +389,13 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\fcapabilities\x18\x04 \x01(\v2\x1d.debvisor.v1.NodeCapabilitiesR\fcapabilities\x123\n" +
 	"\adomains\x18\x05 \x03(\v2\x19.debvisor.agent.v1.DomainR\adomains\x12\x12\n" +
 	"\x04gone\x18\x06 \x03(\tR\x04gone\x12!\n" +
-	"\flibvirt_down\x18\a \x01(\bR\vlibvirtDown\"\xfe\x01\n" +
+	"\flibvirt_down\x18\a \x01(\bR\vlibvirtDown\x125\n" +
+	"\x04cpus\x18\b \x03(\v2!.debvisor.agent.v1.CPUDescriptionR\x04cpus\"g\n" +
+	"\x0eCPUDescription\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x10\n" +
+	"\x03xml\x18\x02 \x01(\tR\x03xml\x12\x12\n" +
+	"\x04arch\x18\x03 \x01(\tR\x04arch\x12\x1b\n" +
+	"\tvirt_type\x18\x04 \x01(\tR\bvirtType\"\xcc\x04\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -246,7 +406,19 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"persistent\x18\x06 \x01(\bR\n" +
 	"persistent\x12\x1c\n" +
 	"\tautostart\x18\a \x01(\bR\tautostart\x12)\n" +
-	"\x05disks\x18\b \x03(\v2\x13.debvisor.v1.VMDiskR\x05disksB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
+	"\x05disks\x18\b \x03(\v2\x13.debvisor.v1.VMDiskR\x05disks\x12\x19\n" +
+	"\bcpu_hash\x18\t \x01(\tR\acpuHash\x12!\n" +
+	"\fmachine_type\x18\n" +
+	" \x01(\tR\vmachineType\x12\x1b\n" +
+	"\tvirt_type\x18\v \x01(\tR\bvirtType\x12\x12\n" +
+	"\x04arch\x18\f \x01(\tR\x04arch\x128\n" +
+	"\n" +
+	"interfaces\x18\r \x03(\v2\x18.debvisor.v1.VMInterfaceR\n" +
+	"interfaces\x12!\n" +
+	"\fhost_devices\x18\x0e \x03(\tR\vhostDevices\x12-\n" +
+	"\x12shared_directories\x18\x0f \x03(\tR\x11sharedDirectories\x12\x1c\n" +
+	"\tsnapshots\x18\x10 \x01(\rR\tsnapshots\x123\n" +
+	"\x16dirty_bytes_per_second\x18\x11 \x01(\x04R\x13dirtyBytesPerSecondB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_debvisor_agent_v1_inventory_proto_rawDescOnce sync.Once
@@ -260,26 +432,30 @@ func file_debvisor_agent_v1_inventory_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_inventory_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_debvisor_agent_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_debvisor_agent_v1_inventory_proto_goTypes = []any{
 	(*Inventory)(nil),           // 0: debvisor.agent.v1.Inventory
-	(*Domain)(nil),              // 1: debvisor.agent.v1.Domain
-	(*v1.NodeCapacity)(nil),     // 2: debvisor.v1.NodeCapacity
-	(*v1.NodeCapabilities)(nil), // 3: debvisor.v1.NodeCapabilities
-	(v1.VMState)(0),             // 4: debvisor.v1.VMState
-	(*v1.VMDisk)(nil),           // 5: debvisor.v1.VMDisk
+	(*CPUDescription)(nil),      // 1: debvisor.agent.v1.CPUDescription
+	(*Domain)(nil),              // 2: debvisor.agent.v1.Domain
+	(*v1.NodeCapacity)(nil),     // 3: debvisor.v1.NodeCapacity
+	(*v1.NodeCapabilities)(nil), // 4: debvisor.v1.NodeCapabilities
+	(v1.VMState)(0),             // 5: debvisor.v1.VMState
+	(*v1.VMDisk)(nil),           // 6: debvisor.v1.VMDisk
+	(*v1.VMInterface)(nil),      // 7: debvisor.v1.VMInterface
 }
 var file_debvisor_agent_v1_inventory_proto_depIdxs = []int32{
-	2, // 0: debvisor.agent.v1.Inventory.capacity:type_name -> debvisor.v1.NodeCapacity
-	3, // 1: debvisor.agent.v1.Inventory.capabilities:type_name -> debvisor.v1.NodeCapabilities
-	1, // 2: debvisor.agent.v1.Inventory.domains:type_name -> debvisor.agent.v1.Domain
-	4, // 3: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
-	5, // 4: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	3, // 0: debvisor.agent.v1.Inventory.capacity:type_name -> debvisor.v1.NodeCapacity
+	4, // 1: debvisor.agent.v1.Inventory.capabilities:type_name -> debvisor.v1.NodeCapabilities
+	2, // 2: debvisor.agent.v1.Inventory.domains:type_name -> debvisor.agent.v1.Domain
+	1, // 3: debvisor.agent.v1.Inventory.cpus:type_name -> debvisor.agent.v1.CPUDescription
+	5, // 4: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
+	6, // 5: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
+	7, // 6: debvisor.agent.v1.Domain.interfaces:type_name -> debvisor.v1.VMInterface
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_inventory_proto_init() }
@@ -293,7 +469,7 @@ func file_debvisor_agent_v1_inventory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_inventory_proto_rawDesc), len(file_debvisor_agent_v1_inventory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -34,6 +34,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Heartbeat
 	//	*AgentMessage_Inventory
 	//	*AgentMessage_Report
+	//	*AgentMessage_Answer
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -112,6 +113,15 @@ func (x *AgentMessage) GetReport() *TaskReport {
 	return nil
 }
 
+func (x *AgentMessage) GetAnswer() *Answer {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -132,6 +142,10 @@ type AgentMessage_Report struct {
 	Report *TaskReport `protobuf:"bytes,4,opt,name=report,proto3,oneof"`
 }
 
+type AgentMessage_Answer struct {
+	Answer *Answer `protobuf:"bytes,5,opt,name=answer,proto3,oneof"`
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -139,6 +153,8 @@ func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
 func (*AgentMessage_Inventory) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Report) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Answer) isAgentMessage_Kind() {}
 
 // LeaderMessage goes down.
 type LeaderMessage struct {
@@ -155,6 +171,7 @@ type LeaderMessage struct {
 	//	*LeaderMessage_ReportAck
 	//	*LeaderMessage_CancelTask
 	//	*LeaderMessage_PeerSide
+	//	*LeaderMessage_Ask
 	Kind          isLeaderMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -267,6 +284,15 @@ func (x *LeaderMessage) GetPeerSide() *PeerSide {
 	return nil
 }
 
+func (x *LeaderMessage) GetAsk() *Ask {
+	if x != nil {
+		if x, ok := x.Kind.(*LeaderMessage_Ask); ok {
+			return x.Ask
+		}
+	}
+	return nil
+}
+
 type isLeaderMessage_Kind interface {
 	isLeaderMessage_Kind()
 }
@@ -299,6 +325,10 @@ type LeaderMessage_PeerSide struct {
 	PeerSide *PeerSide `protobuf:"bytes,8,opt,name=peer_side,json=peerSide,proto3,oneof"`
 }
 
+type LeaderMessage_Ask struct {
+	Ask *Ask `protobuf:"bytes,9,opt,name=ask,proto3,oneof"`
+}
+
 func (*LeaderMessage_Welcome) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_NotLeader) isLeaderMessage_Kind() {}
@@ -312,6 +342,8 @@ func (*LeaderMessage_ReportAck) isLeaderMessage_Kind() {}
 func (*LeaderMessage_CancelTask) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_PeerSide) isLeaderMessage_Kind() {}
+
+func (*LeaderMessage_Ask) isLeaderMessage_Kind() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -772,17 +804,287 @@ func (x *PeerSide) GetSide() *Side {
 	return nil
 }
 
+// Ask is a question that changes nothing. It is answered in any order, or
+// never, when the session ends.
+type Ask struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this session.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Types that are valid to be assigned to Question:
+	//
+	//	*Ask_CompareCpu
+	Question      isAsk_Question `protobuf_oneof:"question"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ask) Reset() {
+	*x = Ask{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ask) ProtoMessage() {}
+
+func (x *Ask) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ask.ProtoReflect.Descriptor instead.
+func (*Ask) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Ask) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Ask) GetQuestion() isAsk_Question {
+	if x != nil {
+		return x.Question
+	}
+	return nil
+}
+
+func (x *Ask) GetCompareCpu() *CompareCPU {
+	if x != nil {
+		if x, ok := x.Question.(*Ask_CompareCpu); ok {
+			return x.CompareCpu
+		}
+	}
+	return nil
+}
+
+type isAsk_Question interface {
+	isAsk_Question()
+}
+
+type Ask_CompareCpu struct {
+	CompareCpu *CompareCPU `protobuf:"bytes,2,opt,name=compare_cpu,json=compareCpu,proto3,oneof"`
+}
+
+func (*Ask_CompareCpu) isAsk_Question() {}
+
+// CompareCPU asks whether this host could run a guest with that CPU, by
+// libvirt's own comparison.
+type CompareCPU struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cpu           *CPUDescription        `protobuf:"bytes,1,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareCPU) Reset() {
+	*x = CompareCPU{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareCPU) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareCPU) ProtoMessage() {}
+
+func (x *CompareCPU) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareCPU.ProtoReflect.Descriptor instead.
+func (*CompareCPU) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CompareCPU) GetCpu() *CPUDescription {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+// Answer answers an Ask.
+type Answer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Why there is no answer; empty: there is.
+	ErrorCode    string `protobuf:"bytes,2,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	ErrorMessage string `protobuf:"bytes,3,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
+	// Types that are valid to be assigned to Answer:
+	//
+	//	*Answer_CpuComparison
+	Answer        isAnswer_Answer `protobuf_oneof:"answer"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Answer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Answer) GetErrorCode() string {
+	if x != nil {
+		return x.ErrorCode
+	}
+	return ""
+}
+
+func (x *Answer) GetErrorMessage() string {
+	if x != nil {
+		return x.ErrorMessage
+	}
+	return ""
+}
+
+func (x *Answer) GetAnswer() isAnswer_Answer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *Answer) GetCpuComparison() *CPUComparison {
+	if x != nil {
+		if x, ok := x.Answer.(*Answer_CpuComparison); ok {
+			return x.CpuComparison
+		}
+	}
+	return nil
+}
+
+type isAnswer_Answer interface {
+	isAnswer_Answer()
+}
+
+type Answer_CpuComparison struct {
+	CpuComparison *CPUComparison `protobuf:"bytes,4,opt,name=cpu_comparison,json=cpuComparison,proto3,oneof"`
+}
+
+func (*Answer_CpuComparison) isAnswer_Answer() {}
+
+// CPUComparison is libvirt's verdict.
+type CPUComparison struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Compatible bool                   `protobuf:"varint,1,opt,name=compatible,proto3" json:"compatible,omitempty"`
+	// What is missing, in libvirt's words.
+	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CPUComparison) Reset() {
+	*x = CPUComparison{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUComparison) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUComparison) ProtoMessage() {}
+
+func (x *CPUComparison) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUComparison.ProtoReflect.Descriptor instead.
+func (*CPUComparison) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CPUComparison) GetCompatible() bool {
+	if x != nil {
+		return x.Compatible
+	}
+	return false
+}
+
+func (x *CPUComparison) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 var File_debvisor_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x16debvisor/v1/node.proto\"\xfd\x01\n" +
+	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.debvisor.agent.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.debvisor.agent.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
 	"\tinventory\x18\x03 \x01(\v2\x1c.debvisor.agent.v1.InventoryH\x00R\tinventory\x127\n" +
-	"\x06report\x18\x04 \x01(\v2\x1d.debvisor.agent.v1.TaskReportH\x00R\x06reportB\x06\n" +
-	"\x04kind\"\xef\x03\n" +
+	"\x06report\x18\x04 \x01(\v2\x1d.debvisor.agent.v1.TaskReportH\x00R\x06report\x123\n" +
+	"\x06answer\x18\x05 \x01(\v2\x19.debvisor.agent.v1.AnswerH\x00R\x06answerB\x06\n" +
+	"\x04kind\"\x9b\x04\n" +
 	"\rLeaderMessage\x12+\n" +
 	"\x04term\x18\x01 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x126\n" +
 	"\awelcome\x18\x02 \x01(\v2\x1a.debvisor.agent.v1.WelcomeH\x00R\awelcome\x12=\n" +
@@ -794,7 +1096,8 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"report_ack\x18\x06 \x01(\v2\x1c.debvisor.agent.v1.ReportAckH\x00R\treportAck\x12@\n" +
 	"\vcancel_task\x18\a \x01(\v2\x1d.debvisor.agent.v1.CancelTaskH\x00R\n" +
 	"cancelTask\x12:\n" +
-	"\tpeer_side\x18\b \x01(\v2\x1b.debvisor.agent.v1.PeerSideH\x00R\bpeerSideB\x06\n" +
+	"\tpeer_side\x18\b \x01(\v2\x1b.debvisor.agent.v1.PeerSideH\x00R\bpeerSide\x12*\n" +
+	"\x03ask\x18\t \x01(\v2\x16.debvisor.agent.v1.AskH\x00R\x03askB\x06\n" +
 	"\x04kind\"\x91\x02\n" +
 	"\x05Hello\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
@@ -824,7 +1127,28 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"P\n" +
 	"\bPeerSide\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side2b\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"c\n" +
+	"\x03Ask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12@\n" +
+	"\vcompare_cpu\x18\x02 \x01(\v2\x1d.debvisor.agent.v1.CompareCPUH\x00R\n" +
+	"compareCpuB\n" +
+	"\n" +
+	"\bquestion\"A\n" +
+	"\n" +
+	"CompareCPU\x123\n" +
+	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xb1\x01\n" +
+	"\x06Answer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
+	"\n" +
+	"error_code\x18\x02 \x01(\tR\terrorCode\x12#\n" +
+	"\rerror_message\x18\x03 \x01(\tR\ferrorMessage\x12I\n" +
+	"\x0ecpu_comparison\x18\x04 \x01(\v2 .debvisor.agent.v1.CPUComparisonH\x00R\rcpuComparisonB\b\n" +
+	"\x06answer\"G\n" +
+	"\rCPUComparison\x12\x1e\n" +
+	"\n" +
+	"compatible\x18\x01 \x01(\bR\n" +
+	"compatible\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail2b\n" +
 	"\x0eSessionService\x12P\n" +
 	"\aConnect\x12\x1f.debvisor.agent.v1.AgentMessage\x1a .debvisor.agent.v1.LeaderMessage(\x010\x01B>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
@@ -840,49 +1164,59 @@ func file_debvisor_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_session_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_debvisor_agent_v1_session_proto_goTypes = []any{
-	(*AgentMessage)(nil),  // 0: debvisor.agent.v1.AgentMessage
-	(*LeaderMessage)(nil), // 1: debvisor.agent.v1.LeaderMessage
-	(*Hello)(nil),         // 2: debvisor.agent.v1.Hello
-	(*Welcome)(nil),       // 3: debvisor.agent.v1.Welcome
-	(*NotLeader)(nil),     // 4: debvisor.agent.v1.NotLeader
-	(*Heartbeat)(nil),     // 5: debvisor.agent.v1.Heartbeat
-	(*HeartbeatAck)(nil),  // 6: debvisor.agent.v1.HeartbeatAck
-	(*ReportAck)(nil),     // 7: debvisor.agent.v1.ReportAck
-	(*CancelTask)(nil),    // 8: debvisor.agent.v1.CancelTask
-	(*PeerSide)(nil),      // 9: debvisor.agent.v1.PeerSide
-	(*Inventory)(nil),     // 10: debvisor.agent.v1.Inventory
-	(*TaskReport)(nil),    // 11: debvisor.agent.v1.TaskReport
-	(*Term)(nil),          // 12: debvisor.agent.v1.Term
-	(*Task)(nil),          // 13: debvisor.agent.v1.Task
-	(*v1.Health)(nil),     // 14: debvisor.v1.Health
-	(*Side)(nil),          // 15: debvisor.agent.v1.Side
+	(*AgentMessage)(nil),   // 0: debvisor.agent.v1.AgentMessage
+	(*LeaderMessage)(nil),  // 1: debvisor.agent.v1.LeaderMessage
+	(*Hello)(nil),          // 2: debvisor.agent.v1.Hello
+	(*Welcome)(nil),        // 3: debvisor.agent.v1.Welcome
+	(*NotLeader)(nil),      // 4: debvisor.agent.v1.NotLeader
+	(*Heartbeat)(nil),      // 5: debvisor.agent.v1.Heartbeat
+	(*HeartbeatAck)(nil),   // 6: debvisor.agent.v1.HeartbeatAck
+	(*ReportAck)(nil),      // 7: debvisor.agent.v1.ReportAck
+	(*CancelTask)(nil),     // 8: debvisor.agent.v1.CancelTask
+	(*PeerSide)(nil),       // 9: debvisor.agent.v1.PeerSide
+	(*Ask)(nil),            // 10: debvisor.agent.v1.Ask
+	(*CompareCPU)(nil),     // 11: debvisor.agent.v1.CompareCPU
+	(*Answer)(nil),         // 12: debvisor.agent.v1.Answer
+	(*CPUComparison)(nil),  // 13: debvisor.agent.v1.CPUComparison
+	(*Inventory)(nil),      // 14: debvisor.agent.v1.Inventory
+	(*TaskReport)(nil),     // 15: debvisor.agent.v1.TaskReport
+	(*Term)(nil),           // 16: debvisor.agent.v1.Term
+	(*Task)(nil),           // 17: debvisor.agent.v1.Task
+	(*v1.Health)(nil),      // 18: debvisor.v1.Health
+	(*Side)(nil),           // 19: debvisor.agent.v1.Side
+	(*CPUDescription)(nil), // 20: debvisor.agent.v1.CPUDescription
 }
 var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.AgentMessage.hello:type_name -> debvisor.agent.v1.Hello
 	5,  // 1: debvisor.agent.v1.AgentMessage.heartbeat:type_name -> debvisor.agent.v1.Heartbeat
-	10, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
-	11, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
-	12, // 4: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
-	3,  // 5: debvisor.agent.v1.LeaderMessage.welcome:type_name -> debvisor.agent.v1.Welcome
-	4,  // 6: debvisor.agent.v1.LeaderMessage.not_leader:type_name -> debvisor.agent.v1.NotLeader
-	6,  // 7: debvisor.agent.v1.LeaderMessage.heartbeat_ack:type_name -> debvisor.agent.v1.HeartbeatAck
-	13, // 8: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
-	7,  // 9: debvisor.agent.v1.LeaderMessage.report_ack:type_name -> debvisor.agent.v1.ReportAck
-	8,  // 10: debvisor.agent.v1.LeaderMessage.cancel_task:type_name -> debvisor.agent.v1.CancelTask
-	9,  // 11: debvisor.agent.v1.LeaderMessage.peer_side:type_name -> debvisor.agent.v1.PeerSide
-	12, // 12: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
-	11, // 13: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
-	14, // 14: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
-	15, // 15: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
-	0,  // 16: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
-	1,  // 17: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
-	17, // [17:18] is the sub-list for method output_type
-	16, // [16:17] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	14, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
+	15, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
+	12, // 4: debvisor.agent.v1.AgentMessage.answer:type_name -> debvisor.agent.v1.Answer
+	16, // 5: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
+	3,  // 6: debvisor.agent.v1.LeaderMessage.welcome:type_name -> debvisor.agent.v1.Welcome
+	4,  // 7: debvisor.agent.v1.LeaderMessage.not_leader:type_name -> debvisor.agent.v1.NotLeader
+	6,  // 8: debvisor.agent.v1.LeaderMessage.heartbeat_ack:type_name -> debvisor.agent.v1.HeartbeatAck
+	17, // 9: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
+	7,  // 10: debvisor.agent.v1.LeaderMessage.report_ack:type_name -> debvisor.agent.v1.ReportAck
+	8,  // 11: debvisor.agent.v1.LeaderMessage.cancel_task:type_name -> debvisor.agent.v1.CancelTask
+	9,  // 12: debvisor.agent.v1.LeaderMessage.peer_side:type_name -> debvisor.agent.v1.PeerSide
+	10, // 13: debvisor.agent.v1.LeaderMessage.ask:type_name -> debvisor.agent.v1.Ask
+	16, // 14: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
+	15, // 15: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
+	18, // 16: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
+	19, // 17: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
+	11, // 18: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
+	20, // 19: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
+	13, // 20: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
+	0,  // 21: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
+	1,  // 22: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
+	22, // [22:23] is the sub-list for method output_type
+	21, // [21:22] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_session_proto_init() }
@@ -897,6 +1231,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*AgentMessage_Heartbeat)(nil),
 		(*AgentMessage_Inventory)(nil),
 		(*AgentMessage_Report)(nil),
+		(*AgentMessage_Answer)(nil),
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[1].OneofWrappers = []any{
 		(*LeaderMessage_Welcome)(nil),
@@ -906,6 +1241,13 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*LeaderMessage_ReportAck)(nil),
 		(*LeaderMessage_CancelTask)(nil),
 		(*LeaderMessage_PeerSide)(nil),
+		(*LeaderMessage_Ask)(nil),
+	}
+	file_debvisor_agent_v1_session_proto_msgTypes[10].OneofWrappers = []any{
+		(*Ask_CompareCpu)(nil),
+	}
+	file_debvisor_agent_v1_session_proto_msgTypes[12].OneofWrappers = []any{
+		(*Answer_CpuComparison)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -913,7 +1255,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_session_proto_rawDesc), len(file_debvisor_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -83,6 +83,121 @@ func (TaskState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{0}
 }
 
+// PowerAction is what is done to a VM.
+type PowerAction int32
+
+const (
+	PowerAction_POWER_ACTION_UNSPECIFIED PowerAction = 0
+	PowerAction_POWER_ACTION_START       PowerAction = 1
+	// Ask the guest to shut down, wait until it has.
+	PowerAction_POWER_ACTION_SHUTDOWN PowerAction = 2
+	PowerAction_POWER_ACTION_DESTROY  PowerAction = 3
+	// Turn libvirt's own autostart off: the leader has taken it over.
+	PowerAction_POWER_ACTION_TAKE_AUTOSTART PowerAction = 4
+)
+
+// Enum value maps for PowerAction.
+var (
+	PowerAction_name = map[int32]string{
+		0: "POWER_ACTION_UNSPECIFIED",
+		1: "POWER_ACTION_START",
+		2: "POWER_ACTION_SHUTDOWN",
+		3: "POWER_ACTION_DESTROY",
+		4: "POWER_ACTION_TAKE_AUTOSTART",
+	}
+	PowerAction_value = map[string]int32{
+		"POWER_ACTION_UNSPECIFIED":    0,
+		"POWER_ACTION_START":          1,
+		"POWER_ACTION_SHUTDOWN":       2,
+		"POWER_ACTION_DESTROY":        3,
+		"POWER_ACTION_TAKE_AUTOSTART": 4,
+	}
+)
+
+func (x PowerAction) Enum() *PowerAction {
+	p := new(PowerAction)
+	*p = x
+	return p
+}
+
+func (x PowerAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PowerAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_agent_v1_task_proto_enumTypes[1].Descriptor()
+}
+
+func (PowerAction) Type() protoreflect.EnumType {
+	return &file_debvisor_agent_v1_task_proto_enumTypes[1]
+}
+
+func (x PowerAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PowerAction.Descriptor instead.
+func (PowerAction) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{1}
+}
+
+// DiskAction is what becomes of a disk in a migration.
+type DiskAction int32
+
+const (
+	DiskAction_DISK_ACTION_UNSPECIFIED DiskAction = 0
+	// Both nodes see it: the target makes sure that it does.
+	DiskAction_DISK_ACTION_SHARED DiskAction = 1
+	// Copied by libvirt (NBD) while the guest runs.
+	DiskAction_DISK_ACTION_COPY_LIVE DiskAction = 2
+	// Copied by us while nobody writes to it: the guest is shut off, or only
+	// reads it.
+	DiskAction_DISK_ACTION_COPY_OFFLINE DiskAction = 3
+)
+
+// Enum value maps for DiskAction.
+var (
+	DiskAction_name = map[int32]string{
+		0: "DISK_ACTION_UNSPECIFIED",
+		1: "DISK_ACTION_SHARED",
+		2: "DISK_ACTION_COPY_LIVE",
+		3: "DISK_ACTION_COPY_OFFLINE",
+	}
+	DiskAction_value = map[string]int32{
+		"DISK_ACTION_UNSPECIFIED":  0,
+		"DISK_ACTION_SHARED":       1,
+		"DISK_ACTION_COPY_LIVE":    2,
+		"DISK_ACTION_COPY_OFFLINE": 3,
+	}
+)
+
+func (x DiskAction) Enum() *DiskAction {
+	p := new(DiskAction)
+	*p = x
+	return p
+}
+
+func (x DiskAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DiskAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_agent_v1_task_proto_enumTypes[2].Descriptor()
+}
+
+func (DiskAction) Type() protoreflect.EnumType {
+	return &file_debvisor_agent_v1_task_proto_enumTypes[2]
+}
+
+func (x DiskAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DiskAction.Descriptor instead.
+func (DiskAction) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{2}
+}
+
 // SideState is one node's half of a migration.
 type SideState int32
 
@@ -135,11 +250,11 @@ func (x SideState) String() string {
 }
 
 func (SideState) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_agent_v1_task_proto_enumTypes[1].Descriptor()
+	return file_debvisor_agent_v1_task_proto_enumTypes[3].Descriptor()
 }
 
 func (SideState) Type() protoreflect.EnumType {
-	return &file_debvisor_agent_v1_task_proto_enumTypes[1]
+	return &file_debvisor_agent_v1_task_proto_enumTypes[3]
 }
 
 func (x SideState) Number() protoreflect.EnumNumber {
@@ -148,7 +263,7 @@ func (x SideState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SideState.Descriptor instead.
 func (SideState) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
 // Term orders leaders: first by epoch (a restore from backup begins a new
@@ -303,6 +418,7 @@ type TaskSpec struct {
 	//
 	//	*TaskSpec_MigrateReceive
 	//	*TaskSpec_MigrateSend
+	//	*TaskSpec_VmPower
 	Kind          isTaskSpec_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -363,6 +479,15 @@ func (x *TaskSpec) GetMigrateSend() *MigrateSend {
 	return nil
 }
 
+func (x *TaskSpec) GetVmPower() *VMPower {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_VmPower); ok {
+			return x.VmPower
+		}
+	}
+	return nil
+}
+
 type isTaskSpec_Kind interface {
 	isTaskSpec_Kind()
 }
@@ -375,9 +500,220 @@ type TaskSpec_MigrateSend struct {
 	MigrateSend *MigrateSend `protobuf:"bytes,2,opt,name=migrate_send,json=migrateSend,proto3,oneof"`
 }
 
+type TaskSpec_VmPower struct {
+	VmPower *VMPower `protobuf:"bytes,3,opt,name=vm_power,json=vmPower,proto3,oneof"`
+}
+
 func (*TaskSpec_MigrateReceive) isTaskSpec_Kind() {}
 
 func (*TaskSpec_MigrateSend) isTaskSpec_Kind() {}
+
+func (*TaskSpec_VmPower) isTaskSpec_Kind() {}
+
+// VMPower starts or stops a VM on the node that it belongs to.
+type VMPower struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action PowerAction            `protobuf:"varint,1,opt,name=action,proto3,enum=debvisor.agent.v1.PowerAction" json:"action,omitempty"`
+	VmUuid string                 `protobuf:"bytes,2,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string                 `protobuf:"bytes,3,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	// The placement generation for which it was ordered. An agent refuses to
+	// start a VM for a generation lower than one that it has seen for it.
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// For SHUTDOWN, milliseconds.
+	TimeoutMs uint64 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// SHUTDOWN: destroy a guest that has not shut down by then.
+	Force         bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMPower) Reset() {
+	*x = VMPower{}
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMPower) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMPower) ProtoMessage() {}
+
+func (x *VMPower) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMPower.ProtoReflect.Descriptor instead.
+func (*VMPower) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *VMPower) GetAction() PowerAction {
+	if x != nil {
+		return x.Action
+	}
+	return PowerAction_POWER_ACTION_UNSPECIFIED
+}
+
+func (x *VMPower) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *VMPower) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *VMPower) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *VMPower) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *VMPower) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// DiskTransfer is one disk of a migration. Sizes are bytes.
+type DiskTransfer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's name of it, such as "vda".
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// file or block.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	// raw or qcow2.
+	Format string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	// What the guest sees.
+	CapacityBytes uint64     `protobuf:"varint,5,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	ReadOnly      bool       `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Action        DiskAction `protobuf:"varint,7,opt,name=action,proto3,enum=debvisor.agent.v1.DiskAction" json:"action,omitempty"`
+	// SHARED files: the inode number that the source sees; 0: unknown.
+	Inode uint64 `protobuf:"varint,8,opt,name=inode,proto3" json:"inode,omitempty"`
+	// Remove the source's file once the VM runs (or is defined) on the target
+	// and is gone here.
+	RemoveSource  bool `protobuf:"varint,9,opt,name=remove_source,json=removeSource,proto3" json:"remove_source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskTransfer) Reset() {
+	*x = DiskTransfer{}
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskTransfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskTransfer) ProtoMessage() {}
+
+func (x *DiskTransfer) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskTransfer.ProtoReflect.Descriptor instead.
+func (*DiskTransfer) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DiskTransfer) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *DiskTransfer) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *DiskTransfer) GetAction() DiskAction {
+	if x != nil {
+		return x.Action
+	}
+	return DiskAction_DISK_ACTION_UNSPECIFIED
+}
+
+func (x *DiskTransfer) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *DiskTransfer) GetRemoveSource() bool {
+	if x != nil {
+		return x.RemoveSource
+	}
+	return false
+}
 
 // MigrationRight binds a migration's tunnel and questions to one task pair.
 type MigrationRight struct {
@@ -400,7 +736,7 @@ type MigrationRight struct {
 
 func (x *MigrationRight) Reset() {
 	*x = MigrationRight{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +748,7 @@ func (x *MigrationRight) String() string {
 func (*MigrationRight) ProtoMessage() {}
 
 func (x *MigrationRight) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +761,7 @@ func (x *MigrationRight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationRight.ProtoReflect.Descriptor instead.
 func (*MigrationRight) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MigrationRight) GetId() string {
@@ -498,15 +834,22 @@ type MigrateReceive struct {
 	Right *MigrationRight        `protobuf:"bytes,1,opt,name=right,proto3" json:"right,omitempty"`
 	// The source agent's listener for agents, host:port.
 	SourcePeerAddress string `protobuf:"bytes,2,opt,name=source_peer_address,json=sourcePeerAddress,proto3" json:"source_peer_address,omitempty"`
-	// Whether the guest was running (else it stays paused).
-	Resume        bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Whether the guest was running (else it stays paused, or shut off).
+	Resume bool            `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	Disks  []*DiskTransfer `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
+	// The definition and the disks of a VM that is shut off.
+	Offline bool `protobuf:"varint,5,opt,name=offline,proto3" json:"offline,omitempty"`
+	// Memory comes in this many streams; 0: one.
+	ParallelConnections uint32 `protobuf:"varint,6,opt,name=parallel_connections,json=parallelConnections,proto3" json:"parallel_connections,omitempty"`
+	// The placement generation that the VM has once it is here.
+	Generation    uint64 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MigrateReceive) Reset() {
 	*x = MigrateReceive{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +861,7 @@ func (x *MigrateReceive) String() string {
 func (*MigrateReceive) ProtoMessage() {}
 
 func (x *MigrateReceive) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +874,7 @@ func (x *MigrateReceive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateReceive.ProtoReflect.Descriptor instead.
 func (*MigrateReceive) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MigrateReceive) GetRight() *MigrationRight {
@@ -555,6 +898,34 @@ func (x *MigrateReceive) GetResume() bool {
 	return false
 }
 
+func (x *MigrateReceive) GetDisks() []*DiskTransfer {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *MigrateReceive) GetOffline() bool {
+	if x != nil {
+		return x.Offline
+	}
+	return false
+}
+
+func (x *MigrateReceive) GetParallelConnections() uint32 {
+	if x != nil {
+		return x.ParallelConnections
+	}
+	return 0
+}
+
+func (x *MigrateReceive) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 // MigrateSend moves the VM.
 type MigrateSend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -568,14 +939,30 @@ type MigrateSend struct {
 	// Milliseconds; 0: libvirt's default.
 	MaxDowntimeMs uint64 `protobuf:"varint,5,opt,name=max_downtime_ms,json=maxDowntimeMs,proto3" json:"max_downtime_ms,omitempty"`
 	// Whether the guest was running when the migration was ordered.
-	Resume        bool `protobuf:"varint,6,opt,name=resume,proto3" json:"resume,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Resume bool            `protobuf:"varint,6,opt,name=resume,proto3" json:"resume,omitempty"`
+	Disks  []*DiskTransfer `protobuf:"bytes,7,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Shut the guest down if it runs; move the definition and the disks.
+	Offline bool `protobuf:"varint,8,opt,name=offline,proto3" json:"offline,omitempty"`
+	// Memory goes in this many streams; 0: one.
+	ParallelConnections uint32 `protobuf:"varint,9,opt,name=parallel_connections,json=parallelConnections,proto3" json:"parallel_connections,omitempty"`
+	AutoConverge        bool   `protobuf:"varint,10,opt,name=auto_converge,json=autoConverge,proto3" json:"auto_converge,omitempty"`
+	// From the start of copying, milliseconds; 0: none.
+	DeadlineMs uint64 `protobuf:"varint,11,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	// At the deadline the guest is paused; otherwise the migration is given up.
+	PauseAtDeadline bool `protobuf:"varint,12,opt,name=pause_at_deadline,json=pauseAtDeadline,proto3" json:"pause_at_deadline,omitempty"`
+	// Given up when nothing is copied for so long, milliseconds; 0: never.
+	StallMs uint64 `protobuf:"varint,13,opt,name=stall_ms,json=stallMs,proto3" json:"stall_ms,omitempty"`
+	// How long the guest may take to shut down, milliseconds (offline).
+	ShutdownMs uint64 `protobuf:"varint,14,opt,name=shutdown_ms,json=shutdownMs,proto3" json:"shutdown_ms,omitempty"`
+	// MiB/s of all migrations that leave this node; 0: no limit.
+	NodeBandwidthMib uint64 `protobuf:"varint,15,opt,name=node_bandwidth_mib,json=nodeBandwidthMib,proto3" json:"node_bandwidth_mib,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *MigrateSend) Reset() {
 	*x = MigrateSend{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +974,7 @@ func (x *MigrateSend) String() string {
 func (*MigrateSend) ProtoMessage() {}
 
 func (x *MigrateSend) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +987,7 @@ func (x *MigrateSend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateSend.ProtoReflect.Descriptor instead.
 func (*MigrateSend) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MigrateSend) GetRight() *MigrationRight {
@@ -645,6 +1032,69 @@ func (x *MigrateSend) GetResume() bool {
 	return false
 }
 
+func (x *MigrateSend) GetDisks() []*DiskTransfer {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *MigrateSend) GetOffline() bool {
+	if x != nil {
+		return x.Offline
+	}
+	return false
+}
+
+func (x *MigrateSend) GetParallelConnections() uint32 {
+	if x != nil {
+		return x.ParallelConnections
+	}
+	return 0
+}
+
+func (x *MigrateSend) GetAutoConverge() bool {
+	if x != nil {
+		return x.AutoConverge
+	}
+	return false
+}
+
+func (x *MigrateSend) GetDeadlineMs() uint64 {
+	if x != nil {
+		return x.DeadlineMs
+	}
+	return 0
+}
+
+func (x *MigrateSend) GetPauseAtDeadline() bool {
+	if x != nil {
+		return x.PauseAtDeadline
+	}
+	return false
+}
+
+func (x *MigrateSend) GetStallMs() uint64 {
+	if x != nil {
+		return x.StallMs
+	}
+	return 0
+}
+
+func (x *MigrateSend) GetShutdownMs() uint64 {
+	if x != nil {
+		return x.ShutdownMs
+	}
+	return 0
+}
+
+func (x *MigrateSend) GetNodeBandwidthMib() uint64 {
+	if x != nil {
+		return x.NodeBandwidthMib
+	}
+	return 0
+}
+
 // TaskReport is how a task stands.
 type TaskReport struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -659,7 +1109,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +1121,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +1134,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -729,7 +1179,7 @@ type TaskProgress struct {
 
 func (x *TaskProgress) Reset() {
 	*x = TaskProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +1191,7 @@ func (x *TaskProgress) String() string {
 func (*TaskProgress) ProtoMessage() {}
 
 func (x *TaskProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1204,7 @@ func (x *TaskProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgress.ProtoReflect.Descriptor instead.
 func (*TaskProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TaskProgress) GetKind() isTaskProgress_Kind {
@@ -810,7 +1260,7 @@ type MigrateReceiveProgress struct {
 
 func (x *MigrateReceiveProgress) Reset() {
 	*x = MigrateReceiveProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1272,7 @@ func (x *MigrateReceiveProgress) String() string {
 func (*MigrateReceiveProgress) ProtoMessage() {}
 
 func (x *MigrateReceiveProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1285,7 @@ func (x *MigrateReceiveProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateReceiveProgress.ProtoReflect.Descriptor instead.
 func (*MigrateReceiveProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MigrateReceiveProgress) GetTunnelAddress() string {
@@ -865,13 +1315,21 @@ type MigrateSendProgress struct {
 	Side                *Side                  `protobuf:"bytes,8,opt,name=side,proto3" json:"side,omitempty"`
 	// The switch-over has begun: it can no longer be cancelled.
 	SwitchingOver bool `protobuf:"varint,9,opt,name=switching_over,json=switchingOver,proto3" json:"switching_over,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What is being done, for people; empty: copying memory.
+	Phase string `protobuf:"bytes,10,opt,name=phase,proto3" json:"phase,omitempty"`
+	// How long nothing has been copied, milliseconds.
+	StalledMs uint64 `protobuf:"varint,11,opt,name=stalled_ms,json=stalledMs,proto3" json:"stalled_ms,omitempty"`
+	// How much auto-converge slows the guest down, percent.
+	ThrottlePercent uint32 `protobuf:"varint,12,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	// The guest was paused at the deadline.
+	PausedAtDeadline bool `protobuf:"varint,13,opt,name=paused_at_deadline,json=pausedAtDeadline,proto3" json:"paused_at_deadline,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *MigrateSendProgress) Reset() {
 	*x = MigrateSendProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1341,7 @@ func (x *MigrateSendProgress) String() string {
 func (*MigrateSendProgress) ProtoMessage() {}
 
 func (x *MigrateSendProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1354,7 @@ func (x *MigrateSendProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateSendProgress.ProtoReflect.Descriptor instead.
 func (*MigrateSendProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MigrateSendProgress) GetBytesTotal() uint64 {
@@ -962,6 +1420,34 @@ func (x *MigrateSendProgress) GetSwitchingOver() bool {
 	return false
 }
 
+func (x *MigrateSendProgress) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *MigrateSendProgress) GetStalledMs() uint64 {
+	if x != nil {
+		return x.StalledMs
+	}
+	return 0
+}
+
+func (x *MigrateSendProgress) GetThrottlePercent() uint32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
+}
+
+func (x *MigrateSendProgress) GetPausedAtDeadline() bool {
+	if x != nil {
+		return x.PausedAtDeadline
+	}
+	return false
+}
+
 // TaskOutcome is a task's end.
 type TaskOutcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -974,14 +1460,16 @@ type TaskOutcome struct {
 	// How long the guest stood still, milliseconds (migrate-receive).
 	DowntimeMs uint64 `protobuf:"varint,4,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
 	// What the end left on this node.
-	Side          *Side `protobuf:"bytes,5,opt,name=side,proto3" json:"side,omitempty"`
+	Side *Side `protobuf:"bytes,5,opt,name=side,proto3" json:"side,omitempty"`
+	// Memory and disks that were copied, bytes (migrate-send).
+	Bytes         uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskOutcome) Reset() {
 	*x = TaskOutcome{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1481,7 @@ func (x *TaskOutcome) String() string {
 func (*TaskOutcome) ProtoMessage() {}
 
 func (x *TaskOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1494,7 @@ func (x *TaskOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskOutcome.ProtoReflect.Descriptor instead.
 func (*TaskOutcome) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaskOutcome) GetErrorCode() string {
@@ -1044,6 +1532,13 @@ func (x *TaskOutcome) GetSide() *Side {
 	return nil
 }
 
+func (x *TaskOutcome) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // Side is what one agent sees of a migration's VM on its node.
 type Side struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1058,7 +1553,7 @@ type Side struct {
 
 func (x *Side) Reset() {
 	*x = Side{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1565,7 @@ func (x *Side) String() string {
 func (*Side) ProtoMessage() {}
 
 func (x *Side) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1578,7 @@ func (x *Side) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Side.ProtoReflect.Descriptor instead.
 func (*Side) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Side) GetState() SideState {
@@ -1121,11 +1616,32 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\x04term\x18\x03 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\tR\bresource\x12!\n" +
 	"\fobserve_only\x18\x05 \x01(\bR\vobserveOnly\x12/\n" +
-	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\xa5\x01\n" +
+	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\xde\x01\n" +
 	"\bTaskSpec\x12L\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrateReceiveH\x00R\x0emigrateReceive\x12C\n" +
-	"\fmigrate_send\x18\x02 \x01(\v2\x1e.debvisor.agent.v1.MigrateSendH\x00R\vmigrateSendB\x06\n" +
-	"\x04kind\"\xb0\x02\n" +
+	"\fmigrate_send\x18\x02 \x01(\v2\x1e.debvisor.agent.v1.MigrateSendH\x00R\vmigrateSend\x127\n" +
+	"\bvm_power\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.VMPowerH\x00R\avmPowerB\x06\n" +
+	"\x04kind\"\xc8\x01\n" +
+	"\aVMPower\x126\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x1e.debvisor.agent.v1.PowerActionR\x06action\x12\x17\n" +
+	"\avm_uuid\x18\x02 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x03 \x01(\tR\x06vmName\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x05 \x01(\x04R\ttimeoutMs\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"\x9c\x02\n" +
+	"\fDiskTransfer\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x16\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format\x12%\n" +
+	"\x0ecapacity_bytes\x18\x05 \x01(\x04R\rcapacityBytes\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x125\n" +
+	"\x06action\x18\a \x01(\x0e2\x1d.debvisor.agent.v1.DiskActionR\x06action\x12\x14\n" +
+	"\x05inode\x18\b \x01(\x04R\x05inode\x12#\n" +
+	"\rremove_source\x18\t \x01(\bR\fremoveSource\"\xb0\x02\n" +
 	"\x0eMigrationRight\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\avm_uuid\x18\x03 \x01(\tR\x06vmUuid\x12\x17\n" +
@@ -1140,18 +1656,36 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\fsend_task_id\x18\t \x01(\tR\n" +
 	"sendTaskId\x12&\n" +
 	"\x0freceive_task_id\x18\n" +
-	" \x01(\tR\rreceiveTaskIdJ\x04\b\x02\x10\x03\"\x91\x01\n" +
+	" \x01(\tR\rreceiveTaskIdJ\x04\b\x02\x10\x03\"\xb5\x02\n" +
 	"\x0eMigrateReceive\x127\n" +
 	"\x05right\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrationRightR\x05right\x12.\n" +
 	"\x13source_peer_address\x18\x02 \x01(\tR\x11sourcePeerAddress\x12\x16\n" +
-	"\x06resume\x18\x03 \x01(\bR\x06resume\"\x82\x02\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\x125\n" +
+	"\x05disks\x18\x04 \x03(\v2\x1f.debvisor.agent.v1.DiskTransferR\x05disks\x12\x18\n" +
+	"\aoffline\x18\x05 \x01(\bR\aoffline\x121\n" +
+	"\x14parallel_connections\x18\x06 \x01(\rR\x13parallelConnections\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x04R\n" +
+	"generation\"\xe2\x04\n" +
 	"\vMigrateSend\x127\n" +
 	"\x05right\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrationRightR\x05right\x12.\n" +
 	"\x13target_peer_address\x18\x02 \x01(\tR\x11targetPeerAddress\x12%\n" +
 	"\x0etunnel_address\x18\x03 \x01(\tR\rtunnelAddress\x12#\n" +
 	"\rbandwidth_mib\x18\x04 \x01(\x04R\fbandwidthMib\x12&\n" +
 	"\x0fmax_downtime_ms\x18\x05 \x01(\x04R\rmaxDowntimeMs\x12\x16\n" +
-	"\x06resume\x18\x06 \x01(\bR\x06resume\"\xd0\x01\n" +
+	"\x06resume\x18\x06 \x01(\bR\x06resume\x125\n" +
+	"\x05disks\x18\a \x03(\v2\x1f.debvisor.agent.v1.DiskTransferR\x05disks\x12\x18\n" +
+	"\aoffline\x18\b \x01(\bR\aoffline\x121\n" +
+	"\x14parallel_connections\x18\t \x01(\rR\x13parallelConnections\x12#\n" +
+	"\rauto_converge\x18\n" +
+	" \x01(\bR\fautoConverge\x12\x1f\n" +
+	"\vdeadline_ms\x18\v \x01(\x04R\n" +
+	"deadlineMs\x12*\n" +
+	"\x11pause_at_deadline\x18\f \x01(\bR\x0fpauseAtDeadline\x12\x19\n" +
+	"\bstall_ms\x18\r \x01(\x04R\astallMs\x12\x1f\n" +
+	"\vshutdown_ms\x18\x0e \x01(\x04R\n" +
+	"shutdownMs\x12,\n" +
+	"\x12node_bandwidth_mib\x18\x0f \x01(\x04R\x10nodeBandwidthMib\"\xd0\x01\n" +
 	"\n" +
 	"TaskReport\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x122\n" +
@@ -1164,7 +1698,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\x04kind\"l\n" +
 	"\x16MigrateReceiveProgress\x12%\n" +
 	"\x0etunnel_address\x18\x01 \x01(\tR\rtunnelAddress\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xee\x02\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xfc\x03\n" +
 	"\x13MigrateSendProgress\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +
@@ -1177,7 +1711,13 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
 	"elapsed_ms\x18\a \x01(\x04R\telapsedMs\x12+\n" +
 	"\x04side\x18\b \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12%\n" +
-	"\x0eswitching_over\x18\t \x01(\bR\rswitchingOver\"\xc1\x01\n" +
+	"\x0eswitching_over\x18\t \x01(\bR\rswitchingOver\x12\x14\n" +
+	"\x05phase\x18\n" +
+	" \x01(\tR\x05phase\x12\x1d\n" +
+	"\n" +
+	"stalled_ms\x18\v \x01(\x04R\tstalledMs\x12)\n" +
+	"\x10throttle_percent\x18\f \x01(\rR\x0fthrottlePercent\x12,\n" +
+	"\x12paused_at_deadline\x18\r \x01(\bR\x10pausedAtDeadline\"\xd7\x01\n" +
 	"\vTaskOutcome\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12#\n" +
@@ -1185,7 +1725,8 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\vinterrupted\x18\x03 \x01(\bR\vinterrupted\x12\x1f\n" +
 	"\vdowntime_ms\x18\x04 \x01(\x04R\n" +
 	"downtimeMs\x12+\n" +
-	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"h\n" +
+	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"h\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
@@ -1197,7 +1738,19 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\x12TASK_STATE_RUNNING\x10\x03\x12\x18\n" +
 	"\x14TASK_STATE_SUCCEEDED\x10\x04\x12\x15\n" +
 	"\x11TASK_STATE_FAILED\x10\x05\x12\x18\n" +
-	"\x14TASK_STATE_CANCELLED\x10\x06*\xb7\x01\n" +
+	"\x14TASK_STATE_CANCELLED\x10\x06*\x99\x01\n" +
+	"\vPowerAction\x12\x1c\n" +
+	"\x18POWER_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12POWER_ACTION_START\x10\x01\x12\x19\n" +
+	"\x15POWER_ACTION_SHUTDOWN\x10\x02\x12\x18\n" +
+	"\x14POWER_ACTION_DESTROY\x10\x03\x12\x1f\n" +
+	"\x1bPOWER_ACTION_TAKE_AUTOSTART\x10\x04*z\n" +
+	"\n" +
+	"DiskAction\x12\x1b\n" +
+	"\x17DISK_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12DISK_ACTION_SHARED\x10\x01\x12\x19\n" +
+	"\x15DISK_ACTION_COPY_LIVE\x10\x02\x12\x1c\n" +
+	"\x18DISK_ACTION_COPY_OFFLINE\x10\x03*\xb7\x01\n" +
 	"\tSideState\x12\x1a\n" +
 	"\x16SIDE_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11SIDE_STATE_ABSENT\x10\x01\x12\x16\n" +
@@ -1219,46 +1772,55 @@ func file_debvisor_agent_v1_task_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_task_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_debvisor_agent_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_debvisor_agent_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_debvisor_agent_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_debvisor_agent_v1_task_proto_goTypes = []any{
 	(TaskState)(0),                 // 0: debvisor.agent.v1.TaskState
-	(SideState)(0),                 // 1: debvisor.agent.v1.SideState
-	(*Term)(nil),                   // 2: debvisor.agent.v1.Term
-	(*Task)(nil),                   // 3: debvisor.agent.v1.Task
-	(*TaskSpec)(nil),               // 4: debvisor.agent.v1.TaskSpec
-	(*MigrationRight)(nil),         // 5: debvisor.agent.v1.MigrationRight
-	(*MigrateReceive)(nil),         // 6: debvisor.agent.v1.MigrateReceive
-	(*MigrateSend)(nil),            // 7: debvisor.agent.v1.MigrateSend
-	(*TaskReport)(nil),             // 8: debvisor.agent.v1.TaskReport
-	(*TaskProgress)(nil),           // 9: debvisor.agent.v1.TaskProgress
-	(*MigrateReceiveProgress)(nil), // 10: debvisor.agent.v1.MigrateReceiveProgress
-	(*MigrateSendProgress)(nil),    // 11: debvisor.agent.v1.MigrateSendProgress
-	(*TaskOutcome)(nil),            // 12: debvisor.agent.v1.TaskOutcome
-	(*Side)(nil),                   // 13: debvisor.agent.v1.Side
+	(PowerAction)(0),               // 1: debvisor.agent.v1.PowerAction
+	(DiskAction)(0),                // 2: debvisor.agent.v1.DiskAction
+	(SideState)(0),                 // 3: debvisor.agent.v1.SideState
+	(*Term)(nil),                   // 4: debvisor.agent.v1.Term
+	(*Task)(nil),                   // 5: debvisor.agent.v1.Task
+	(*TaskSpec)(nil),               // 6: debvisor.agent.v1.TaskSpec
+	(*VMPower)(nil),                // 7: debvisor.agent.v1.VMPower
+	(*DiskTransfer)(nil),           // 8: debvisor.agent.v1.DiskTransfer
+	(*MigrationRight)(nil),         // 9: debvisor.agent.v1.MigrationRight
+	(*MigrateReceive)(nil),         // 10: debvisor.agent.v1.MigrateReceive
+	(*MigrateSend)(nil),            // 11: debvisor.agent.v1.MigrateSend
+	(*TaskReport)(nil),             // 12: debvisor.agent.v1.TaskReport
+	(*TaskProgress)(nil),           // 13: debvisor.agent.v1.TaskProgress
+	(*MigrateReceiveProgress)(nil), // 14: debvisor.agent.v1.MigrateReceiveProgress
+	(*MigrateSendProgress)(nil),    // 15: debvisor.agent.v1.MigrateSendProgress
+	(*TaskOutcome)(nil),            // 16: debvisor.agent.v1.TaskOutcome
+	(*Side)(nil),                   // 17: debvisor.agent.v1.Side
 }
 var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
-	2,  // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
-	4,  // 1: debvisor.agent.v1.Task.spec:type_name -> debvisor.agent.v1.TaskSpec
-	6,  // 2: debvisor.agent.v1.TaskSpec.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceive
-	7,  // 3: debvisor.agent.v1.TaskSpec.migrate_send:type_name -> debvisor.agent.v1.MigrateSend
-	2,  // 4: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
-	5,  // 5: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
-	5,  // 6: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
-	0,  // 7: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
-	9,  // 8: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
-	12, // 9: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
-	10, // 10: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
-	11, // 11: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
-	13, // 12: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
-	13, // 13: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
-	13, // 14: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
-	1,  // 15: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
+	6,  // 1: debvisor.agent.v1.Task.spec:type_name -> debvisor.agent.v1.TaskSpec
+	10, // 2: debvisor.agent.v1.TaskSpec.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceive
+	11, // 3: debvisor.agent.v1.TaskSpec.migrate_send:type_name -> debvisor.agent.v1.MigrateSend
+	7,  // 4: debvisor.agent.v1.TaskSpec.vm_power:type_name -> debvisor.agent.v1.VMPower
+	1,  // 5: debvisor.agent.v1.VMPower.action:type_name -> debvisor.agent.v1.PowerAction
+	2,  // 6: debvisor.agent.v1.DiskTransfer.action:type_name -> debvisor.agent.v1.DiskAction
+	4,  // 7: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
+	9,  // 8: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
+	8,  // 9: debvisor.agent.v1.MigrateReceive.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	9,  // 10: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
+	8,  // 11: debvisor.agent.v1.MigrateSend.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	0,  // 12: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
+	13, // 13: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
+	16, // 14: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
+	14, // 15: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
+	15, // 16: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
+	17, // 17: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
+	17, // 18: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
+	17, // 19: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
+	3,  // 20: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_task_proto_init() }
@@ -1269,8 +1831,9 @@ func file_debvisor_agent_v1_task_proto_init() {
 	file_debvisor_agent_v1_task_proto_msgTypes[2].OneofWrappers = []any{
 		(*TaskSpec_MigrateReceive)(nil),
 		(*TaskSpec_MigrateSend)(nil),
+		(*TaskSpec_VmPower)(nil),
 	}
-	file_debvisor_agent_v1_task_proto_msgTypes[7].OneofWrappers = []any{
+	file_debvisor_agent_v1_task_proto_msgTypes[9].OneofWrappers = []any{
 		(*TaskProgress_MigrateReceive)(nil),
 		(*TaskProgress_MigrateSend)(nil),
 	}
@@ -1279,8 +1842,8 @@ func file_debvisor_agent_v1_task_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_task_proto_rawDesc), len(file_debvisor_agent_v1_task_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   12,
+			NumEnums:      4,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

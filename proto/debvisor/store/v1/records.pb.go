@@ -77,6 +77,59 @@ func (NodeLiveness) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{0}
 }
 
+// PlanState only grows.
+type PlanState int32
+
+const (
+	PlanState_PLAN_STATE_UNSPECIFIED PlanState = 0
+	PlanState_PLAN_STATE_REQUESTED   PlanState = 1
+	PlanState_PLAN_STATE_READY       PlanState = 2
+	PlanState_PLAN_STATE_FAILED      PlanState = 3
+)
+
+// Enum value maps for PlanState.
+var (
+	PlanState_name = map[int32]string{
+		0: "PLAN_STATE_UNSPECIFIED",
+		1: "PLAN_STATE_REQUESTED",
+		2: "PLAN_STATE_READY",
+		3: "PLAN_STATE_FAILED",
+	}
+	PlanState_value = map[string]int32{
+		"PLAN_STATE_UNSPECIFIED": 0,
+		"PLAN_STATE_REQUESTED":   1,
+		"PLAN_STATE_READY":       2,
+		"PLAN_STATE_FAILED":      3,
+	}
+)
+
+func (x PlanState) Enum() *PlanState {
+	p := new(PlanState)
+	*p = x
+	return p
+}
+
+func (x PlanState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlanState) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_store_v1_records_proto_enumTypes[1].Descriptor()
+}
+
+func (PlanState) Type() protoreflect.EnumType {
+	return &file_debvisor_store_v1_records_proto_enumTypes[1]
+}
+
+func (x PlanState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlanState.Descriptor instead.
+func (PlanState) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{1}
+}
+
 // OperationState only grows.
 type OperationState int32
 
@@ -120,11 +173,11 @@ func (x OperationState) String() string {
 }
 
 func (OperationState) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[1].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[2].Descriptor()
 }
 
 func (OperationState) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[1]
+	return &file_debvisor_store_v1_records_proto_enumTypes[2]
 }
 
 func (x OperationState) Number() protoreflect.EnumNumber {
@@ -133,7 +186,66 @@ func (x OperationState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OperationState.Descriptor instead.
 func (OperationState) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{2}
+}
+
+// MoveState is how a Move stands; numbers as in debvisor.v1.VMMoveState.
+type MoveState int32
+
+const (
+	MoveState_MOVE_STATE_UNSPECIFIED MoveState = 0
+	MoveState_MOVE_STATE_WAITING     MoveState = 1
+	MoveState_MOVE_STATE_MOVING      MoveState = 2
+	MoveState_MOVE_STATE_MOVED       MoveState = 3
+	MoveState_MOVE_STATE_BLOCKED     MoveState = 4
+	MoveState_MOVE_STATE_FAILED      MoveState = 5
+)
+
+// Enum value maps for MoveState.
+var (
+	MoveState_name = map[int32]string{
+		0: "MOVE_STATE_UNSPECIFIED",
+		1: "MOVE_STATE_WAITING",
+		2: "MOVE_STATE_MOVING",
+		3: "MOVE_STATE_MOVED",
+		4: "MOVE_STATE_BLOCKED",
+		5: "MOVE_STATE_FAILED",
+	}
+	MoveState_value = map[string]int32{
+		"MOVE_STATE_UNSPECIFIED": 0,
+		"MOVE_STATE_WAITING":     1,
+		"MOVE_STATE_MOVING":      2,
+		"MOVE_STATE_MOVED":       3,
+		"MOVE_STATE_BLOCKED":     4,
+		"MOVE_STATE_FAILED":      5,
+	}
+)
+
+func (x MoveState) Enum() *MoveState {
+	p := new(MoveState)
+	*p = x
+	return p
+}
+
+func (x MoveState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MoveState) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_store_v1_records_proto_enumTypes[3].Descriptor()
+}
+
+func (MoveState) Type() protoreflect.EnumType {
+	return &file_debvisor_store_v1_records_proto_enumTypes[3]
+}
+
+func (x MoveState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MoveState.Descriptor instead.
+func (MoveState) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
 // TaskState only grows; numbers as in debvisor.agent.v1.TaskState.
@@ -182,11 +294,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[2].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[4].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[2]
+	return &file_debvisor_store_v1_records_proto_enumTypes[4]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -195,7 +307,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{4}
 }
 
 // JoinTokenKind is what a token enrols.
@@ -232,11 +344,11 @@ func (x JoinTokenKind) String() string {
 }
 
 func (JoinTokenKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[3].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[5].Descriptor()
 }
 
 func (JoinTokenKind) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[3]
+	return &file_debvisor_store_v1_records_proto_enumTypes[5]
 }
 
 func (x JoinTokenKind) Number() protoreflect.EnumNumber {
@@ -245,7 +357,7 @@ func (x JoinTokenKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JoinTokenKind.Descriptor instead.
 func (JoinTokenKind) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 // Node is nodes/<id>: identity and wishes.
@@ -261,9 +373,18 @@ type Node struct {
 	Cordoned     bool                   `protobuf:"varint,8,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
 	CordonReason string                 `protobuf:"bytes,9,opt,name=cordon_reason,json=cordonReason,proto3" json:"cordon_reason,omitempty"`
 	// Agent certificates issued before this moment are not renewed.
-	EnrolledAt    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=enrolled_at,json=enrolledAt,proto3" json:"enrolled_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	EnrolledAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=enrolled_at,json=enrolledAt,proto3" json:"enrolled_at,omitempty"`
+	// MiB/s of all migrations from or to it; 0: no limit.
+	MigrationBandwidthMib uint64 `protobuf:"varint,11,opt,name=migration_bandwidth_mib,json=migrationBandwidthMib,proto3" json:"migration_bandwidth_mib,omitempty"`
+	// Migrations from and to it at once, each; 0: the default.
+	ParallelMigrations uint32 `protobuf:"varint,12,opt,name=parallel_migrations,json=parallelMigrations,proto3" json:"parallel_migrations,omitempty"`
+	// The operator's word that it is powered off, about the boot off_boot_id.
+	OffConfirmedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=off_confirmed_at,json=offConfirmedAt,proto3" json:"off_confirmed_at,omitempty"`
+	OffConfirmedBy string                 `protobuf:"bytes,14,opt,name=off_confirmed_by,json=offConfirmedBy,proto3" json:"off_confirmed_by,omitempty"`
+	OffReason      string                 `protobuf:"bytes,15,opt,name=off_reason,json=offReason,proto3" json:"off_reason,omitempty"`
+	OffBootId      string                 `protobuf:"bytes,16,opt,name=off_boot_id,json=offBootId,proto3" json:"off_boot_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -366,6 +487,48 @@ func (x *Node) GetEnrolledAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Node) GetMigrationBandwidthMib() uint64 {
+	if x != nil {
+		return x.MigrationBandwidthMib
+	}
+	return 0
+}
+
+func (x *Node) GetParallelMigrations() uint32 {
+	if x != nil {
+		return x.ParallelMigrations
+	}
+	return 0
+}
+
+func (x *Node) GetOffConfirmedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OffConfirmedAt
+	}
+	return nil
+}
+
+func (x *Node) GetOffConfirmedBy() string {
+	if x != nil {
+		return x.OffConfirmedBy
+	}
+	return ""
+}
+
+func (x *Node) GetOffReason() string {
+	if x != nil {
+		return x.OffReason
+	}
+	return ""
+}
+
+func (x *Node) GetOffBootId() string {
+	if x != nil {
+		return x.OffBootId
+	}
+	return ""
+}
+
 // NodeStatus is nodestatus/<id>: what the leader last knew. Written on a
 // change of state, else at most every 30 s.
 type NodeStatus struct {
@@ -386,8 +549,10 @@ type NodeStatus struct {
 	// The highest term that the agent has acknowledged.
 	AcknowledgedTerm *Term `protobuf:"bytes,11,opt,name=acknowledged_term,json=acknowledgedTerm,proto3" json:"acknowledged_term,omitempty"`
 	// The UUIDs of its domains when libvirt last answered.
-	Domains       []string `protobuf:"bytes,12,rep,name=domains,proto3" json:"domains,omitempty"`
-	LibvirtDown   bool     `protobuf:"varint,13,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
+	Domains     []string `protobuf:"bytes,12,rep,name=domains,proto3" json:"domains,omitempty"`
+	LibvirtDown bool     `protobuf:"varint,13,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
+	// The boot after which its VMs were started, or were found started.
+	StartedBootId string `protobuf:"bytes,14,opt,name=started_boot_id,json=startedBootId,proto3" json:"started_boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,6 +676,13 @@ func (x *NodeStatus) GetLibvirtDown() bool {
 		return x.LibvirtDown
 	}
 	return false
+}
+
+func (x *NodeStatus) GetStartedBootId() string {
+	if x != nil {
+		return x.StartedBootId
+	}
+	return ""
 }
 
 // NodeHealth is nodehealth/<id>: what the unary Heartbeat last said.
@@ -641,6 +813,11 @@ type VM struct {
 	Domain []byte `protobuf:"bytes,5,opt,name=domain,proto3" json:"domain,omitempty"`
 	// Nodes that report it running, when more than one does.
 	ConflictNodes []string `protobuf:"bytes,6,rep,name=conflict_nodes,json=conflictNodes,proto3" json:"conflict_nodes,omitempty"`
+	// Encoded debvisor.v1.VMPolicy.
+	Policy []byte `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Whether it is started after its node has booted: taken over from libvirt
+	// when it was first seen, ours since.
+	Autostart     bool `protobuf:"varint,8,opt,name=autostart,proto3" json:"autostart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -717,6 +894,244 @@ func (x *VM) GetConflictNodes() []string {
 	return nil
 }
 
+func (x *VM) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *VM) GetAutostart() bool {
+	if x != nil {
+		return x.Autostart
+	}
+	return false
+}
+
+// Plan is plans/<id>: asked for by any replica, computed by the leader.
+type Plan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State PlanState              `protobuf:"varint,2,opt,name=state,proto3,enum=debvisor.store.v1.PlanState" json:"state,omitempty"`
+	// migrate, evacuate or rebalance.
+	Kind      string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Principal string                 `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	Tenant    string                 `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Encoded request: VMMigratePlan, EvacuationPlanRequest or RebalancePlanRequest.
+	Request []byte `protobuf:"bytes,8,opt,name=request,proto3" json:"request,omitempty"`
+	// Encoded debvisor.v1.Plan, when READY.
+	Result []byte `protobuf:"bytes,9,opt,name=result,proto3" json:"result,omitempty"`
+	// What it rests on.
+	Grounds      []*PlanGround `protobuf:"bytes,10,rep,name=grounds,proto3" json:"grounds,omitempty"`
+	ErrorCode    string        `protobuf:"bytes,11,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	ErrorMessage string        `protobuf:"bytes,12,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
+	// The operation that carries it out.
+	OperationId   string `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plan) Reset() {
+	*x = Plan{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plan) ProtoMessage() {}
+
+func (x *Plan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plan.ProtoReflect.Descriptor instead.
+func (*Plan) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Plan) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Plan) GetState() PlanState {
+	if x != nil {
+		return x.State
+	}
+	return PlanState_PLAN_STATE_UNSPECIFIED
+}
+
+func (x *Plan) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Plan) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Plan) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Plan) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Plan) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Plan) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Plan) GetResult() []byte {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *Plan) GetGrounds() []*PlanGround {
+	if x != nil {
+		return x.Grounds
+	}
+	return nil
+}
+
+func (x *Plan) GetErrorCode() string {
+	if x != nil {
+		return x.ErrorCode
+	}
+	return ""
+}
+
+func (x *Plan) GetErrorMessage() string {
+	if x != nil {
+		return x.ErrorMessage
+	}
+	return ""
+}
+
+func (x *Plan) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// PlanGround is what a plan assumed of one VM that it moves.
+type PlanGround struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid     string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	Source     string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target     string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Generation uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// SHA-256 of what of the definition counts.
+	Definition    []byte `protobuf:"bytes,5,opt,name=definition,proto3" json:"definition,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanGround) Reset() {
+	*x = PlanGround{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanGround) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanGround) ProtoMessage() {}
+
+func (x *PlanGround) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanGround.ProtoReflect.Descriptor instead.
+func (*PlanGround) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PlanGround) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *PlanGround) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *PlanGround) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *PlanGround) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PlanGround) GetDefinition() []byte {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
 // Operation is operations/<id>.
 type Operation struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -745,14 +1160,18 @@ type Operation struct {
 	// Types that are valid to be assigned to Detail:
 	//
 	//	*Operation_Migrate
-	Detail        isOperation_Detail `protobuf_oneof:"detail"`
+	//	*Operation_Evacuate
+	//	*Operation_Power
+	Detail isOperation_Detail `protobuf_oneof:"detail"`
+	// The operation that it is part of; empty: none.
+	Parent        string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[5]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +1183,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[5]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +1196,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Operation) GetId() string {
@@ -922,6 +1341,31 @@ func (x *Operation) GetMigrate() *Migrate {
 	return nil
 }
 
+func (x *Operation) GetEvacuate() *Evacuate {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_Evacuate); ok {
+			return x.Evacuate
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetPower() *Power {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_Power); ok {
+			return x.Power
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
 type isOperation_Detail interface {
 	isOperation_Detail()
 }
@@ -930,7 +1374,339 @@ type Operation_Migrate struct {
 	Migrate *Migrate `protobuf:"bytes,20,opt,name=migrate,proto3,oneof"`
 }
 
+type Operation_Evacuate struct {
+	Evacuate *Evacuate `protobuf:"bytes,21,opt,name=evacuate,proto3,oneof"`
+}
+
+type Operation_Power struct {
+	Power *Power `protobuf:"bytes,22,opt,name=power,proto3,oneof"`
+}
+
 func (*Operation_Migrate) isOperation_Detail() {}
+
+func (*Operation_Evacuate) isOperation_Detail() {}
+
+func (*Operation_Power) isOperation_Detail() {}
+
+// Evacuate is the request and the memory of an evacuation, a restore or
+// another plan of several moves.
+type Evacuate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node to be emptied or restored; empty for a rebalance.
+	Node               string  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Parallel           uint32  `protobuf:"varint,2,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	AllowDowntime      bool    `protobuf:"varint,3,opt,name=allow_downtime,json=allowDowntime,proto3" json:"allow_downtime,omitempty"`
+	WaitBlockedSeconds uint32  `protobuf:"varint,4,opt,name=wait_blocked_seconds,json=waitBlockedSeconds,proto3" json:"wait_blocked_seconds,omitempty"`
+	CordonReason       string  `protobuf:"bytes,5,opt,name=cordon_reason,json=cordonReason,proto3" json:"cordon_reason,omitempty"`
+	Moves              []*Move `protobuf:"bytes,6,rep,name=moves,proto3" json:"moves,omitempty"`
+	// The plan that it carries out, moves as they were planned; empty: it plans
+	// for itself.
+	PlanId       string `protobuf:"bytes,7,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	SafeToReboot bool   `protobuf:"varint,8,opt,name=safe_to_reboot,json=safeToReboot,proto3" json:"safe_to_reboot,omitempty"`
+	// When nothing but blocked VMs was left.
+	BlockedSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=blocked_since,json=blockedSince,proto3" json:"blocked_since,omitempty"`
+	// Whether it was this operation that cordoned the node.
+	Cordoned      bool `protobuf:"varint,10,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evacuate) Reset() {
+	*x = Evacuate{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evacuate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evacuate) ProtoMessage() {}
+
+func (x *Evacuate) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evacuate.ProtoReflect.Descriptor instead.
+func (*Evacuate) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Evacuate) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Evacuate) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+func (x *Evacuate) GetAllowDowntime() bool {
+	if x != nil {
+		return x.AllowDowntime
+	}
+	return false
+}
+
+func (x *Evacuate) GetWaitBlockedSeconds() uint32 {
+	if x != nil {
+		return x.WaitBlockedSeconds
+	}
+	return 0
+}
+
+func (x *Evacuate) GetCordonReason() string {
+	if x != nil {
+		return x.CordonReason
+	}
+	return ""
+}
+
+func (x *Evacuate) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *Evacuate) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *Evacuate) GetSafeToReboot() bool {
+	if x != nil {
+		return x.SafeToReboot
+	}
+	return false
+}
+
+func (x *Evacuate) GetBlockedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BlockedSince
+	}
+	return nil
+}
+
+func (x *Evacuate) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+// Move is one VM of an Evacuate.
+type Move struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Source string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	State  MoveState              `protobuf:"varint,5,opt,name=state,proto3,enum=debvisor.store.v1.MoveState" json:"state,omitempty"`
+	// The move's own operation, the last one.
+	Operation     string `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"`
+	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	Tries         uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Move) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *Move) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *Move) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Move) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Move) GetState() MoveState {
+	if x != nil {
+		return x.State
+	}
+	return MoveState_MOVE_STATE_UNSPECIFIED
+}
+
+func (x *Move) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Move) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Move) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+// Power is the request of a start or stop of a VM.
+type Power struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	// Where it belongs, and since which generation.
+	Node       string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Number of debvisor.agent.v1.PowerAction.
+	Action        int32  `protobuf:"varint,5,opt,name=action,proto3" json:"action,omitempty"`
+	TimeoutMs     uint64 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Force         bool   `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Power) Reset() {
+	*x = Power{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Power) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Power) ProtoMessage() {}
+
+func (x *Power) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Power.ProtoReflect.Descriptor instead.
+func (*Power) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Power) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *Power) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *Power) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Power) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Power) GetAction() int32 {
+	if x != nil {
+		return x.Action
+	}
+	return 0
+}
+
+func (x *Power) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *Power) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
 
 // Migrate is the request and the memory of a migration.
 type Migrate struct {
@@ -950,14 +1726,27 @@ type Migrate struct {
 	// Whether the guest ran when the migration began.
 	WasRunning bool `protobuf:"varint,10,opt,name=was_running,json=wasRunning,proto3" json:"was_running,omitempty"`
 	// When the attempt at work began.
-	AttemptAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=attempt_at,json=attemptAt,proto3" json:"attempt_at,omitempty"`
+	AttemptAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=attempt_at,json=attemptAt,proto3" json:"attempt_at,omitempty"`
+	// Number of debvisor.v1.MoveMethod, chosen when an attempt begins.
+	Method int32 `protobuf:"varint,12,opt,name=method,proto3" json:"method,omitempty"`
+	// Encoded debvisor.v1.MigrateOptions.
+	Options []byte `protobuf:"bytes,13,opt,name=options,proto3" json:"options,omitempty"`
+	// Encoded debvisor.v1.MoveEstimate of the first attempt.
+	Estimate []byte `protobuf:"bytes,14,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	PlanId   string `protobuf:"bytes,15,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	// Memory and disks that were copied, bytes.
+	Bytes uint64 `protobuf:"varint,16,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Encoded debvisor.agent.v1.DiskTransfer, of the attempt at work.
+	Disks [][]byte `protobuf:"bytes,17,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Milliseconds from its first step to its end.
+	DurationMs    uint64 `protobuf:"varint,18,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Migrate) Reset() {
 	*x = Migrate{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[6]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1758,7 @@ func (x *Migrate) String() string {
 func (*Migrate) ProtoMessage() {}
 
 func (x *Migrate) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[6]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1771,7 @@ func (x *Migrate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migrate.ProtoReflect.Descriptor instead.
 func (*Migrate) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Migrate) GetVmUuid() string {
@@ -1062,6 +1851,55 @@ func (x *Migrate) GetAttemptAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Migrate) GetMethod() int32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *Migrate) GetOptions() []byte {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *Migrate) GetEstimate() []byte {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+func (x *Migrate) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *Migrate) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Migrate) GetDisks() [][]byte {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *Migrate) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
 // Task is tasks/<id>.
 type Task struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1090,7 +1928,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[7]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1940,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[7]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1953,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Task) GetId() string {
@@ -1232,7 +2070,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[8]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +2082,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[8]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +2095,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinToken) GetId() string {
@@ -1351,7 +2189,7 @@ type Principal struct {
 
 func (x *Principal) Reset() {
 	*x = Principal{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[9]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +2201,7 @@ func (x *Principal) String() string {
 func (*Principal) ProtoMessage() {}
 
 func (x *Principal) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[9]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +2214,7 @@ func (x *Principal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Principal.ProtoReflect.Descriptor instead.
 func (*Principal) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Principal) GetType() string {
@@ -1429,7 +2267,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[10]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +2279,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[10]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +2292,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Replica) GetName() string {
@@ -1497,7 +2335,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[11]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +2347,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[11]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +2360,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Leader) GetName() string {
@@ -1550,7 +2388,7 @@ var File_debvisor_store_v1_records_proto protoreflect.FileDescriptor
 
 const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x02\n" +
+	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x0e\n" +
@@ -1563,7 +2401,14 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\rcordon_reason\x18\t \x01(\tR\fcordonReason\x12;\n" +
 	"\venrolled_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"enrolledAt\"\xed\x03\n" +
+	"enrolledAt\x126\n" +
+	"\x17migration_bandwidth_mib\x18\v \x01(\x04R\x15migrationBandwidthMib\x12/\n" +
+	"\x13parallel_migrations\x18\f \x01(\rR\x12parallelMigrations\x12D\n" +
+	"\x10off_confirmed_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0eoffConfirmedAt\x12(\n" +
+	"\x10off_confirmed_by\x18\x0e \x01(\tR\x0eoffConfirmedBy\x12\x1d\n" +
+	"\n" +
+	"off_reason\x18\x0f \x01(\tR\toffReason\x12\x1e\n" +
+	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\"\x95\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
@@ -1580,7 +2425,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	" \x01(\tR\x06bootId\x12D\n" +
 	"\x11acknowledged_term\x18\v \x01(\v2\x17.debvisor.store.v1.TermR\x10acknowledgedTerm\x12\x18\n" +
 	"\adomains\x18\f \x03(\tR\adomains\x12!\n" +
-	"\flibvirt_down\x18\r \x01(\bR\vlibvirtDown\"q\n" +
+	"\flibvirt_down\x18\r \x01(\bR\vlibvirtDown\x12&\n" +
+	"\x0fstarted_boot_id\x18\x0e \x01(\tR\rstartedBootId\"q\n" +
 	"\n" +
 	"NodeHealth\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -1589,7 +2435,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"receivedAt\"8\n" +
 	"\x04Term\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\x9f\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd5\x01\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1598,7 +2444,38 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06domain\x18\x05 \x01(\fR\x06domain\x12%\n" +
-	"\x0econflict_nodes\x18\x06 \x03(\tR\rconflictNodes\"\xc1\x06\n" +
+	"\x0econflict_nodes\x18\x06 \x03(\tR\rconflictNodes\x12\x16\n" +
+	"\x06policy\x18\a \x01(\fR\x06policy\x12\x1c\n" +
+	"\tautostart\x18\b \x01(\bR\tautostart\"\xdc\x03\n" +
+	"\x04Plan\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1c.debvisor.store.v1.PlanStateR\x05state\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06tenant\x18\x05 \x01(\tR\x06tenant\x129\n" +
+	"\n" +
+	"created_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
+	"\arequest\x18\b \x01(\fR\arequest\x12\x16\n" +
+	"\x06result\x18\t \x01(\fR\x06result\x127\n" +
+	"\agrounds\x18\n" +
+	" \x03(\v2\x1d.debvisor.store.v1.PlanGroundR\agrounds\x12\x1d\n" +
+	"\n" +
+	"error_code\x18\v \x01(\tR\terrorCode\x12#\n" +
+	"\rerror_message\x18\f \x01(\tR\ferrorMessage\x12!\n" +
+	"\foperation_id\x18\r \x01(\tR\voperationId\"\x95\x01\n" +
+	"\n" +
+	"PlanGround\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x1e\n" +
+	"\n" +
+	"definition\x18\x05 \x01(\fR\n" +
+	"definition\"\xc6\a\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
@@ -1623,11 +2500,46 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\rerror_context\x18\x10 \x03(\v2..debvisor.store.v1.Operation.ErrorContextEntryR\ferrorContext\x12)\n" +
 	"\x10cancel_requested\x18\x11 \x01(\bR\x0fcancelRequested\x12\x19\n" +
 	"\btrace_id\x18\x12 \x01(\tR\atraceId\x126\n" +
-	"\amigrate\x18\x14 \x01(\v2\x1a.debvisor.store.v1.MigrateH\x00R\amigrate\x1a?\n" +
+	"\amigrate\x18\x14 \x01(\v2\x1a.debvisor.store.v1.MigrateH\x00R\amigrate\x129\n" +
+	"\bevacuate\x18\x15 \x01(\v2\x1b.debvisor.store.v1.EvacuateH\x00R\bevacuate\x120\n" +
+	"\x05power\x18\x16 \x01(\v2\x18.debvisor.store.v1.PowerH\x00R\x05power\x12\x16\n" +
+	"\x06parent\x18\x1e \x01(\tR\x06parent\x1a?\n" +
 	"\x11ErrorContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06detail\"\xe4\x02\n" +
+	"\x06detail\"\x83\x03\n" +
+	"\bEvacuate\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bparallel\x18\x02 \x01(\rR\bparallel\x12%\n" +
+	"\x0eallow_downtime\x18\x03 \x01(\bR\rallowDowntime\x120\n" +
+	"\x14wait_blocked_seconds\x18\x04 \x01(\rR\x12waitBlockedSeconds\x12#\n" +
+	"\rcordon_reason\x18\x05 \x01(\tR\fcordonReason\x12-\n" +
+	"\x05moves\x18\x06 \x03(\v2\x17.debvisor.store.v1.MoveR\x05moves\x12\x17\n" +
+	"\aplan_id\x18\a \x01(\tR\x06planId\x12$\n" +
+	"\x0esafe_to_reboot\x18\b \x01(\bR\fsafeToReboot\x12?\n" +
+	"\rblocked_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fblockedSince\x12\x1a\n" +
+	"\bcordoned\x18\n" +
+	" \x01(\bR\bcordoned\"\xea\x01\n" +
+	"\x04Move\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x122\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x1c.debvisor.store.v1.MoveStateR\x05state\x12\x1c\n" +
+	"\toperation\x18\x06 \x01(\tR\toperation\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12\x14\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\"\xba\x01\n" +
+	"\x05Power\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06action\x18\x05 \x01(\x05R\x06action\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x06 \x01(\x04R\ttimeoutMs\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"\x98\x04\n" +
 	"\aMigrate\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
@@ -1643,7 +2555,15 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"wasRunning\x129\n" +
 	"\n" +
-	"attempt_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\"\xd0\x03\n" +
+	"attempt_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12\x16\n" +
+	"\x06method\x18\f \x01(\x05R\x06method\x12\x18\n" +
+	"\aoptions\x18\r \x01(\fR\aoptions\x12\x1a\n" +
+	"\bestimate\x18\x0e \x01(\fR\bestimate\x12\x17\n" +
+	"\aplan_id\x18\x0f \x01(\tR\x06planId\x12\x14\n" +
+	"\x05bytes\x18\x10 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05disks\x18\x11 \x03(\fR\x05disks\x12\x1f\n" +
+	"\vduration_ms\x18\x12 \x01(\x04R\n" +
+	"durationMs\"\xd0\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
@@ -1698,14 +2618,26 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x19NODE_LIVENESS_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14NODE_LIVENESS_ONLINE\x10\x01\x12\x19\n" +
 	"\x15NODE_LIVENESS_SUSPECT\x10\x02\x12\x1d\n" +
-	"\x19NODE_LIVENESS_UNREACHABLE\x10\x03*\xc5\x01\n" +
+	"\x19NODE_LIVENESS_UNREACHABLE\x10\x03*n\n" +
+	"\tPlanState\x12\x1a\n" +
+	"\x16PLAN_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14PLAN_STATE_REQUESTED\x10\x01\x12\x14\n" +
+	"\x10PLAN_STATE_READY\x10\x02\x12\x15\n" +
+	"\x11PLAN_STATE_FAILED\x10\x03*\xc5\x01\n" +
 	"\x0eOperationState\x12\x1f\n" +
 	"\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_STATE_PENDING\x10\x01\x12\x1b\n" +
 	"\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n" +
 	"\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x05*\xbc\x01\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x05*\x9b\x01\n" +
+	"\tMoveState\x12\x1a\n" +
+	"\x16MOVE_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12MOVE_STATE_WAITING\x10\x01\x12\x15\n" +
+	"\x11MOVE_STATE_MOVING\x10\x02\x12\x14\n" +
+	"\x10MOVE_STATE_MOVED\x10\x03\x12\x16\n" +
+	"\x12MOVE_STATE_BLOCKED\x10\x04\x12\x15\n" +
+	"\x11MOVE_STATE_FAILED\x10\x05*\xbc\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_STATE_ASSIGNED\x10\x01\x12\x17\n" +
@@ -1731,55 +2663,72 @@ func file_debvisor_store_v1_records_proto_rawDescGZIP() []byte {
 	return file_debvisor_store_v1_records_proto_rawDescData
 }
 
-var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(NodeLiveness)(0),             // 0: debvisor.store.v1.NodeLiveness
-	(OperationState)(0),           // 1: debvisor.store.v1.OperationState
-	(TaskState)(0),                // 2: debvisor.store.v1.TaskState
-	(JoinTokenKind)(0),            // 3: debvisor.store.v1.JoinTokenKind
-	(*Node)(nil),                  // 4: debvisor.store.v1.Node
-	(*NodeStatus)(nil),            // 5: debvisor.store.v1.NodeStatus
-	(*NodeHealth)(nil),            // 6: debvisor.store.v1.NodeHealth
-	(*Term)(nil),                  // 7: debvisor.store.v1.Term
-	(*VM)(nil),                    // 8: debvisor.store.v1.VM
-	(*Operation)(nil),             // 9: debvisor.store.v1.Operation
-	(*Migrate)(nil),               // 10: debvisor.store.v1.Migrate
-	(*Task)(nil),                  // 11: debvisor.store.v1.Task
-	(*JoinToken)(nil),             // 12: debvisor.store.v1.JoinToken
-	(*Principal)(nil),             // 13: debvisor.store.v1.Principal
-	(*Replica)(nil),               // 14: debvisor.store.v1.Replica
-	(*Leader)(nil),                // 15: debvisor.store.v1.Leader
-	nil,                           // 16: debvisor.store.v1.Operation.ErrorContextEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(PlanState)(0),                // 1: debvisor.store.v1.PlanState
+	(OperationState)(0),           // 2: debvisor.store.v1.OperationState
+	(MoveState)(0),                // 3: debvisor.store.v1.MoveState
+	(TaskState)(0),                // 4: debvisor.store.v1.TaskState
+	(JoinTokenKind)(0),            // 5: debvisor.store.v1.JoinTokenKind
+	(*Node)(nil),                  // 6: debvisor.store.v1.Node
+	(*NodeStatus)(nil),            // 7: debvisor.store.v1.NodeStatus
+	(*NodeHealth)(nil),            // 8: debvisor.store.v1.NodeHealth
+	(*Term)(nil),                  // 9: debvisor.store.v1.Term
+	(*VM)(nil),                    // 10: debvisor.store.v1.VM
+	(*Plan)(nil),                  // 11: debvisor.store.v1.Plan
+	(*PlanGround)(nil),            // 12: debvisor.store.v1.PlanGround
+	(*Operation)(nil),             // 13: debvisor.store.v1.Operation
+	(*Evacuate)(nil),              // 14: debvisor.store.v1.Evacuate
+	(*Move)(nil),                  // 15: debvisor.store.v1.Move
+	(*Power)(nil),                 // 16: debvisor.store.v1.Power
+	(*Migrate)(nil),               // 17: debvisor.store.v1.Migrate
+	(*Task)(nil),                  // 18: debvisor.store.v1.Task
+	(*JoinToken)(nil),             // 19: debvisor.store.v1.JoinToken
+	(*Principal)(nil),             // 20: debvisor.store.v1.Principal
+	(*Replica)(nil),               // 21: debvisor.store.v1.Replica
+	(*Leader)(nil),                // 22: debvisor.store.v1.Leader
+	nil,                           // 23: debvisor.store.v1.Operation.ErrorContextEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_debvisor_store_v1_records_proto_depIdxs = []int32{
-	17, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
-	17, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	17, // 3: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	7,  // 4: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	17, // 5: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	1,  // 6: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	17, // 7: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	17, // 8: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	17, // 9: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	16, // 10: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	10, // 11: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	17, // 12: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	2,  // 13: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	7,  // 14: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	17, // 15: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	17, // 16: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	3,  // 17: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	17, // 18: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	17, // 19: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 20: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	24, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
+	24, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	24, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
+	0,  // 3: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
+	24, // 4: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 5: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
+	24, // 6: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	1,  // 7: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
+	24, // 8: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	24, // 9: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 10: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	2,  // 11: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
+	24, // 12: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	24, // 13: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	24, // 14: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 15: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	17, // 16: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	14, // 17: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	16, // 18: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	15, // 19: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	24, // 20: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 21: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	24, // 22: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 23: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	9,  // 24: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	24, // 25: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	24, // 26: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 27: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	24, // 28: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	24, // 29: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 30: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
@@ -1787,16 +2736,18 @@ func file_debvisor_store_v1_records_proto_init() {
 	if File_debvisor_store_v1_records_proto != nil {
 		return
 	}
-	file_debvisor_store_v1_records_proto_msgTypes[5].OneofWrappers = []any{
+	file_debvisor_store_v1_records_proto_msgTypes[7].OneofWrappers = []any{
 		(*Operation_Migrate)(nil),
+		(*Operation_Evacuate)(nil),
+		(*Operation_Power)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_store_v1_records_proto_rawDesc), len(file_debvisor_store_v1_records_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   13,
+			NumEnums:      6,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
