@@ -72,9 +72,11 @@ type Spec struct {
 	Request proto.Message
 	// Resources are held until the operation ends, such as "vm/<uuid>".
 	Resources []string
-	// Migrate is the detail of kind "migrate".
-	Migrate *storev1.Migrate
-	TraceID string
+	// Migrate, Evacuate and Power are the details of their kinds; at most one is set.
+	Migrate  *storev1.Migrate
+	Evacuate *storev1.Evacuate
+	Power    *storev1.Power
+	TraceID  string
 }
 
 // idAlphabet is ULID's, in lower case.
@@ -112,8 +114,13 @@ func (s *Spec) record(id string, digest []byte, state storev1.OperationState, no
 		Principal: s.Principal, Method: s.Method, RequestId: s.RequestID, RequestDigest: digest,
 		CreatedAt: timestamppb.New(now), TraceId: s.TraceID,
 	}
-	if s.Migrate != nil {
+	switch {
+	case s.Migrate != nil:
 		op.Detail = &storev1.Operation_Migrate{Migrate: s.Migrate}
+	case s.Evacuate != nil:
+		op.Detail = &storev1.Operation_Evacuate{Evacuate: s.Evacuate}
+	case s.Power != nil:
+		op.Detail = &storev1.Operation_Power{Power: s.Power}
 	}
 	return op
 }
