@@ -77,7 +77,7 @@ func operationMessage(op *storev1.Operation) *debvisorv1.Operation {
 		Id: op.GetId(), Kind: op.GetKind(), State: debvisorv1.OperationState(op.GetState()),
 		Resources: op.GetResources(), Principal: op.GetPrincipal(),
 		CreatedAt: timestamp(op.GetCreatedAt()), StartedAt: timestamp(op.GetStartedAt()), EndedAt: timestamp(op.GetEndedAt()),
-		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(),
+		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(), ParentId: op.GetParent(),
 	}
 	if len(op.GetProgress()) > 0 {
 		m.Progress = decode(op.GetProgress(), &debvisorv1.OperationProgress{})
@@ -91,7 +91,32 @@ func operationMessage(op *storev1.Operation) *debvisorv1.Operation {
 		m.Migration = &debvisorv1.MigrationDetails{
 			VmId: move.GetVmUuid(), VmName: move.GetVmName(), Source: nodeRef(move.GetSource()), Target: nodeRef(move.GetTarget()),
 			DowntimeMs: move.GetDowntimeMs(), Attempt: move.GetAttempt(), SwitchedOver: move.GetSwitchedOver(),
+			Method: debvisorv1.MoveMethod(move.GetMethod()), DurationMs: move.GetDurationMs(), PlanId: move.GetPlanId(),
+			Disks: diskActions(move.GetDisks()),
+		}
+		if len(move.GetEstimate()) > 0 {
+			m.Migration.Estimate = decode(move.GetEstimate(), &debvisorv1.MoveEstimate{})
 		}
 	}
 	return m
+}
+
+// diskActions tells what becomes of a migration's disks.
+func diskActions(encoded [][]byte) []*debvisorv1.DiskAction {
+	var out []*debvisorv1.DiskAction
+	for _, b := range encoded {
+		out = append(out, diskAction(decode(b, &agentv1.DiskTransfer{})))
+	}
+	return out
+}
+
+func diskAction(d *agentv1.DiskTransfer) *debvisorv1.DiskAction {
+	action := &debvisorv1.DiskAction{Target: d.GetTarget(), Action: "shared"}
+	switch d.GetAction() {
+	case agentv1.DiskAction_DISK_ACTION_COPY_LIVE:
+		action.Action, action.Bytes = "copy-live", d.GetCapacityBytes()
+	case agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE:
+		action.Action, action.Bytes = "copy-offline", d.GetCapacityBytes()
+	}
+	return action
 }

@@ -55,6 +55,54 @@ func (s *nodeService) UncordonNode(ctx context.Context, ref *debvisorv1.NodeRef)
 	}, "node "+id+" takes new VMs again")
 }
 
+// SetNodeLimits bounds what migrations may take of a node.
+func (s *nodeService) SetNodeLimits(ctx context.Context, req *debvisorv1.NodeLimitsRequest) (*debvisorv1.NodeAck, error) {
+	id := req.GetNode().GetNodeId().GetId()
+	return s.changeNode(ctx, "node.limit", req, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
+		entry, err := needNode(snapshot, "node.node_id.id", req.GetNode())
+		if err != nil {
+			return nil, err
+		}
+		node := proto.CloneOf(entry.Value)
+		node.MigrationBandwidthMib = req.GetLimits().GetMigrationBandwidthMib()
+		node.ParallelMigrations = req.GetLimits().GetParallelMigrations()
+		return node, nil
+	}, "the limits of node "+id+" are set")
+}
+
+// ConfirmNodeOff notes the caller's word that a node is powered off. It counts
+// until the node is heard again.
+func (s *nodeService) ConfirmNodeOff(ctx context.Context, req *debvisorv1.NodeOffRequest) (*debvisorv1.NodeAck, error) {
+	id := req.GetNode().GetNodeId().GetId()
+	return s.changeNode(ctx, "node.confirm-off", req, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
+		entry, err := needNode(snapshot, "node.node_id.id", req.GetNode())
+		if err != nil {
+			return nil, err
+		}
+		status := snapshot.Statuses[id].Value
+		if live := status.GetLiveness(); live != storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE {
+			return nil, errdefs.New(errdefs.FailedPrecondition, "NODE_IS_HEARD",
+				"node %s is not unreachable (%s): only a node that has not been heard for 10 s can be said to be off", id, livenessWord(live)).
+				With("node", id)
+		}
+		node := proto.CloneOf(entry.Value)
+		node.OffConfirmedAt, node.OffConfirmedBy = timestamppb.New(time.Now()), authn.From(ctx).Name
+		node.OffReason, node.OffBootId = req.GetReason(), status.GetBootId()
+		return node, nil
+	}, "node "+id+" counts as powered off until it is heard again")
+}
+
+func livenessWord(live storev1.NodeLiveness) string {
+	switch live {
+	case storev1.NodeLiveness_NODE_LIVENESS_ONLINE:
+		return "online"
+	case storev1.NodeLiveness_NODE_LIVENESS_SUSPECT:
+		return "suspect"
+	default:
+		return "its agent never had a session"
+	}
+}
+
 func setCordon(s *cluster.Snapshot, field string, ref *debvisorv1.NodeRef, cordoned bool, reason string) (*storev1.Node, error) {
 	entry, err := needNode(s, field, ref)
 	if err != nil {

@@ -40,6 +40,12 @@ func (s *nodeService) GetNode(_ context.Context, ref *debvisorv1.NodeRef) (*debv
 		Summary:      summary(snapshot, node.GetId(), s.list.heard, time.Now()),
 		CordonReason: node.GetCordonReason(), RegisteredAt: timestamp(node.GetRegisteredAt()),
 		AgentVersion: status.GetAgentVersion(), PeerAddress: status.GetPeerAddress(),
+		Limits: &debvisorv1.NodeLimits{
+			MigrationBandwidthMib: node.GetMigrationBandwidthMib(), ParallelMigrations: node.GetParallelMigrations(),
+		},
+	}
+	if snapshot.ConfirmedOff(node.GetId()) {
+		detail.OffConfirmedAt, detail.OffConfirmedBy = timestamp(node.GetOffConfirmedAt()), node.GetOffConfirmedBy()
 	}
 	if len(status.GetCapacity()) > 0 {
 		detail.Capacity = decode(status.GetCapacity(), &debvisorv1.NodeCapacity{})
