@@ -1520,9 +1520,11 @@ type Move struct {
 	Target string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	State  MoveState              `protobuf:"varint,5,opt,name=state,proto3,enum=debvisor.store.v1.MoveState" json:"state,omitempty"`
 	// The move's own operation, the last one.
-	Operation     string `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"`
-	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
-	Tries         uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	Operation string `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"`
+	Message   string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	Tries     uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	// Of a plan: begins once all moves of lower waves are done.
+	Wave          uint32 `protobuf:"varint,9,opt,name=wave,proto3" json:"wave,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1609,6 +1611,13 @@ func (x *Move) GetMessage() string {
 func (x *Move) GetTries() uint32 {
 	if x != nil {
 		return x.Tries
+	}
+	return 0
+}
+
+func (x *Move) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
 	}
 	return 0
 }
@@ -2519,7 +2528,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x0esafe_to_reboot\x18\b \x01(\bR\fsafeToReboot\x12?\n" +
 	"\rblocked_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fblockedSince\x12\x1a\n" +
 	"\bcordoned\x18\n" +
-	" \x01(\bR\bcordoned\"\xea\x01\n" +
+	" \x01(\bR\bcordoned\"\xfe\x01\n" +
 	"\x04Move\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
@@ -2528,7 +2537,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\x0e2\x1c.debvisor.store.v1.MoveStateR\x05state\x12\x1c\n" +
 	"\toperation\x18\x06 \x01(\tR\toperation\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12\x14\n" +
-	"\x05tries\x18\b \x01(\rR\x05tries\"\xba\x01\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\x12\x12\n" +
+	"\x04wave\x18\t \x01(\rR\x04wave\"\xba\x01\n" +
 	"\x05Power\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x12\n" +
