@@ -17,6 +17,7 @@ type Draft struct {
 	VMs        *Table[*storev1.VM]
 	Operations *Table[*storev1.Operation]
 	Tasks      *Table[*storev1.Task]
+	Plans      *Table[*storev1.Plan]
 	InUse      *Table[string]
 	JoinTokens *Table[*storev1.JoinToken]
 	Principals *Table[*storev1.Principal]
@@ -40,6 +41,7 @@ func (s *Snapshot) Draft() *Draft {
 		Nodes:      newTable(s.Nodes, nil),
 		Statuses:   newTable(s.Statuses, nil),
 		Healths:    newTable(s.Healths, nil),
+		Plans:      newTable(s.Plans, nil),
 		InUse:      newTable(s.InUse, nil),
 		JoinTokens: newTable(s.JoinTokens, nil),
 		Principals: newTable(s.Principals, nil),
@@ -95,6 +97,7 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		VMs:        d.VMs.entries,
 		Operations: d.Operations.entries,
 		Tasks:      d.Tasks.entries,
+		Plans:      d.Plans.entries,
 		InUse:      d.InUse.entries,
 		JoinTokens: d.JoinTokens.entries,
 		Principals: d.Principals.entries,

@@ -43,6 +43,8 @@ type Snapshot struct {
 	// Operations and Tasks are by id.
 	Operations map[string]Entry[*storev1.Operation]
 	Tasks      map[string]Entry[*storev1.Task]
+	// Plans are by id.
+	Plans map[string]Entry[*storev1.Plan]
 	// InUse says which operation (its id) holds a resource.
 	InUse map[string]Entry[string]
 	// JoinTokens are by id.
@@ -79,6 +81,7 @@ func Empty() *Snapshot {
 		VMs:        map[string]Entry[*storev1.VM]{},
 		Operations: map[string]Entry[*storev1.Operation]{},
 		Tasks:      map[string]Entry[*storev1.Task]{},
+		Plans:      map[string]Entry[*storev1.Plan]{},
 		InUse:      map[string]Entry[string]{},
 		JoinTokens: map[string]Entry[*storev1.JoinToken]{},
 		Principals: map[string]Entry[*storev1.Principal]{},

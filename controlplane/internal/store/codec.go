@@ -35,6 +35,7 @@ func newCodec() codec {
 		vms:        records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.VMs }, message[storev1.VM]),
 		operations: records(func(d *cluster.Draft) *cluster.Table[*storev1.Operation] { return d.Operations }, message[storev1.Operation]),
 		tasks:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Task] { return d.Tasks }, message[storev1.Task]),
+		plans:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Plan] { return d.Plans }, message[storev1.Plan]),
 		joinTokens: records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
 		replicas:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
 		principals: records(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal),

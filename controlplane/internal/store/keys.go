@@ -13,6 +13,7 @@ const (
 	vms        = "vms/"
 	operations = "operations/"
 	tasks      = "tasks/"
+	plans      = "plans/"
 	inUse      = "inuse/"
 	joinTokens = "jointokens/"
 	revoked    = "revoked/"
@@ -39,6 +40,9 @@ func OperationKey(id string) string { return prefix + operations + id }
 
 // TaskKey is where a task is; its id may hold slashes.
 func TaskKey(id string) string { return prefix + tasks + id }
+
+// PlanKey is where a plan is.
+func PlanKey(id string) string { return prefix + plans + id }
 
 // InUseKey is where the id of the operation that holds a resource is.
 func InUseKey(resource string) string { return prefix + inUse + resource }

@@ -125,6 +125,7 @@ func TestViewSeesEveryCollection(t *testing.T) {
 			store.PutProto(store.OperationKey("op-1"), &storev1.Operation{Id: "op-1", State: task.OpRunning}),
 			store.PutProto(store.TaskKey("op-1/1/migrate-send"), &storev1.Task{Id: "op-1/1/migrate-send", OperationId: "op-1", Node: "n1"}),
 			store.PutString(store.InUseKey("vm/u1"), "op-1"),
+			store.PutProto(store.PlanKey("plan-1"), &storev1.Plan{Id: "plan-1", Kind: "migrate"}),
 			store.PutProto(store.JoinTokenKey("t1"), &storev1.JoinToken{Id: "t1"}),
 			store.PutJSON(store.PrincipalKey("ci"), &storev1.Principal{Type: "service", Permissions: []string{"storage:snapshot:list"}}),
 			store.PutJSON(store.RoleKey("viewer"), []string{"node:list"}),
@@ -144,6 +145,7 @@ func TestViewSeesEveryCollection(t *testing.T) {
 	switch {
 	case now.Revision != watched, len(now.Nodes) != 0, now.Statuses["n1"].Value == nil, now.Healths["n1"].Value == nil,
 		len(now.ActiveOperations()) != 1, len(now.TasksOf("op-1")) != 1, now.InUse["vm/u1"].Value != "op-1",
+		now.Plans["plan-1"].Value.GetKind() != "migrate",
 		now.JoinTokens["t1"].Value == nil, now.Principals["ci"].Value.GetPermissions()[0] != "storage:snapshot:list",
 		now.Roles["viewer"].Value[0] != "node:list", now.Replicas["r1"].Value == nil, now.Revoked["0a"].Value != "lost",
 		now.Leader == nil, *now.Leader != *leader:
