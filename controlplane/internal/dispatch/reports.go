@@ -46,6 +46,8 @@ func (l *leader) report(s *session, r *agentv1.TaskReport) {
 	if task.Ended(state) {
 		if task.Ended(r.GetState()) {
 			s.acknowledge(id)
+		} else {
+			l.over(s, t)
 		}
 		return
 	}
@@ -65,6 +67,16 @@ func (l *leader) report(s *session, r *agentv1.TaskReport) {
 	l.updates[id] = &update{node: s.node, journal: s.journal, report: r}
 	if task.CanMove(state, r.GetState()) || isNews(t, r) {
 		ring(l.news)
+	}
+}
+
+// over tells an agent that a task of its has ended without it, on the word that
+// its node was off: what is left of it is to be cleared up.
+func (l *leader) over(s *session, t *storev1.Task) {
+	l.log.Warn("the agent is still at a task that was ended without it", "task", t.GetId(), "node", s.node)
+	s.cancel(t.GetId())
+	if side := l.otherSide(l.cfg.View.Current(), t); side != nil {
+		s.push(&agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_PeerSide{PeerSide: &agentv1.PeerSide{TaskId: t.GetId(), Side: side}}})
 	}
 }
 

@@ -64,6 +64,9 @@ func (l *leader) otherSide(snapshot *cluster.Snapshot, t *storev1.Task) *agentv1
 		if other.GetId() == t.GetId() || attemptOf(other.GetId()) != attempt {
 			continue
 		}
+		if task.Ended(task.State(other.GetState())) {
+			return recordedSide(other) // also where it was ended without its agent
+		}
 		l.mu.Lock()
 		side := l.sides[other.GetId()]
 		l.mu.Unlock()
