@@ -38,6 +38,7 @@ type session struct {
 	opening  bool
 	openedAt int64 // revision at which etcd has the session; 0: not yet
 	sent     sent
+	asked    asked
 }
 
 // sent is what this session was sent already; distribute alone uses it.
@@ -51,7 +52,8 @@ func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, 
 	s := &session{
 		leader: l, node: agent.Node, agent: agent, journal: hello.GetJournalId(), remote: remote, hello: hello,
 		bell: make(chan struct{}, 1), stopped: make(chan struct{}), heard: time.Now(),
-		sent: sent{tasks: map[string]bool{}, cancels: map[string]bool{}, sides: map[string]*agentv1.Side{}},
+		sent:  sent{tasks: map[string]bool{}, cancels: map[string]bool{}, sides: map[string]*agentv1.Side{}},
+		asked: asked{waiting: map[uint64]chan<- *agentv1.Answer{}},
 	}
 	for _, r := range hello.GetTasks() {
 		s.sent.tasks[r.GetTaskId()] = true // the agent has it
@@ -133,8 +135,10 @@ func (s *session) receive(ctx context.Context, st stream) {
 			s.leader.cfg.Inventory.Report(s.node, k.Inventory)
 		case *agentv1.AgentMessage_Report:
 			s.leader.report(s, k.Report)
+		case *agentv1.AgentMessage_Answer:
+			s.answer(k.Answer)
 		default:
-			s.stop(errdefs.Field("kind", fmt.Sprintf("%T", m.GetKind()), "a heartbeat, an inventory or a report after Hello"))
+			s.stop(errdefs.Field("kind", fmt.Sprintf("%T", m.GetKind()), "a heartbeat, an inventory, a report or an answer after Hello"))
 			return
 		}
 	}
@@ -177,6 +181,13 @@ func (s *session) isReady(snapshot *cluster.Snapshot) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.openedAt != 0 && snapshot.Revision >= s.openedAt
+}
+
+// isOpened tells whether etcd has the session.
+func (s *session) isOpened() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.openedAt != 0
 }
 
 func (s *session) lastHeard() time.Time {
