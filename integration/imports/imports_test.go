@@ -69,9 +69,10 @@ func table() []layer {
 
 		{[]string{ag + "hypervisor"}, "the only package that touches libvirt", with()},
 		{[]string{ag + "tunnel"}, "byte streams between agents", with("certs")},
+		{[]string{ag + "diskcopy"}, "files over a connection that it is given", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag + "hypervisor")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
-		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"worker")},
+		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"worker")},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,9 +23,10 @@ import (
 const (
 	// openTimeout bounds dialling, handshake and opening of a connection.
 	openTimeout = 10 * time.Second
-	// maxConnections is how many a tunnel carries at once: libvirt's, QEMU's,
-	// and what a retry of either leaves for a moment.
-	maxConnections = 8
+	// maxConnections is how many a tunnel carries at once: libvirt's, memory's (16
+	// and the first), one a disk, our copy's, and what a retry of any of them
+	// leaves for a moment.
+	maxConnections = 48
 	// maxKnocking is how many more may be open that have not shown the right
 	// yet, so that strangers who only connect keep the source out no sooner.
 	maxKnocking = 56
@@ -38,6 +40,8 @@ type end struct {
 	log    hclog.Logger
 	// carried has a place for each connection that is carried at once.
 	carried chan struct{}
+	// memories is how many of them carry memory.
+	memories atomic.Int32
 }
 
 // run serves until ctx ends; ready is called once all listens.
@@ -73,18 +77,25 @@ func (e *end) listen(ctx context.Context) ([]listener, error) {
 		return []listener{{l, e.incoming}}, err
 	}
 	var out []listener
-	for path, c := range map[string]channel{e.layout.libvirt(): libvirtChannel, e.layout.memory(): memoryChannel} {
-		l, err := listenUnix(ctx, path)
+	for c := range channelNames {
+		l, err := listenUnix(ctx, e.layout.socket(c))
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, listener{l, func(ctx context.Context, conn net.Conn) error { return e.outgoing(ctx, conn, c) }})
+		if c != memoryChannel && c != diskChannel {
+			continue
+		}
+		// libvirtd hands QEMU its one connection for memory; for more of them, and
+		// for disks, QEMU connects by itself.
+		if err := os.Chown(e.layout.socket(c), e.cfg.QEMUUser, e.cfg.QEMUGroup); err != nil {
+			return nil, fmt.Errorf("giving QEMU its socket: %w", err)
+		}
 	}
 	return out, writeFile(e.layout.address(), e.cfg.Address)
 }
 
-// listenUnix listens for root's own processes only: libvirtd connects to both
-// sockets of the source, and hands QEMU the connection.
+// listenUnix listens for root's own processes only.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	_ = os.Remove(path)
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
@@ -215,9 +226,9 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	default:
 		return errors.New("connection refused: the source has too many")
 	}
-	path := e.cfg.LibvirtSocket
-	if c == memoryChannel {
-		path = e.layout.memory()
+	path := e.layout.socket(c)
+	if c == libvirtChannel {
+		path = e.cfg.LibvirtSocket
 	}
 	local, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -226,16 +237,27 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = local.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = local.Close() })
 	defer stop()
-	g := guard{e.cfg.VMUUID, e.cfg.VMName, e.notePending}
-	there, back := g.calls, g.answers
-	if c == memoryChannel {
-		there, back = e.memory, transfer
+	there, back := transfer, transfer
+	switch c {
+	case libvirtChannel:
+		g := e.guard()
+		there, back = g.calls, g.answers
+	case memoryChannel:
+		there = e.memory
 	}
 	in, out := join(newSecured(far, below), local.(*net.UnixConn), there, back)
 	if err := errors.Join(in, out); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
+}
+
+// guard is what the target's libvirtd is guarded by.
+func (e *end) guard() guard {
+	return guard{
+		cfg: e.cfg, dataURI: "unix://" + e.layout.memory(), disksURI: "unix://" + e.layout.disks(),
+		prepare: e.notePending,
+	}
 }
 
 // notePending leaves word that libvirtd has been asked to prepare for the VM and
@@ -247,9 +269,11 @@ func (e *end) notePending(pending bool) error {
 	return os.Remove(e.layout.pending())
 }
 
-// memory copies QEMU's stream and notes when it was complete.
+// memory copies one of QEMU's streams and notes when the last was complete.
 func (e *end) memory(dst io.Writer, src io.Reader) error {
-	if err := transfer(dst, src); err != nil {
+	e.memories.Add(1)
+	err := transfer(dst, src)
+	if left := e.memories.Add(-1); err != nil || left > 0 {
 		return err
 	}
 	return writeFile(e.layout.arrived(), time.Now().Format(time.RFC3339Nano))

@@ -50,7 +50,9 @@ var harmless = map[uint32]bool{2: true, 60: true, 66: true, 360: true, 361: true
 
 // guard lets pass what a migration of one VM needs.
 type guard struct {
-	uuid, name string
+	cfg Config
+	// dataURI and disksURI are the only places where QEMU may listen.
+	dataURI, disksURI string
 	// prepare is called before libvirt is asked to prepare for the VM, and
 	// with false when it has answered.
 	prepare func(pending bool) error
@@ -163,11 +165,11 @@ func (g guard) checkMigration(procedure uint32, body []byte) error {
 		if err := g.checkDefinition(definition); err != nil {
 			return err
 		}
-	case procedure == procPrepare || params[paramName] != g.name:
+	case procedure == procPrepare || params[paramName] != g.cfg.VMName:
 		return fmt.Errorf("libvirt procedure %d does not say for which VM", procedure)
 	}
-	if name, has := params[paramName]; has && name != g.name {
-		return fmt.Errorf("VM %q is not let in under another name, %q", g.name, name)
+	if name, has := params[paramName]; has && name != g.cfg.VMName {
+		return fmt.Errorf("VM %q is not let in under another name, %q", g.cfg.VMName, name)
 	}
 	if procedure == procPrepare && !strings.HasPrefix(params[paramURI], "unix:") {
 		return fmt.Errorf("QEMU is not to listen at %.80q: only at a unix socket", params[paramURI])
@@ -187,8 +189,8 @@ func (g guard) checkDefinition(definition string) error {
 	if err := xml.Unmarshal([]byte(definition), &domain); err != nil {
 		return fmt.Errorf("reading the definition: %w", err)
 	}
-	if domain.XMLName != (xml.Name{Local: "domain"}) || !isOnly(domain.UUID, "uuid", g.uuid) || !isOnly(domain.Name, "name", g.name) {
-		return fmt.Errorf("VM %v is not let in: the right is for %s", domain.UUID, g.uuid)
+	if domain.XMLName != (xml.Name{Local: "domain"}) || !isOnly(domain.UUID, "uuid", g.cfg.VMUUID) || !isOnly(domain.Name, "name", g.cfg.VMName) {
+		return fmt.Errorf("VM %v is not let in: the right is for %s", domain.UUID, g.cfg.VMUUID)
 	}
 	return nil
 }

@@ -49,7 +49,9 @@ func definition(uuid, name string) string {
 }
 
 // atSocket has QEMU listen where the tunnel ends.
-var atSocket = param(paramURI, "unix:///run/debvisor/tunnel/x/io/mig.sock")
+var atSocket = param(paramURI, dataURI)
+
+const dataURI = "unix:///run/debvisor/tunnel/x/io/mig.sock"
 
 // opening opens a driver of libvirt.
 func opening(uri string) []byte {
@@ -61,14 +63,15 @@ func prepare(uuid, name string, flags uint32) []byte {
 }
 
 // quiet is a guard that tells nobody of a pending call.
-var quiet = guard{vm, "web", func(bool) error { return nil }}
+var quiet = guard{cfg: Config{VMUUID: vm, VMName: "web"}, dataURI: dataURI, prepare: func(bool) error { return nil }}
 
 func TestPendingCallIsNoted(t *testing.T) {
 	var noted []bool
-	g := guard{vm, "web", func(pending bool) error {
+	g := quiet
+	g.prepare = func(pending bool) error {
 		noted = append(noted, pending)
 		return nil
-	}}
+	}
 	for _, c := range []struct {
 		copy   copying
 		packet []byte

@@ -15,14 +15,16 @@ type channel byte
 const (
 	libvirtChannel channel = 'L'
 	memoryChannel  channel = 'M'
+	diskChannel    channel = 'D' // QEMU's NBD
+	copyChannel    channel = 'C' // our own copy of disks
 )
 
-func (c channel) String() string {
-	if c == libvirtChannel {
-		return "libvirt"
-	}
-	return "memory"
+// channelNames are all channels, by the name that logs have for them.
+var channelNames = map[channel]string{
+	libvirtChannel: "libvirt", memoryChannel: "memory", diskChannel: "disks", copyChannel: "copy",
 }
+
+func (c channel) String() string { return channelNames[c] }
 
 var frameMagic = []byte("dvt1")
 
@@ -57,7 +59,7 @@ func readOpening(r io.Reader, rightID string) (channel, error) {
 	if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
 		return 0, errors.New("not the right that this tunnel was made for")
 	}
-	if c != libvirtChannel && c != memoryChannel {
+	if channelNames[c] == "" {
 		return 0, fmt.Errorf("unknown channel %q", byte(c))
 	}
 	return c, nil

@@ -43,9 +43,21 @@ type Config struct {
 	FirstPort, LastPort int
 	// LibvirtSocket is libvirtd's (target only).
 	LibvirtSocket string
-	// QEMUUser and QEMUGroup own the directory in which the target's QEMU makes
-	// its socket (target only).
+	// QEMUUser and QEMUGroup are who QEMU runs as: on the target they own the
+	// directory in which QEMU makes its sockets, on the source the sockets that
+	// QEMU connects to by itself (parallel connections, disks).
 	QEMUUser, QEMUGroup int
+
+	// Offline has the definition alone move: libvirt must be asked for exactly
+	// that, and neither memory nor disks go through (both ends, the same).
+	Offline bool
+	// CopyDisks are the guest's names ("vda") of the disks that libvirt copies
+	// while the guest runs. Without any no disk may be asked for, nor does one
+	// go through (target only).
+	CopyDisks []string
+	// DiskPaths are all that the definition's disks may be, in files or block
+	// devices (target only). nil: the definition's disks are not looked at.
+	DiskPaths []string
 }
 
 // layout is where an end keeps its things. The base is the same on both hosts,
@@ -67,3 +79,20 @@ func (l layout) pending() string { return filepath.Join(l.dir, "pending") }
 func (l layout) libvirt() string { return filepath.Join(l.dir, "lv.sock") }
 func (l layout) io() string      { return filepath.Join(l.dir, "io") }
 func (l layout) memory() string  { return filepath.Join(l.io(), "mig.sock") }
+func (l layout) disks() string   { return filepath.Join(l.io(), "nbd.sock") }
+func (l layout) copy() string    { return filepath.Join(l.dir, "copy.sock") }
+
+// socket is where a channel's connections begin on the source and end on the
+// target, but for libvirt's, which has a socket of its own there.
+func (l layout) socket(c channel) string {
+	switch c {
+	case memoryChannel:
+		return l.memory()
+	case diskChannel:
+		return l.disks()
+	case copyChannel:
+		return l.copy()
+	default:
+		return l.libvirt()
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +74,8 @@ func (t *Tunnels) Find(rightID string) *Tunnel {
 }
 
 // prepare lays the directory out. Nobody but root reads it; others may pass
-// through, and of the target's, QEMU owns the part in which it makes its socket.
+// through. In a part of it, QEMU makes its sockets on the target; it finds ours
+// there on the source, and cannot put others in their place.
 func (t *Tunnels) prepare(l layout, cfg Config) error {
 	if err := os.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("clearing a tunnel's directory: %w", err)
@@ -96,6 +98,8 @@ func (t *Tunnels) prepare(l layout, cfg Config) error {
 		if err := os.Chown(l.io(), cfg.QEMUUser, cfg.QEMUGroup); err != nil {
 			return fmt.Errorf("giving QEMU its directory: %w", err)
 		}
+	} else if err := os.Chmod(l.io(), 0o711); err != nil {
+		return fmt.Errorf("letting QEMU into its directory: %w", err)
 	}
 	data, err := json.Marshal(cfg)
 	if err != nil {
@@ -180,6 +184,25 @@ func (t *Tunnel) LibvirtURI() string { return "qemu+unix:///system?socket=" + t.
 
 // DataURI is QEMU's socket, for both hosts.
 func (t *Tunnel) DataURI() string { return "unix://" + t.layout.memory() }
+
+// DisksURI is where the target's QEMU listens for disks (NBD), for both hosts.
+func (t *Tunnel) DisksURI() string { return "unix://" + t.layout.disks() }
+
+// CopySocket carries our own copy of disks: the source's agent connects to it,
+// the target's listens on it. It is root's.
+func (t *Tunnel) CopySocket() string { return t.layout.copy() }
+
+// DialCopy connects the source's agent with the target's, for a copy of disks.
+// It fails where nobody listens there only by the connection's end.
+func (t *Tunnel) DialCopy(ctx context.Context) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", t.layout.copy())
+}
+
+// ListenCopy listens on the target for the source's agent. It takes the place of
+// a listener of an agent that has ended; the tunnel must be open.
+func (t *Tunnel) ListenCopy(ctx context.Context) (net.Listener, error) {
+	return listenUnix(ctx, t.layout.copy())
+}
 
 // Broken tells what failed on the way to the other host; empty: nothing did.
 func (t *Tunnel) Broken() string { return readFile(t.layout.broken()) }
