@@ -78,6 +78,7 @@ func (i *Inventory) Greet(id, bootID string) {
 		return
 	}
 	n.hear(time.Now(), i.cfg.Log)
+	n.cpus.begun = false
 	if n.facts.BootID != bootID {
 		n.forgetDomains()
 		n.facts.BootID, i.moved = bootID, true

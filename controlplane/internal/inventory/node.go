@@ -34,6 +34,7 @@ type node struct {
 	known   bool
 	domains map[string]domain
 	listed  []string
+	cpus    cpus
 
 	dirty  bool // something to write within 30 s
 	urgent bool // something to write now
@@ -110,6 +111,7 @@ func (n *node) report(inv *agentv1.Inventory) {
 	if n.libvirtDown != inv.GetLibvirtDown() {
 		n.libvirtDown, n.urgent = inv.GetLibvirtDown(), true
 	}
+	n.cpus.take(inv)
 	if inv.GetLibvirtDown() {
 		return // domains stay as last seen
 	}
