@@ -50,6 +50,7 @@ const (
 	stepSucceed      stepName = "succeed"
 	stepFail         stepName = "fail"
 	stepCancelled    stepName = "cancelled"
+	stepOff          stepName = "node-off"
 )
 
 // step is one transaction of one operation.
@@ -61,7 +62,8 @@ type step struct {
 
 	// What the change writes, for those who look at a step.
 	op        *storev1.Operation
-	vm        *storev1.VM // with stepSucceed
+	vm        *storev1.VM   // where the placement moves
+	task      *storev1.Task // with stepOff, and the new one with stepBegin and stepSend
 	errorCode string
 }
 
@@ -108,11 +110,15 @@ func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at mom
 		m.send, err = m.half(sendKind)
 	}
 	if err != nil {
-		return m.fail("BROKEN_RECORD", err.Error())
+		return m.broken(err.Error())
+	}
+	if m.receive == nil {
+		return m.broken("the task of the target is missing from the records")
+	}
+	if s := m.told(); s != nil {
+		return s
 	}
 	switch {
-	case m.receive == nil:
-		return m.fail("BROKEN_RECORD", "the task of the target is missing from the records")
 	case !m.m.GetSwitchedOver() && m.seenSwitchOver():
 		return m.switchedOver()
 	case m.receive.ended() && (m.send == nil || m.send.ended()):
@@ -184,7 +190,7 @@ func (m *migration) passing(plan planner.Result) bool {
 // was told of it as taken on.
 func (m *migration) refused(plan planner.Result) *step {
 	first := m.m.GetAttempt() == 0
-	switch passing := m.passing(plan); {
+	switch passing := m.passing(plan) && !m.confirmedOff(plan.Source, m.m.GetTarget()); {
 	case passing && first:
 		return m.note("waiting to begin: " + plan.Refusal())
 	case passing:
@@ -279,12 +285,14 @@ func (m *migration) end() *step {
 	interrupted := m.receive.outcome.GetInterrupted() || (m.send != nil && m.send.outcome.GetInterrupted())
 	source := m.send.sideState()
 	switch {
-	case m.receive.succeeded() && source == agentv1.SideState_SIDE_STATE_ABSENT:
-		return m.succeed()
+	case m.receive.succeeded() && (source == agentv1.SideState_SIDE_STATE_ABSENT || m.off() == m.send):
+		return m.succeed() // the target lets it run only once the source has let go
 	case m.receive.succeeded():
 		return m.fail("SOURCE_NOT_GONE", fmt.Sprintf(
 			"%s runs on %s, but %s still has a copy of it (%s): look at it with virsh before anything else",
 			m.m.GetVmName(), m.m.GetTarget(), m.m.GetSource(), m.send.why()))
+	case m.off() != nil:
+		return m.nodeLost()
 	case m.op.GetCancelRequested():
 		return m.cancelled()
 	case interrupted && m.m.GetAttempt() < maxAttempts:
@@ -318,6 +326,9 @@ func holds(s agentv1.SideState) bool { return s != agentv1.SideState_SIDE_STATE_
 // why is the reason for a failed attempt: the source's, which has libvirt's
 // own words, or the target's where nothing was sent.
 func (m *migration) why() string {
+	if m.receive != nil && m.receive.outcome.GetErrorCode() == codeUnclear {
+		return m.receive.why() // what people have to decide
+	}
 	if m.send != nil && !m.send.succeeded() {
 		return m.send.why()
 	}

@@ -31,6 +31,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //	receive STATE [words]  the target's task: ready, interrupted
 //	send STATE [words]     the source's: copying, switching, gone, interrupted, cancelled
 //	down NODE              its agent is not heard
+//	off NODE               nor will it be: an operator says that it is powered off
 //	holds NODE             the node reports the VM's UUID
 //
 // STATE is assigned, accepted, running, succeeded, failed or cancelled.
@@ -42,7 +43,7 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 	}
 	m := op.GetMigrate()
 	d := cluster.Empty().Draft()
-	down, holds := "", ""
+	down, holds, off := "", "", ""
 	var tasks []*storev1.Task
 	for fact := range strings.SplitSeq(facts, ",") {
 		w := strings.Fields(fact)
@@ -66,6 +67,8 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 			tasks = append(tasks, taskRecord(t, w))
 		case "down":
 			down = w[1]
+		case "off":
+			down, off = w[1], w[1]
 		case "holds":
 			holds = w[1]
 		default:
@@ -76,7 +79,7 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 		k.Id = opID + "/" + string(rune('0'+m.GetAttempt())) + "/" + k.GetId()
 		d.Tasks.Put(k.GetId(), k, 7)
 	}
-	world(t, d, down, holds)
+	world(t, d, down, holds, off)
 	d.Operations.Put(opID, op, 5)
 	d.InUse.Put("vm/"+vmID, opID, 5)
 	s := d.Snapshot(9)
@@ -84,10 +87,14 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 }
 
 // world is two nodes, a with the VM and b with room.
-func world(t *testing.T, d *cluster.Draft, down, holds string) {
+func world(t *testing.T, d *cluster.Draft, down, holds, off string) {
 	t.Helper()
 	for _, id := range []string{"a", "b"} {
-		d.Nodes.Put(id, &storev1.Node{Id: id}, 3)
+		node := &storev1.Node{Id: id}
+		if id == off {
+			node.OffConfirmedAt, node.OffConfirmedBy, node.OffReason = timestamppb.New(noon.Add(time.Minute)), "ann", "I pulled the plug"
+		}
+		d.Nodes.Put(id, node, 3)
 		status := &storev1.NodeStatus{
 			Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, PeerAddress: id + ":7445", LastSeen: timestamppb.New(noon),
 			Capacity: encode(t, &debvisorv1.NodeCapacity{Cpus: 8, MemoryBytes: 64 << 30, MemoryAvailableBytes: 60 << 30}),
@@ -111,7 +118,7 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 	if !ok {
 		t.Fatalf("what state is %q?", w[1])
 	}
-	k := &storev1.Task{Id: "migrate-" + w[0], OperationId: opID, State: storev1.TaskState(state)}
+	k := &storev1.Task{Id: "migrate-" + w[0], OperationId: opID, State: storev1.TaskState(state), Node: map[string]string{"send": "a", "receive": "b"}[w[0]]}
 	progress, outcome := &agentv1.TaskProgress{}, &agentv1.TaskOutcome{ErrorMessage: "libvirt says no"}
 	if w[1] == "succeeded" {
 		outcome = &agentv1.TaskOutcome{DowntimeMs: 210}
@@ -132,9 +139,14 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 			sending().SwitchingOver = true
 		case "gone":
 			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_ABSENT, Ended: true}
-		case "here", "off":
+		case "here":
 			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_PAUSED, Ended: true}
-			if word == "off" {
+		case "shut":
+			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_SHUTOFF, Ended: true}
+		case "off": // as told ends it
+			outcome.ErrorCode, outcome.ErrorMessage = codeOff, "a is powered off, by the word of ann (I pulled the plug)"
+			outcome.Side = &agentv1.Side{State: agentv1.SideState_SIDE_STATE_ABSENT, Ended: true}
+			if w[0] == "send" {
 				outcome.Side.State = agentv1.SideState_SIDE_STATE_SHUTOFF
 			}
 		case "interrupted":
@@ -193,7 +205,7 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, switched, receive succeeded, send failed", "fail: SOURCE_NOT_GONE"},
 		{"running 1, receive failed, send failed", "fail: MIGRATION_FAILED"},
 		{"running 1, receive failed gone, send failed here", "fail: failed: web stays on a: libvirt says no"},
-		{"running 1, receive failed here, send failed off", "fail: failed: both a and b have web and neither lets it run"},
+		{"running 1, receive failed here, send failed shut", "fail: failed: both a and b have web and neither lets it run"},
 		{"running 1, receive failed here, send failed gone", "fail: failed: web is on b now, but not as it was"},
 		{"running 1, receive failed gone, send failed gone", "fail: failed: neither a nor b has web any more"},
 		{"running 1, cancel, receive failed, send cancelled", "cancelled"},
@@ -204,6 +216,19 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, age 11m, holds b, receive failed, send failed interrupted", "fail: PLAN_REFUSED"},
 		{"running 1, down b, receive failed, send failed interrupted", "progress: waiting"},
 		{"running 1", "fail: BROKEN_RECORD"},
+		// Nothing is left to those tasks that a node without power will do.
+		{"running 1, off b, receive running ready", "node-off migrate-receive"},
+		{"running 1, off b, receive running ready, send running copying", "node-off migrate-receive"},
+		{"running 1, off a, receive running ready, send running copying", "node-off migrate-send"},
+		{"running 1, off b, receive failed off, send running copying", "cancel-task migrate-send"},
+		{"running 1, off b, receive failed off, send failed here interrupted", "fail: NODE_OFF"},
+		{"running 1, off b, receive failed off, send failed here", "fail: failed: web stays on a"},
+		{"running 1, off a, receive failed gone, send failed off", "fail: failed: web stays on a: a is powered off"},
+		{"running 1, switched, off b, receive failed off, send succeeded gone", "fail: failed: web had just moved to b when that lost its power"},
+		{"running 1, switched, off a, receive succeeded, send running copying", "node-off migrate-send"},
+		{"running 1, switched, off a, receive succeeded, send failed off", "succeed"},
+		{"pending, off b", "progress: waiting"}, // others may come: no target was asked for
+		{"pending, off a", "fail: PLAN_REFUSED"},
 	} {
 		s, entry := records(t, c.facts)
 		got := decide(s, entry, moment{now: noon, rightID: "fresh", term: task.Term{Revision: 8}})
@@ -309,5 +334,45 @@ func TestSuccessMovesThePlacementInOneTransaction(t *testing.T) {
 	}
 	if m := got.op.GetMigrate(); m.GetDowntimeMs() != 210 || len(m.GetRight()) != 0 || got.op.GetState() != task.OpSucceeded {
 		t.Errorf("the operation ends as %v", got.op)
+	}
+}
+
+func TestTheWordThatANodeIsOffEndsItsTaskAndSaysNoMoreThanIsKnown(t *testing.T) {
+	s, entry := records(t, "running 1, off a, receive running ready, send running copying")
+	got := decide(s, entry, moment{now: noon})
+	if got == nil || got.name != stepOff {
+		t.Fatalf("got %s", describe(got))
+	}
+	ended := got.task
+	outcome := &agentv1.TaskOutcome{}
+	if err := proto.Unmarshal(ended.GetOutcome(), outcome); err != nil {
+		t.Fatal(err)
+	}
+	// SHUTOFF and not ABSENT: a copy that is whole must not run on this word alone.
+	if outcome.GetSide().GetState() != agentv1.SideState_SIDE_STATE_SHUTOFF || !outcome.GetSide().GetEnded() || ended.GetState() != task.Recorded(task.Failed) {
+		t.Errorf("the source's task is ended as %v with %v", ended.GetState(), outcome)
+	}
+	if !strings.Contains(outcome.GetErrorMessage(), "ann") || !strings.Contains(outcome.GetErrorMessage(), "I pulled the plug") {
+		t.Errorf("it does not say who said it and why: %q", outcome.GetErrorMessage())
+	}
+}
+
+func TestAVMThatWasLostOnItsWayBelongsToTheTarget(t *testing.T) {
+	s, entry := records(t, "running 1, switched, off b, receive failed off, send succeeded gone")
+	got := decide(s, entry, moment{now: noon})
+	if got == nil || got.vm.GetNode() != "b" || got.vm.GetGeneration() != 5 {
+		t.Fatalf("got %s with %v", describe(got), got.vm)
+	}
+}
+
+func TestWhatCannotBeReadIsHeldUntilItsAgentsHaveEnded(t *testing.T) {
+	s, entry := records(t, "running 1, receive running ready, send running copying")
+	d := s.Draft()
+	was := s.Tasks["op-1/1/migrate-send"].Value
+	garbled := proto.CloneOf(was)
+	garbled.Progress = []byte{0xff}
+	d.Tasks.Put(was.GetId(), garbled, 8)
+	if got := decide(d.Snapshot(10), entry, moment{now: noon}); !matches(got, "cancel-task migrate-receive") {
+		t.Errorf("got %s", describe(got))
 	}
 }

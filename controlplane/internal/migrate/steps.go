@@ -1,8 +1,10 @@
 package migrate
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -65,6 +67,7 @@ func (m *migration) withTask(s *step, kind, node string, spec *agentv1.TaskSpec)
 	}
 	s.change.Require = append(s.change.Require, store.Absent(store.TaskKey(t.GetId())))
 	s.change.Puts = append(s.change.Puts, store.PutProto(store.TaskKey(t.GetId()), t))
+	s.task = t
 	return s
 }
 
@@ -92,7 +95,7 @@ func (m *migration) note(text string) *step {
 
 // progress copies the source's figures to the operation, once a second.
 func (m *migration) progress() *step {
-	text := "copying memory" + m.unheard(m.m.GetSource())
+	text := phase(m.send.progress.GetMigrateSend()) + m.unheard(m.m.GetSource())
 	if m.m.GetSwitchedOver() {
 		text = "switching over" + m.unheard(m.m.GetTarget())
 	}
@@ -129,6 +132,23 @@ func (m *migration) progress() *step {
 	return m.step(stepProgress, text)
 }
 
+// stalledAfter is how long nothing may be copied before the operation says so.
+const stalledAfter = 10 * time.Second
+
+// phase tells what the source is at.
+func phase(p *agentv1.MigrateSendProgress) string {
+	text := cmp.Or(p.GetPhase(), "copying memory")
+	switch stalled := time.Duration(p.GetStalledMs()) * time.Millisecond; {
+	case stalled >= stalledAfter:
+		text += fmt.Sprintf(", nothing copied for %d s", int(stalled.Seconds()))
+	case p.GetPausedAtDeadline():
+		text += ", the guest paused at the deadline"
+	case p.GetThrottlePercent() > 0:
+		text += fmt.Sprintf(", the guest slowed down by %d %%", p.GetThrottlePercent())
+	}
+	return text
+}
+
 func figures(p *agentv1.MigrateSendProgress) *debvisorv1.OperationProgress {
 	out := &debvisorv1.OperationProgress{
 		BytesTotal: p.GetBytesTotal(), BytesDone: p.GetBytesDone(), BytesPerSecond: p.GetBytesPerSecond(),
@@ -159,6 +179,8 @@ func (m *migration) finish(name stepName, state task.OpState, log string) *step 
 // succeed moves the placement: the target runs the VM, the source has let go.
 func (m *migration) succeed() *step {
 	m.m.DowntimeMs = m.receive.outcome.GetDowntimeMs()
+	m.m.Bytes = m.send.outcome.GetBytes()
+	m.m.DurationMs = uint64(max(m.now.Sub(m.op.GetStartedAt().AsTime()).Milliseconds(), 0))
 	entry := m.snapshot.VMs[m.m.GetVmUuid()]
 	vm := &storev1.VM{Uuid: m.m.GetVmUuid(), Name: m.m.GetVmName()}
 	if entry.Value != nil {
