@@ -19,6 +19,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
 // Request asks whether a VM can move.
@@ -31,6 +32,14 @@ type Request struct {
 	Target string
 	// Operation is the one that plans, which is not in its own way; empty: none.
 	Operation string
+	// AllowDowntime lets a guest be shut down that cannot move live.
+	AllowDowntime bool
+	// Options tune the move; nil: defaults.
+	Options *debvisorv1.MigrateOptions
+	// Tenant is the caller's: another's VM does not exist for it; empty: all do.
+	Tenant string
+	// Facts is what is known of CPUs; nil: they are not judged.
+	Facts Facts
 }
 
 // Reason is one reason against a move.
@@ -60,6 +69,28 @@ const (
 	Memory          = "MEMORY"
 	NameClash       = "NAME_CLASH"
 	UUIDClash       = "UUID_CLASH"
+	// VMTransient is a VM that would be gone once it is shut down.
+	VMTransient = "VM_TRANSIENT"
+	// PauseNotAllowed is a deadline that pauses a VM whose policy forbids it.
+	PauseNotAllowed = "PAUSE_NOT_ALLOWED"
+	// NotLive is a VM that runs, cannot move live and may not be shut down; why
+	// is in Result.NotLive.
+	NotLive         = "NOT_LIVE"
+	CPUCount        = "CPU_COUNT"
+	CPUIncompatible = "CPU_INCOMPATIBLE"
+	CPUNotCompared  = "CPU_NOT_COMPARED"
+	Arch            = "ARCH"
+	VirtType        = "VIRT_TYPE"
+	MachineType     = "MACHINE_TYPE"
+	QEMUOlder       = "QEMU_OLDER"
+	DiskUnreachable = "DISK_UNREACHABLE"
+	DiskSpace       = "DISK_SPACE"
+	DiskNotCopyable = "DISK_NOT_COPYABLE"
+	Network         = "NETWORK"
+	HostDevice      = "HOST_DEVICE"
+	SharedDirectory = "SHARED_DIRECTORY"
+	Snapshots       = "SNAPSHOTS"
+	AntiAffinity    = "ANTI_AFFINITY"
 )
 
 // Verdict is what the planner thinks of one node as a target.
@@ -67,8 +98,22 @@ type Verdict struct {
 	Node    string
 	Allowed bool
 	Reasons []Reason
-	// Score is higher the better the node; of meaning within one plan only.
+	// Score is higher the better the node; of meaning within one plan only. It
+	// is the sum of weight times value of its parts.
 	Score float64
+	Parts []ScorePart
+	// Method is how the VM would move there; unspecified where it cannot.
+	Method debvisorv1.MoveMethod
+	// Estimate is what the move would take; nil where there is no method.
+	Estimate *debvisorv1.MoveEstimate
+}
+
+// ScorePart is one part of a score.
+type ScorePart struct {
+	Name   string
+	Weight float64
+	// Value is 0 to 1.
+	Value float64
 }
 
 // Result is a plan, or why there is none.
@@ -82,11 +127,24 @@ type Result struct {
 	Reasons []Reason
 	// Nodes are the verdicts on all nodes, best first.
 	Nodes []Verdict
+	// Method and Estimate are those of the target; nil and unspecified without one.
+	Method   debvisorv1.MoveMethod
+	Estimate *debvisorv1.MoveEstimate
+	// NotLive is why a VM that runs cannot move live, wherever to; empty: it can.
+	NotLive []Reason
+	// Disks are the VM's, as the two tasks of a move to the target are told.
+	Disks []*agentv1.DiskTransfer
+	// Questions are what Facts did not know.
+	Questions []Question
 }
 
 // Plan judges a move. It always has a result: a VM or a target that does not
 // exist is a reason like any other.
-func Plan(s *cluster.Snapshot, r Request) Result {
+func Plan(s *cluster.Snapshot, r Request) Result { return NewWorld(s, r.Facts).Plan(r) }
+
+// Plan is as the function of that name. A request's Facts go before the world's.
+func (w *World) Plan(r Request) Result {
+	s := w.snapshot
 	result := Result{VM: r.VM, Target: r.Target}
 	entry, ok := s.VMs[r.VM]
 	if !ok {
