@@ -15,6 +15,7 @@ type Draft struct {
 	Statuses   *Table[*storev1.NodeStatus]
 	Healths    *Table[*storev1.NodeHealth]
 	VMs        *Table[*storev1.VM]
+	GoneVMs    *Table[*storev1.VM]
 	Operations *Table[*storev1.Operation]
 	Tasks      *Table[*storev1.Task]
 	Plans      *Table[*storev1.Plan]
@@ -41,6 +42,7 @@ func (s *Snapshot) Draft() *Draft {
 		Nodes:      newTable(s.Nodes, nil),
 		Statuses:   newTable(s.Statuses, nil),
 		Healths:    newTable(s.Healths, nil),
+		GoneVMs:    newTable(s.GoneVMs, nil),
 		Plans:      newTable(s.Plans, nil),
 		InUse:      newTable(s.InUse, nil),
 		JoinTokens: newTable(s.JoinTokens, nil),
@@ -95,6 +97,7 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		Statuses:   d.Statuses.entries,
 		Healths:    d.Healths.entries,
 		VMs:        d.VMs.entries,
+		GoneVMs:    d.GoneVMs.entries,
 		Operations: d.Operations.entries,
 		Tasks:      d.Tasks.entries,
 		Plans:      d.Plans.entries,

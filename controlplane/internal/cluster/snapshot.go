@@ -40,6 +40,9 @@ type Snapshot struct {
 	Healths  map[string]Entry[*storev1.NodeHealth]
 	// VMs are by UUID.
 	VMs map[string]Entry[*storev1.VM]
+	// GoneVMs are those that no node has any more, by UUID: what is ours of
+	// them, for the case that they appear again.
+	GoneVMs map[string]Entry[*storev1.VM]
 	// Operations and Tasks are by id.
 	Operations map[string]Entry[*storev1.Operation]
 	Tasks      map[string]Entry[*storev1.Task]
@@ -79,6 +82,7 @@ func Empty() *Snapshot {
 		Statuses:   map[string]Entry[*storev1.NodeStatus]{},
 		Healths:    map[string]Entry[*storev1.NodeHealth]{},
 		VMs:        map[string]Entry[*storev1.VM]{},
+		GoneVMs:    map[string]Entry[*storev1.VM]{},
 		Operations: map[string]Entry[*storev1.Operation]{},
 		Tasks:      map[string]Entry[*storev1.Task]{},
 		Plans:      map[string]Entry[*storev1.Plan]{},

@@ -33,6 +33,7 @@ func newCodec() codec {
 		statuses:   records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeStatus] { return d.Statuses }, message[storev1.NodeStatus]),
 		healths:    records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeHealth] { return d.Healths }, message[storev1.NodeHealth]),
 		vms:        records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.VMs }, message[storev1.VM]),
+		goneVMs:    records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.GoneVMs }, message[storev1.VM]),
 		operations: records(func(d *cluster.Draft) *cluster.Table[*storev1.Operation] { return d.Operations }, message[storev1.Operation]),
 		tasks:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Task] { return d.Tasks }, message[storev1.Task]),
 		plans:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Plan] { return d.Plans }, message[storev1.Plan]),

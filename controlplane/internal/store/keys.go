@@ -11,6 +11,7 @@ const (
 	statuses   = "nodestatus/"
 	healths    = "nodehealth/"
 	vms        = "vms/"
+	goneVMs    = "gonevms/"
 	operations = "operations/"
 	tasks      = "tasks/"
 	plans      = "plans/"
@@ -34,6 +35,9 @@ func HealthKey(node string) string { return prefix + healths + node }
 
 // VMKey is where a VM is.
 func VMKey(uuid string) string { return prefix + vms + uuid }
+
+// GoneVMKey is where what is ours of a VM is that no node has any more.
+func GoneVMKey(uuid string) string { return prefix + goneVMs + uuid }
 
 // OperationKey is where an operation is.
 func OperationKey(id string) string { return prefix + operations + id }

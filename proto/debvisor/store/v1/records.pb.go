@@ -800,7 +800,9 @@ func (x *Term) GetRevision() int64 {
 	return 0
 }
 
-// VM is vms/<uuid>.
+// VM is vms/<uuid>, and gonevms/<uuid> once no node has it any more: a VM of
+// that UUID that appears again goes on with its policy, its autostart and a
+// higher generation.
 type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
@@ -817,7 +819,9 @@ type VM struct {
 	Policy []byte `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
 	// Whether it is started after its node has booted: taken over from libvirt
 	// when it was first seen, ours since.
-	Autostart     bool `protobuf:"varint,8,opt,name=autostart,proto3" json:"autostart,omitempty"`
+	Autostart bool `protobuf:"varint,8,opt,name=autostart,proto3" json:"autostart,omitempty"`
+	// Under gonevms/ only: since when no node has it.
+	GoneAt        *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=gone_at,json=goneAt,proto3" json:"gone_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -906,6 +910,13 @@ func (x *VM) GetAutostart() bool {
 		return x.Autostart
 	}
 	return false
+}
+
+func (x *VM) GetGoneAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoneAt
+	}
+	return nil
 }
 
 // Plan is plans/<id>: asked for by any replica, computed by the leader.
@@ -2444,7 +2455,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"receivedAt\"8\n" +
 	"\x04Term\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd5\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\x8a\x02\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2455,7 +2466,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x06domain\x18\x05 \x01(\fR\x06domain\x12%\n" +
 	"\x0econflict_nodes\x18\x06 \x03(\tR\rconflictNodes\x12\x16\n" +
 	"\x06policy\x18\a \x01(\fR\x06policy\x12\x1c\n" +
-	"\tautostart\x18\b \x01(\bR\tautostart\"\xdc\x03\n" +
+	"\tautostart\x18\b \x01(\bR\tautostart\x123\n" +
+	"\agone_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06goneAt\"\xdc\x03\n" +
 	"\x04Plan\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.debvisor.store.v1.PlanStateR\x05state\x12\x12\n" +
@@ -2710,35 +2722,36 @@ var file_debvisor_store_v1_records_proto_depIdxs = []int32{
 	24, // 4: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
 	9,  // 5: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
 	24, // 6: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	1,  // 7: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	24, // 8: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	24, // 9: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
-	12, // 10: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
-	2,  // 11: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	24, // 12: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	24, // 13: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	24, // 14: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	23, // 15: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	17, // 16: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	14, // 17: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
-	16, // 18: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
-	15, // 19: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	24, // 20: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
-	3,  // 21: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	24, // 22: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	4,  // 23: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	9,  // 24: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	24, // 25: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	24, // 26: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 27: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	24, // 28: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	24, // 29: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 30: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	24, // 7: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	1,  // 8: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
+	24, // 9: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	24, // 10: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 11: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	2,  // 12: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
+	24, // 13: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	24, // 14: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	24, // 15: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 16: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	17, // 17: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	14, // 18: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	16, // 19: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	15, // 20: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	24, // 21: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 22: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	24, // 23: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 24: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	9,  // 25: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	24, // 26: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	24, // 27: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 28: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	24, // 29: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	24, // 30: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 31: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
