@@ -12,6 +12,7 @@ type Agent struct {
 	Data    string   // its --data-dir
 	Args    []string // additional arguments of run
 	Env     []string // additional environment, "KEY=value"
+	Program string   // what is started; empty: the lab's debvisor-agent
 
 	node *Node
 }
@@ -35,8 +36,12 @@ func (a *Agent) Enroll(ctx context.Context, at *Replica) error {
 // Start starts the agent, which must not run.
 func (a *Agent) Start() error {
 	n := a.node
+	program := a.Program
+	if program == "" {
+		program = n.lab.Program("debvisor-agent")
+	}
 	args := []string{
-		n.lab.Program("debvisor-agent"), "run", "--data-dir", a.Data,
+		program, "run", "--data-dir", a.Data,
 		"--peer-listen", fmt.Sprintf("%s:%d", n.Addr, AgentPort),
 		"--tunnel-listen", fmt.Sprintf("%s:%d-%d", n.Addr, TunnelsFirst, TunnelsLast),
 		"--libvirt-uri", "qemu:///system",

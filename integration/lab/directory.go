@@ -165,5 +165,5 @@ func sweepOne(ctx context.Context, dir string) error {
 	if !strings.HasPrefix(filepath.Base(dir), prefix) {
 		return fmt.Errorf("%s is no lab's directory", dir)
 	}
-	return os.RemoveAll(dir)
+	return errors.Join(detachLoops(dir), os.RemoveAll(dir))
 }

@@ -43,6 +43,6 @@ func (l *Lab) enterScript(p *Place, env []string) string {
 		name, value, _ := strings.Cut(e, "=")
 		fmt.Fprintf(&b, "export %s=%q\n", name, value)
 	}
-	fmt.Fprintf(&b, "exec nsenter --target %d --mount --uts --ipc --pid --net=%s -- \"${@:-bash}\"\n", p.first, p.netns)
+	fmt.Fprintf(&b, "exec nsenter --target %d --mount --uts --ipc --pid --net=%s -- \"${@:-bash}\"\n", p.first.Load(), p.netns)
 	return b.String()
 }

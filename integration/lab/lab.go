@@ -151,7 +151,7 @@ func (l *Lab) startInit(ctx context.Context) error {
 	if l.init, err = l.startScript(waiting, spaces, args); err != nil {
 		return err
 	}
-	l.Operator = &Place{Name: "operator", Addr: bridgeAddr, first: l.init.Pid, netns: fmt.Sprintf("/proc/%d/ns/net", l.init.Pid)}
+	l.Operator = newPlace("operator", bridgeAddr, l.init.Pid, fmt.Sprintf("/proc/%d/ns/net", l.init.Pid))
 	if err := l.startJanitor(waiting); err != nil {
 		return err
 	}
@@ -186,7 +186,9 @@ func (l *Lab) startJanitor(waiting *os.File) error {
 
 // place returns the place of the named network namespace and the lab's other namespaces.
 func (l *Lab) place(name, addr string) *Place {
-	return &Place{Name: name, Addr: addr, first: l.init.Pid, netns: fmt.Sprintf("/proc/%d/root/run/netns/%s", l.init.Pid, name)}
+	p := newPlace(name, addr, l.init.Pid, fmt.Sprintf("/proc/%d/root/run/netns/%s", l.init.Pid, name))
+	p.bridge = l.Operator
+	return p
 }
 
 // startScript runs a script as process 1 of new namespaces. Its standard input ends when the lab's owner does.
@@ -244,7 +246,7 @@ func (l *Lab) Close() error {
 				err = errors.Join(err, fmt.Errorf("janitor: %w", e))
 			}
 		}
-		err = errors.Join(err, os.RemoveAll(l.Dir), l.dir.lock.Close())
+		err = errors.Join(err, detachLoops(l.Dir), os.RemoveAll(l.Dir), l.dir.lock.Close())
 	})
 	return err
 }
@@ -257,6 +259,9 @@ func (l *Lab) SaveLogs(to string) error {
 		err = os.CopyFS(to, os.DirFS(filepath.Join(l.Dir, "logs")))
 	}
 	for _, n := range l.Nodes {
+		if n == nil {
+			continue // it never came up
+		}
 		if qemu := filepath.Dir(n.QEMULog("")); err == nil && exists(qemu) {
 			err = os.CopyFS(filepath.Join(to, n.Name+"-qemu"), os.DirFS(qemu))
 		}

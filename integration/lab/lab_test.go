@@ -35,7 +35,7 @@ func own(base string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.Nodes[0].StartGuest(context.Background(), GuestSpec{Name: "g"}); err != nil {
+	if _, err := l.Nodes[0].StartGuest(context.Background(), GuestSpec{Name: "g", Disks: []DiskSpec{{Kind: DiskDevice}}}); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	fmt.Println(l.Dir, l.janitor.Process.Pid)
@@ -184,6 +184,7 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 				}
 			}
 			gone(t, dir)
+			noLoops(t, dir)
 		})
 	}
 }

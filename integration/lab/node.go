@@ -50,14 +50,27 @@ func (l *Lab) startNodes(ctx context.Context) error {
 }
 
 func (n *Node) start(ctx context.Context) error {
-	for _, d := range []string{"etc", "lib", "log", "cache", "agent"} {
+	for _, d := range []string{"etc", "lib/disks", "lib/devices", "log", "cache", "agent"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, d), 0o755); err != nil {
 			return err
 		}
 	}
+	machine := strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := os.WriteFile(filepath.Join(n.dir, "machine-id"), []byte(machine+"\n"), 0o444); err != nil {
+		return err
+	}
 	if err := n.configure(); err != nil {
 		return err
 	}
+	return n.boot(ctx)
+}
+
+// boot starts the node's process 1, with a boot id of its own, and its libvirtd.
+func (n *Node) boot(ctx context.Context) error {
+	if err := os.WriteFile(filepath.Join(n.dir, "boot_id"), []byte(uuid.NewString()+"\n"), 0o444); err != nil {
+		return err
+	}
+	n.first.Store(int64(n.lab.init.Pid))
 	// The kernel makes a PID namespace only from inside of its parent, so this takes unshare instead of clone's flags.
 	args := []string{
 		"/usr/bin/unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child",
@@ -70,9 +83,11 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.lab.ready(ctx, n.outer, filepath.Join(n.dir, "ready")); err != nil {
 		return err
 	}
-	if n.first, err = onlyChild(n.outer.Pid); err != nil {
+	first, err := onlyChild(n.outer.Pid)
+	if err != nil {
 		return err
 	}
+	n.first.Store(int64(first))
 	return n.StartLibvirt(ctx)
 }
 
@@ -136,18 +151,37 @@ func (n *Node) Connect() (*libvirt.Connect, error) {
 // QEMULog is what libvirt writes down of a VM's QEMU processes on the node: with their arguments, one start after the other.
 func (n *Node) QEMULog(name string) string { return filepath.Join(n.dir, "log", "qemu", name+".log") }
 
-// PowerOff kills all of the node at once, its guests too. It cannot be started again.
-func (n *Node) PowerOff() error {
-	if err := syscall.Kill(n.first, syscall.SIGKILL); err != nil {
+// PowerOff takes all of the node away at once, its guests too, as when its power goes: it says nothing more to anybody, not even
+// that its connections have ended. PowerOn starts it again.
+func (n *Node) PowerOff(ctx context.Context) error {
+	if err := n.LinkDown(ctx); err != nil {
+		return err
+	}
+	if err := syscall.Kill(int(n.first.Load()), syscall.SIGKILL); err != nil {
 		return fmt.Errorf("power off %s: %w", n.Name, err)
 	}
 	<-n.outer.Done() // process 1 ends last
 	return nil
 }
 
+// PowerOn boots a node that was powered off: with another boot id, the files that it had, and its libvirtd. No guest runs, and
+// its agent does not yet.
+func (n *Node) PowerOn(ctx context.Context) error {
+	if err := os.Remove(filepath.Join(n.dir, "ready")); err != nil {
+		return fmt.Errorf("power on %s: %w", n.Name, err)
+	}
+	if err := n.boot(ctx); err != nil {
+		return fmt.Errorf("power on %s: %w", n.Name, err)
+	}
+	return n.LinkUp(ctx)
+}
+
+// On says whether the node is powered on.
+func (n *Node) On() bool { return n.outer.Alive() }
+
 // Tasks returns the node's process table.
 func (n *Node) Tasks() ([]Task, error) {
-	pidns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.first))
+	pidns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.first.Load()))
 	if err != nil {
 		return nil, fmt.Errorf("process table of %s: %w", n.Name, err)
 	}

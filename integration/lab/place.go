@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,17 @@ type Place struct {
 	Name string // unique in the lab: "operator", "r1", "n1"…
 	Addr string // its IPv4 address on the lab's bridge
 
-	first int    // process whose mount, UTS, IPC and PID namespaces these are, as the host numbers it
-	netns string // path of the network namespace
+	first atomic.Int64 // process whose mount, UTS, IPC and PID namespaces these are, as the host numbers it; a node's changes
+	netns string       // path of the network namespace
+	// bridge is the place that has the other end of the link.
+	bridge *Place
+}
+
+// newPlace is the place of a process and of the network namespace at a path.
+func newPlace(name, addr string, first int, netns string) *Place {
+	p := &Place{Name: name, Addr: addr, netns: netns}
+	p.first.Store(int64(first))
+	return p
 }
 
 // namespace is an open namespace and its kind, a CLONE_NEW flag.
@@ -44,7 +54,7 @@ func (p *Place) open(network bool, others ...string) ([]namespace, error) {
 		}
 	}
 	for _, name := range others {
-		if err := add(filepath.Join("/proc", fmt.Sprint(p.first), "ns", name), kinds[name]); err != nil {
+		if err := add(filepath.Join("/proc", fmt.Sprint(p.first.Load()), "ns", name), kinds[name]); err != nil {
 			return opened, err
 		}
 	}
@@ -96,7 +106,7 @@ func (p *Place) DialContext(ctx context.Context, network, addr string) (net.Conn
 
 // Root returns the path by which the host sees a path of the place's own file system.
 func (p *Place) Root(path string) string {
-	return fmt.Sprintf("/proc/%d/root%s", p.first, path)
+	return fmt.Sprintf("/proc/%d/root%s", p.first.Load(), path)
 }
 
 // onThread runs f on an operating system thread that nothing else runs on before or after. It never takes the process's

@@ -144,16 +144,7 @@ func (p *Process) Stop(ctx context.Context) error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	return Eventually(ctx, p.Name+" stands still", func() error {
-		stat, err := statOf(p.Pid)
-		if err != nil {
-			return err
-		}
-		if stat.state != 'T' {
-			return fmt.Errorf("its state is %c", stat.state)
-		}
-		return nil
-	})
+	return standsStill(ctx, p.Pid, p.Name)
 }
 
 // Cont lets a stopped process go on.

@@ -2,12 +2,15 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // procStat is what the lab reads of /proc/<pid>/stat.
@@ -38,6 +41,56 @@ type Task struct {
 	Pid  int // as the host numbers it
 	UID  int // effective user
 	Args []string
+
+	start string // see procStat
+}
+
+// Kill ends the process by SIGKILL and waits until it is gone. One that has ended already is no error.
+func (t Task) Kill() error {
+	if err := t.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	return Within(10*time.Second, t.Args[0]+" is gone", func() error {
+		if sameProcess(t.Pid, t.start) {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
+
+// Stop makes the process stand still (SIGSTOP) and waits until it does.
+func (t Task) Stop(ctx context.Context) error {
+	if err := t.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return standsStill(ctx, t.Pid, t.Args[0])
+}
+
+// Cont lets a stopped process go on.
+func (t Task) Cont() error { return t.signal(syscall.SIGCONT) }
+
+func (t Task) signal(sig syscall.Signal) error {
+	if !sameProcess(t.Pid, t.start) {
+		return nil
+	}
+	if err := syscall.Kill(t.Pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("signal %v to %s: %w", sig, t.Args[0], err)
+	}
+	return nil
+}
+
+// standsStill waits until a process that was sent SIGSTOP has stopped.
+func standsStill(ctx context.Context, pid int, name string) error {
+	return Eventually(ctx, name+" stands still", func() error {
+		stat, err := statOf(pid)
+		if err != nil {
+			return err
+		}
+		if stat.state != 'T' {
+			return fmt.Errorf("its state is %c", stat.state)
+		}
+		return nil
+	})
 }
 
 // tasks returns the processes of a PID namespace, not those of namespaces inside it.
@@ -71,6 +124,11 @@ func taskOf(dir string) (Task, error) {
 	if t.Pid, err = strconv.Atoi(filepath.Base(dir)); err != nil {
 		return t, err
 	}
+	stat, err := statOf(t.Pid)
+	if err != nil {
+		return t, os.ErrNotExist
+	}
+	t.start = stat.start
 	cmdline, err := os.ReadFile(dir + "/cmdline")
 	if err != nil || len(cmdline) == 0 {
 		return t, os.ErrNotExist // ended, or a zombie

@@ -43,7 +43,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{kernel,root/bin,root/dev,root/proc,root/modules,out}
 dpkg-deb -x "$deb" "$work/kernel"
 cp "$work"/kernel/boot/vmlinuz-* "$work/out/vmlinuz"
-for m in virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_blk; do
+for m in virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_blk evdev button; do
   find "$work/kernel/lib/modules" -name "$m.ko" -exec cp {} "$work/root/modules/" \;
   [[ -e $work/root/modules/$m.ko ]] || { say "$package has no module $m"; exit 1; }
 done

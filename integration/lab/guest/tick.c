@@ -1,21 +1,28 @@
-// tick DEVICE: what a lab's guest does. Every period it writes the next value of a counter to the device, waits until that is
+// tick DEVICE…: what a lab's guest does. Every period it writes the next value of a counter to the device, waits until that is
 // durable, and says so on the console. The device is a ring of 512-byte records, record n in slot n mod (size/512), so a
 // reader on the host sees the history: a value that was lost or written again shows. A device that already holds records is
-// continued, with another boot id: a guest that was started anew instead of moved shows as well.
+// continued, with another boot id: a guest that was started anew instead of moved shows as well. More devices get the same
+// records in step: a value is said when all of them have it.
 //
-// From the kernel's command line: tick.ms=N period in milliseconds (50), tick.dirty=N KiB of memory written in each (0).
+// It powers the guest off when the power button is pressed, which is how libvirt asks a guest to shut down.
+//
+// From the kernel's command line: tick.ms=N period in milliseconds (50), tick.dirty=N KiB of memory written in each (0),
+// tick.room=N MiB that this goes round in (48), tick.deaf=1 takes no notice of the power button.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/input.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/reboot.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { RECORD = 512, BATCH = 2048 };
+enum { RECORD = 512, BATCH = 2048, DISKS = 8, BUTTONS = 4 };
 
 static void die(const char *what) {
   printf("tick failed: %s: %m\n", what);
@@ -58,21 +65,53 @@ static uint64_t last(int fd, uint64_t slots) {
   return max;
 }
 
+// Powers off when the power button is pressed. A process of its own: what is on the disks is durable at any moment.
+static void watch_button(void) {
+  struct pollfd buttons[BUTTONS];
+  int n = 0;
+  char path[32];
+  for (int i = 0; i < BUTTONS; i++) {
+    snprintf(path, sizeof path, "/dev/input/event%d", i);
+    int fd = open(path, O_RDONLY);
+    if (fd >= 0) buttons[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+  }
+  if (!n) die("power button");
+  for (;;) {
+    if (poll(buttons, (nfds_t)n, -1) < 0) continue;
+    for (int i = 0; i < n; i++) {
+      struct input_event e;
+      if (!(buttons[i].revents & POLLIN) || read(buttons[i].fd, &e, sizeof e) != sizeof e) continue;
+      if (e.type != EV_KEY || e.code != KEY_POWER || e.value != 1) continue;
+      printf("tick powers off\n");
+      reboot(RB_POWER_OFF);
+    }
+  }
+}
+
 int main(int argc, char **argv) {
   char cmdline[2048], boot[64], *record, *memory = NULL;
-  if (argc != 2) return 2;
+  int fds[DISKS], disks = 0;
+  if (argc < 2) return 2;
   setvbuf(stdout, NULL, _IOLBF, 0);
   slurp("/proc/cmdline", cmdline, sizeof cmdline);
   slurp("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
   long period = option(cmdline, "tick.ms=", 50), dirty = option(cmdline, "tick.dirty=", 0) * 1024;
-  size_t room = 48u << 20, at = 0;
+  size_t room = (size_t)option(cmdline, "tick.room=", 48) << 20, at = 0;
   if (dirty && !(memory = malloc(room))) die("memory");
 
-  int fd = open(argv[1], O_RDWR | O_DIRECT);
-  uint64_t size;
-  if (fd < 0 || ioctl(fd, BLKGETSIZE64, &size)) die(argv[1]);
+  if (!option(cmdline, "tick.deaf=", 0) && fork() == 0) watch_button();
+
+  uint64_t slots[DISKS], size;
+  for (int i = 1; i < argc && disks < DISKS; i++) {
+    int fd = open(argv[i], O_RDWR | O_DIRECT), read_only = 0;
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &size) || ioctl(fd, BLKROGET, &read_only)) die(argv[i]);
+    if (read_only) continue;
+    slots[disks] = size / RECORD;
+    fds[disks++] = fd;
+  }
+  if (!disks) die("no disk to write to");
   if (posix_memalign((void **)&record, 4096, RECORD)) die("memory");
-  uint64_t slots = size / RECORD, n = last(fd, slots);
+  uint64_t n = last(fds[0], slots[0]);
   printf("tick starts after n=%lu boot=%s\n", n, boot);
 
   for (uint64_t next = nanoseconds(CLOCK_MONOTONIC);; next += (uint64_t)period * 1000000u) {
@@ -80,8 +119,10 @@ int main(int argc, char **argv) {
     n++;
     memset(record, 0, RECORD);
     snprintf(record, RECORD, "tick n=%lu up=%lu boot=%s\n", n, up, boot);
-    if (pwrite(fd, record, RECORD, (off_t)(n % slots * RECORD)) != RECORD) die("write");
-    if (fsync(fd)) die("fsync");
+    for (int i = 0; i < disks; i++) {
+      if (pwrite(fds[i], record, RECORD, (off_t)(n % slots[i] * RECORD)) != RECORD) die("write");
+      if (fsync(fds[i])) die("fsync");
+    }
     printf("tick n=%lu up=%lu\n", n, up);
     for (long left = dirty; left > 0; left -= 4096, at = (at + 4096) % room) memory[at] = (char)n;
     struct timespec until = {.tv_sec = (time_t)(next / 1000000000u), .tv_nsec = (long)(next % 1000000000u)};

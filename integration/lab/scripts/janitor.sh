@@ -1,6 +1,7 @@
 #!/bin/bash
 # janitor.sh DIR INIT_PID INIT_START : outlives the owner of a lab, whatever kills it. When its standard input ends it makes
-# sure that the lab's process 1 (the one with this start time, in clock ticks since boot) is dead, then removes DIR.
+# sure that the lab's process 1 (the one with this start time, in clock ticks since boot) is dead, detaches the loop devices of
+# DIR's files, then removes DIR.
 dir=$1 pid=$2 start=$3
 alive() {
   local stat
@@ -12,4 +13,9 @@ while read -r _; do :; done
 alive && kill -9 "$pid"
 for ((i = 0; i < 100; i++)); do alive || break; sleep 0.05; done
 case $dir in */debvisor-lab-*) ;; *) exit 1 ;; esac
+for file in /sys/block/loop*/loop/backing_file; do
+  [[ $(cat "$file" 2>/dev/null) == "$dir"/* ]] || continue
+  device=${file#/sys/block/}
+  losetup --detach "/dev/${device%%/*}"
+done
 for ((i = 0; i < 100; i++)); do rm -rf --one-file-system -- "$dir" && break; sleep 0.1; done

@@ -17,6 +17,9 @@ mount --bind "$dir/lib" /var/lib/libvirt
 mount --bind "$dir/log" /var/log/libvirt
 mount --bind "$dir/cache" /var/cache/libvirt
 mount --bind "$shared" /var/lib/libvirt/images
+# The machine's own identity, and a boot id that is another one after the next power-on.
+mount --bind "$dir/boot_id" /proc/sys/kernel/random/boot_id
+if [[ -e /etc/machine-id ]]; then mount --bind "$dir/machine-id" /etc/machine-id; fi
 hostname "$name"
 touch "$dir/ready"
 while :; do
