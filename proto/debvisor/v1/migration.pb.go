@@ -791,8 +791,12 @@ type MovePlan struct {
 	ImbalanceBefore float64       `protobuf:"fixed64,5,opt,name=imbalance_before,json=imbalanceBefore,proto3" json:"imbalance_before,omitempty"`
 	ImbalanceAfter  float64       `protobuf:"fixed64,6,opt,name=imbalance_after,json=imbalanceAfter,proto3" json:"imbalance_after,omitempty"`
 	Estimate        *MoveEstimate `protobuf:"bytes,7,opt,name=estimate,proto3" json:"estimate,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Moves and blocked VMs that are not listed, because one plan would be too
+	// large: another plan, once this one is carried out, has them.
+	MovesLeftOut   uint32 `protobuf:"varint,8,opt,name=moves_left_out,json=movesLeftOut,proto3" json:"moves_left_out,omitempty"`
+	BlockedLeftOut uint32 `protobuf:"varint,9,opt,name=blocked_left_out,json=blockedLeftOut,proto3" json:"blocked_left_out,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MovePlan) Reset() {
@@ -872,6 +876,20 @@ func (x *MovePlan) GetEstimate() *MoveEstimate {
 		return x.Estimate
 	}
 	return nil
+}
+
+func (x *MovePlan) GetMovesLeftOut() uint32 {
+	if x != nil {
+		return x.MovesLeftOut
+	}
+	return 0
+}
+
+func (x *MovePlan) GetBlockedLeftOut() uint32 {
+	if x != nil {
+		return x.BlockedLeftOut
+	}
+	return 0
 }
 
 // PlannedMove is one move of a plan.
@@ -1190,7 +1208,10 @@ type MigrationPlanResult struct {
 	Estimate  *MoveEstimate `protobuf:"bytes,22,opt,name=estimate,proto3" json:"estimate,omitempty"`
 	Disks     []*DiskAction `protobuf:"bytes,23,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Why it cannot go live, where it cannot.
-	NotLive       []*PlanReason `protobuf:"bytes,24,rep,name=not_live,json=notLive,proto3" json:"not_live,omitempty"`
+	NotLive []*PlanReason `protobuf:"bytes,24,rep,name=not_live,json=notLive,proto3" json:"not_live,omitempty"`
+	// Nodes that were looked at and are not listed, the worst ones: there are too
+	// many.
+	NodesLeftOut  uint32 `protobuf:"varint,25,opt,name=nodes_left_out,json=nodesLeftOut,proto3" json:"nodes_left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,6 +1328,13 @@ func (x *MigrationPlanResult) GetNotLive() []*PlanReason {
 		return x.NotLive
 	}
 	return nil
+}
+
+func (x *MigrationPlanResult) GetNodesLeftOut() uint32 {
+	if x != nil {
+		return x.NodesLeftOut
+	}
+	return 0
 }
 
 // NodeVerdict is what the planner thinks of one node as a target.
@@ -1758,7 +1786,7 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"expires_at\x18\x05 \x01(\v2\x16.debvisor.v1.TimestampR\texpiresAt\x12>\n" +
 	"\tmigration\x18\x06 \x01(\v2 .debvisor.v1.MigrationPlanResultR\tmigration\x12+\n" +
 	"\x05moves\x18\a \x01(\v2\x15.debvisor.v1.MovePlanR\x05moves\x12!\n" +
-	"\foperation_id\x18\b \x01(\tR\voperationId\"\xcd\x02\n" +
+	"\foperation_id\x18\b \x01(\tR\voperationId\"\x9d\x03\n" +
 	"\bMovePlan\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12.\n" +
 	"\x05moves\x18\x02 \x03(\v2\x18.debvisor.v1.PlannedMoveR\x05moves\x120\n" +
@@ -1766,7 +1794,9 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\x11parallel_per_node\x18\x04 \x01(\rR\x0fparallelPerNode\x12)\n" +
 	"\x10imbalance_before\x18\x05 \x01(\x01R\x0fimbalanceBefore\x12'\n" +
 	"\x0fimbalance_after\x18\x06 \x01(\x01R\x0eimbalanceAfter\x125\n" +
-	"\bestimate\x18\a \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\"\xa2\x02\n" +
+	"\bestimate\x18\a \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12$\n" +
+	"\x0emoves_left_out\x18\b \x01(\rR\fmovesLeftOut\x12(\n" +
+	"\x10blocked_left_out\x18\t \x01(\rR\x0eblockedLeftOut\"\xa2\x02\n" +
 	"\vPlannedMove\x12\"\n" +
 	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12,\n" +
@@ -1788,7 +1818,7 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
 	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12%\n" +
 	"\x0eallow_downtime\x18\x10 \x01(\bR\rallowDowntime\x125\n" +
-	"\aoptions\x18\x11 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\xa1\x04\n" +
+	"\aoptions\x18\x11 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\xc7\x04\n" +
 	"\x13MigrationPlanResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1802,7 +1832,8 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\x06method\x18\x15 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
 	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12-\n" +
 	"\x05disks\x18\x17 \x03(\v2\x17.debvisor.v1.DiskActionR\x05disks\x122\n" +
-	"\bnot_live\x18\x18 \x03(\v2\x17.debvisor.v1.PlanReasonR\anotLive\"\xb0\x02\n" +
+	"\bnot_live\x18\x18 \x03(\v2\x17.debvisor.v1.PlanReasonR\anotLive\x12$\n" +
+	"\x0enodes_left_out\x18\x19 \x01(\rR\fnodesLeftOut\"\xb0\x02\n" +
 	"\vNodeVerdict\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x121\n" +
