@@ -77,6 +77,11 @@ type Spec struct {
 	Evacuate *storev1.Evacuate
 	Power    *storev1.Power
 	TraceID  string
+	// Also, unless nil, gives what Submit writes in the same transaction, and
+	// under which conditions, for the operation of that id. Where a condition
+	// does not hold nothing is written and Submit's error is the
+	// *store.ConflictError.
+	Also func(id string) store.Change
 }
 
 // idAlphabet is ULID's, in lower case.

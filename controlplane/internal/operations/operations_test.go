@@ -167,6 +167,58 @@ func TestOneRequestIDIsOneOperation(t *testing.T) {
 	}
 }
 
+// TestAlso executes a plan twice, with two request ids, at once.
+func TestAlso(t *testing.T) {
+	r, _ := start(t)
+	revision, err := r.store.Commit(t.Context(), store.Change{Puts: []store.Put{store.PutProto(store.PlanKey("p"), &storev1.Plan{Id: "p"})}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.view.Await(t.Context(), revision); err != nil {
+		t.Fatal(err)
+	}
+	execute := func(vm, requestID string) (string, error) {
+		spec := migrateSpec(vm, requestID)
+		spec.Also = func(id string) store.Change {
+			return store.Change{
+				Require: []store.Condition{store.Unchanged(store.PlanKey("p"), revision)},
+				Puts:    []store.Put{store.PutProto(store.PlanKey("p"), &storev1.Plan{Id: "p", OperationId: id})},
+			}
+		}
+		return r.Submit(t.Context(), spec)
+	}
+	var wg sync.WaitGroup
+	ids, errs := make([]string, 8), make([]error, 8)
+	for i := range ids {
+		wg.Go(func() { ids[i], errs[i] = execute(fmt.Sprint("v", i), fmt.Sprint("request-", i)) })
+	}
+	wg.Wait()
+	done := ""
+	for i, err := range errs {
+		var conflict *store.ConflictError
+		switch {
+		case err == nil && done == "":
+			done = ids[i]
+		case !errors.As(err, &conflict) || conflict.Key != store.PlanKey("p"):
+			t.Errorf("number %d: %q, %v", i, ids[i], err)
+		}
+	}
+	if err := r.view.Await(t.Context(), revision+1); err != nil {
+		t.Fatal(err)
+	}
+	s := r.view.Current()
+	if done == "" || len(s.Operations) != 1 || len(s.InUse) != 1 || s.Plans["p"].Value.GetOperationId() != done {
+		t.Errorf("%q done, operations %v, in use %v, plan %v", done, s.Operations, s.InUse, s.Plans["p"].Value)
+	}
+	// Asked again, each hears what came of it.
+	for i := range ids {
+		id, err := execute(fmt.Sprint("v", i), fmt.Sprint("request-", i))
+		if (errs[i] == nil) != (err == nil && id == done) {
+			t.Errorf("number %d again: %q, %v", i, id, err)
+		}
+	}
+}
+
 func TestOneOperationAtATime(t *testing.T) {
 	a, client := start(t)
 	b := newReplica(t, client)

@@ -3,6 +3,7 @@ package operations
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
@@ -38,6 +39,12 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 	for _, resource := range spec.Resources {
 		change.Puts = append(change.Puts, store.PutString(store.InUseKey(resource), id))
 	}
+	if spec.Also != nil {
+		also := spec.Also(id)
+		change.Require = append(change.Require, also.Require...)
+		change.Puts = append(change.Puts, also.Puts...)
+		change.Deletes = append(change.Deletes, also.Deletes...)
+	}
 	for {
 		written, err := o.commit(ctx, id, change)
 		switch {
@@ -45,7 +52,7 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 			return id, nil
 		case err == nil:
 			return id, o.check(ctx, id, spec)
-		case !isConflict(err):
+		case !spec.holds(err):
 			return "", err
 		}
 		if err := o.holder(ctx, spec.Resources); err != nil {
@@ -215,6 +222,12 @@ func (o *Operations) awaitLeader(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// holds tells whether a conflict is about a resource of the operation.
+func (s *Spec) holds(conflict error) bool {
+	var c *store.ConflictError
+	return errors.As(conflict, &c) && slices.ContainsFunc(s.Resources, func(r string) bool { return store.InUseKey(r) == c.Key })
 }
 
 func isConflict(err error) bool {
