@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/advisor"
 	"github.com/debvisor/debvisor/controlplane/internal/api"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
@@ -63,8 +64,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Replica: record.Name, Cluster: record.Cluster, View: r.view, Store: r.store, Inventory: inv,
 		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
 	})
+	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
-		dispatch: sessions, migrate: migrate.New(r.view, r.store, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{

@@ -6,12 +6,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 )
 
@@ -41,21 +43,68 @@ type Committer interface {
 	Commit(ctx context.Context, c store.Change) (revision int64, err error)
 }
 
+// Facts is what agents were asked of their hosts (advisor.Advisor).
+type Facts interface {
+	planner.Facts
+	// Learn asks; it tells whether there is an answer to any of it.
+	Learn(ctx context.Context, questions []planner.Question) (learned bool)
+}
+
 // Controller advances migrations while its replica leads.
 type Controller struct {
 	view  View
 	store Committer
+	facts Facts
 	log   hclog.Logger
+
+	// pauses is until when an operation whose step was not taken is let be.
+	pauses map[string]time.Time
+	// questions are to be asked; learned is sent to when one was answered.
+	questions chan []planner.Question
+	learned   chan struct{}
 }
 
 // New makes a controller.
-func New(view View, committer Committer, log hclog.Logger) *Controller {
-	return &Controller{view: view, store: committer, log: log}
+func New(view View, committer Committer, facts Facts, log hclog.Logger) *Controller {
+	return &Controller{view: view, store: committer, facts: facts, log: log}
+}
+
+// ask has questions asked, unless others are just being asked: then they will
+// come up again.
+func (c *Controller) ask(questions []planner.Question) {
+	select {
+	case c.questions <- questions:
+	default:
+	}
+}
+
+// learn asks what plans need to know, until ctx ends.
+func (c *Controller) learn(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case questions := <-c.questions:
+			if c.facts.Learn(ctx, questions) {
+				select {
+				case c.learned <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}
 }
 
 // Lead advances migrations until ctx ends, which is no error, or another
 // leads (store.ErrFenced).
 func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
+	c.pauses = map[string]time.Time{}
+	c.questions, c.learned = make(chan []planner.Question), make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	group.Go(func() { c.learn(ctx) })
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -67,12 +116,7 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 		case errors.Is(err, store.ErrFenced):
 			return fmt.Errorf("advancing migrations: %w", err)
 		case err != nil:
-			c.log.Warn("migrations stand still until etcd answers", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryAfter):
-			}
-			continue
+			return fmt.Errorf("advancing migrations: %w", err)
 		case again:
 			continue
 		}
@@ -80,32 +124,41 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-c.learned:
 		case <-tick.C:
 		}
 	}
 }
 
 // round takes one step of every migration that has one to take. It tells
-// whether any was taken: then there may be more.
+// whether any was taken: then there may be more. What one migration's step
+// fails of does not hold up the others.
 func (c *Controller) round(ctx context.Context, l election.Leadership) (again bool, err error) {
 	snapshot := c.view.Current()
+	now := time.Now()
 	for _, op := range snapshot.ActiveOperations() {
-		if op.Value.GetKind() != Kind {
+		if op.Value.GetKind() != Kind || now.Before(c.pauses[op.Value.GetId()]) {
 			continue
 		}
 		id, err := newRightID()
 		if err != nil {
 			return again, err
 		}
-		s := decide(snapshot, op, moment{now: time.Now(), rightID: id, term: l.Term})
+		s := decide(snapshot, op, moment{now: now, rightID: id, term: l.Term, facts: c.facts, ask: c.ask})
 		if s == nil {
 			continue
 		}
-		if err := c.take(ctx, l, s); err != nil {
+		switch err := c.take(ctx, l, s); {
+		case err == nil:
+			delete(c.pauses, s.operation)
+			// Two migrations must not be planned on one snapshot: each reserves.
+			return true, nil
+		case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 			return again, err
+		default:
+			c.log.Warn("a migration stands still until etcd takes its step", "operation", s.operation, "step", s.name, "error", err)
+			c.pauses[s.operation] = time.Now().Add(retryAfter)
 		}
-		// Two migrations must not be planned on one snapshot: each reserves.
-		return true, nil
 	}
 	return again, nil
 }

@@ -35,6 +35,9 @@ type moment struct {
 	now     time.Time
 	rightID string
 	term    task.Term
+	// facts are what agents were asked; ask has more asked. Both may be nil.
+	facts planner.Facts
+	ask   func([]planner.Question)
 }
 
 // stepName names a step, for logs and failpoints.
@@ -172,7 +175,9 @@ func (m *migration) switchedOver() *step {
 // ours is back, or once an attempt that broke off has been cleared up: that is
 // no reason to fail an operation that was taken on.
 func (m *migration) passing(plan planner.Result) bool {
-	codes := []string{planner.SourceNotHeard, planner.SourceLibvirt, planner.NodeNotHeard, planner.NodeLibvirt}
+	codes := []string{
+		planner.SourceNotHeard, planner.SourceLibvirt, planner.NodeNotHeard, planner.NodeLibvirt, planner.CPUNotCompared,
+	}
 	if m.m.GetAttempt() > 0 && m.now.Sub(m.m.GetAttemptAt().AsTime()) < clearUpTime {
 		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict)
 	}
@@ -197,7 +202,7 @@ func (m *migration) refused(plan planner.Result) *step {
 		return m.note("waiting to go on: " + plan.Refusal())
 	}
 	name := cmp.Or(plan.Name, m.m.GetVmName(), m.m.GetVmUuid())
-	text := fmt.Sprintf("what allowed VM %s to move has changed since the call, and nothing was begun: %s", name, plan.Refusal())
+	text := fmt.Sprintf("VM %s cannot move, and nothing was begun: %s", name, plan.Refusal())
 	if !first {
 		text = fmt.Sprintf("attempt %d to move VM %s broke off (%s), and another cannot begin: %s",
 			m.m.GetAttempt(), name, m.why(), plan.Refusal())
@@ -205,27 +210,55 @@ func (m *migration) refused(plan planner.Result) *step {
 	return m.failWith("PLAN_REFUSED", text, map[string]string{"reasons": strings.Join(plan.Codes(), ",")})
 }
 
+// comparing is how long an operation that may choose its target waits for hosts
+// to compare CPUs before it chooses among those that have.
+const comparing = 5 * time.Second
+
 // begin writes the first task of an attempt: the target makes itself ready.
 func (m *migration) begin() *step {
+	first := m.op.GetState() == task.OpPending
+	vm := m.snapshot.VMs[m.m.GetVmUuid()]
+	if why := m.full(vm.Value.GetNode(), m.m.GetTarget()); first && why != "" {
+		return m.note("waiting to begin: " + why)
+	}
 	plan := planner.Plan(m.snapshot, planner.Request{
 		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
+		AllowDowntime: m.m.GetAllowDowntime(), Options: m.options(), Facts: m.facts,
 	})
+	if len(plan.Questions) > 0 && m.ask != nil {
+		m.ask(plan.Questions)
+		if m.m.GetTarget() == "" && m.now.Sub(m.op.GetCreatedAt().AsTime()) < comparing {
+			return m.note("waiting to begin: hosts compare CPUs")
+		}
+	}
 	if !plan.Allowed {
 		return m.refused(plan)
 	}
-	vm := m.snapshot.VMs[m.m.GetVmUuid()]
+	if why := m.full(plan.Source, plan.Target); first && why != "" {
+		return m.note("waiting to begin: " + why)
+	}
 	var domain agentv1.Domain
 	if err := proto.Unmarshal(vm.Value.GetDomain(), &domain); err != nil {
 		return m.fail("BROKEN_RECORD", fmt.Sprintf("the record of VM %s cannot be read", m.m.GetVmUuid()))
 	}
-	if m.op.GetState() == task.OpPending {
+	if first {
 		m.op.State = task.OpRunning
 		m.op.StartedAt = timestamppb.New(m.now)
-		m.m.WasRunning = domain.GetState() != debvisorv1.VMState_VM_STATE_PAUSED
+		m.m.WasRunning = domain.GetState() == debvisorv1.VMState_VM_STATE_RUNNING
+		m.m.Estimate = encoded(plan.Estimate)
 	}
+	return m.attempt(plan, vm)
+}
+
+// attempt writes the first task of what was planned.
+func (m *migration) attempt(plan planner.Result, vm cluster.Entry[*storev1.VM]) *step {
 	m.m.Attempt++
 	m.m.AttemptAt = timestamppb.New(m.now)
 	m.m.VmName, m.m.Source, m.m.Target = plan.Name, plan.Source, plan.Target
+	m.m.Method, m.m.Disks = int32(plan.Method), nil
+	for _, disk := range plan.Disks {
+		m.m.Disks = append(m.m.Disks, encoded(disk))
+	}
 	m.op.Step = "preparing " + plan.Target
 	m.op.Progress = nil
 	right := &agentv1.MigrationRight{
@@ -246,24 +279,21 @@ func (m *migration) begin() *step {
 	return m.withTask(s, receiveKind, plan.Target, &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateReceive{
 		MigrateReceive: &agentv1.MigrateReceive{
 			Right: right, SourcePeerAddress: m.peerAddress(plan.Source), Resume: m.m.GetWasRunning(),
+			Disks: plan.Disks, Offline: m.offline(), ParallelConnections: m.options().GetParallelConnections(),
+			Generation: vm.Value.GetGeneration() + 1,
 		},
 	}})
 }
 
 // sendTask writes the attempt's second task: the source moves the VM.
 func (m *migration) sendTask() *step {
-	right := &agentv1.MigrationRight{}
-	if err := proto.Unmarshal(m.m.GetRight(), right); err != nil {
-		return m.fail("BROKEN_RECORD", "the right of the migration cannot be read")
+	spec, err := m.sendSpec()
+	if err != nil {
+		return m.broken(err.Error())
 	}
 	m.op.Step = "starting on " + m.m.GetSource()
 	s := m.step(stepSend, "the target is ready")
-	return m.withTask(s, sendKind, m.m.GetSource(), &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateSend{
-		MigrateSend: &agentv1.MigrateSend{
-			Right: right, TargetPeerAddress: m.peerAddress(m.m.GetTarget()),
-			TunnelAddress: m.receive.progress.GetMigrateReceive().GetTunnelAddress(), Resume: m.m.GetWasRunning(),
-		},
-	}})
+	return m.withTask(s, sendKind, m.m.GetSource(), &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateSend{MigrateSend: spec}})
 }
 
 // cancelTask asks for a task's end; nil where that was asked already.

@@ -273,7 +273,7 @@ func matches(s *step, want string) bool {
 
 func TestARefusalByTheLeaderSaysWhatItMeans(t *testing.T) {
 	for facts, want := range map[string][]string{
-		"pending, holds b": {"has changed since the call, and nothing was begun: ", "b: "},
+		"pending, holds b": {"cannot move, and nothing was begun: ", "b: "},
 		"running 1, age 11m, holds b, receive failed, send failed interrupted": {"attempt 1 to move VM ", " broke off (", "another cannot begin: "},
 	} {
 		s, entry := records(t, facts)
@@ -374,5 +374,66 @@ func TestWhatCannotBeReadIsHeldUntilItsAgentsHaveEnded(t *testing.T) {
 	d.Tasks.Put(was.GetId(), garbled, 8)
 	if got := decide(d.Snapshot(10), entry, moment{now: noon}); !matches(got, "cancel-task migrate-receive") {
 		t.Errorf("got %s", describe(got))
+	}
+}
+
+func TestOnlySoManyMigrationsLeaveOrReachANodeAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		others map[string][2]string // operation: source, target
+		limit  uint32
+		want   string
+	}{
+		{"one leaves", map[string][2]string{"op-2": {"a", "c"}}, 0, "begin"},
+		{"two leave", map[string][2]string{"op-2": {"a", "c"}, "op-3": {"a", "d"}}, 0, "progress: 2 migrations leave a already"},
+		{"two arrive", map[string][2]string{"op-2": {"c", "b"}, "op-3": {"d", "b"}}, 0, "progress: 2 migrations arrive on b already"},
+		{"two elsewhere", map[string][2]string{"op-2": {"b", "c"}, "op-3": {"c", "a"}}, 0, "begin"},
+		{"two leave where four may", map[string][2]string{"op-2": {"a", "c"}, "op-3": {"a", "d"}}, 4, "begin"},
+		{"one leaves where one may", map[string][2]string{"op-2": {"a", "c"}}, 1, "progress: 1 migrations leave a already"},
+	} {
+		s, entry := records(t, "pending")
+		d := s.Draft()
+		d.Nodes.Put("a", &storev1.Node{Id: "a", ParallelMigrations: c.limit}, 3)
+		for id, ends := range c.others {
+			d.Operations.Put(id, &storev1.Operation{Id: id, Kind: Kind, State: task.OpRunning, Detail: &storev1.Operation_Migrate{
+				Migrate: &storev1.Migrate{VmUuid: id, Source: ends[0], Target: ends[1]},
+			}}, 4)
+		}
+		if got := decide(d.Snapshot(10), entry, moment{now: noon, rightID: "fresh"}); !matches(got, c.want) {
+			t.Errorf("%s: got %s, want %s", c.what, describe(got), c.want)
+		}
+	}
+}
+
+func TestOptionsReachTheSource(t *testing.T) {
+	s, entry := records(t, "running 1, receive running ready")
+	m := entry.Value.GetMigrate()
+	disk := &agentv1.DiskTransfer{Target: "vda", Path: "/srv/web.raw", Action: agentv1.DiskAction_DISK_ACTION_COPY_LIVE}
+	m.Disks = [][]byte{encode(t, disk)}
+	m.Options = encode(t, &debvisorv1.MigrateOptions{
+		BandwidthMib: 100, DeadlineSeconds: 60, OnDeadline: debvisorv1.DeadlineAction_DEADLINE_ACTION_PAUSE, ParallelConnections: 4,
+	})
+	m.Method = int32(debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY)
+	d := s.Draft()
+	d.Nodes.Put("b", &storev1.Node{Id: "b", MigrationBandwidthMib: 50}, 3)
+	got := decide(d.Snapshot(10), entry, moment{now: noon})
+	if got == nil || got.task == nil {
+		t.Fatalf("got %s", describe(got))
+	}
+	spec := &agentv1.TaskSpec{}
+	if err := proto.Unmarshal(got.task.GetSpec(), spec); err != nil {
+		t.Fatal(err)
+	}
+	want := &agentv1.MigrateSend{
+		Right: &agentv1.MigrationRight{Id: "right"}, TargetPeerAddress: "b:7445", TunnelAddress: "b:7450", Resume: true,
+		Disks: []*agentv1.DiskTransfer{disk}, BandwidthMib: 100, NodeBandwidthMib: 50, ParallelConnections: 4, AutoConverge: true,
+		DeadlineMs: 60_000, PauseAtDeadline: true, StallMs: 120_000, ShutdownMs: 120_000,
+	}
+	if !proto.Equal(spec.GetMigrateSend(), want) {
+		t.Errorf("the source is told\n%v\nwant\n%v", spec.GetMigrateSend(), want)
+	}
+	m.Disks = [][]byte{{0xff}}
+	if got := decide(d.Snapshot(10), entry, moment{now: noon}); !matches(got, "cancel-task migrate-receive") {
+		t.Errorf("a disk that cannot be read: got %s", describe(got))
 	}
 }
