@@ -1546,7 +1546,13 @@ type Side struct {
 	// The side's migration will never move again by itself.
 	Ended bool `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
 	// Why it ended, where libvirt said so.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of a source: somebody other than us paused its guest while it was copied,
+	// so the copy stays paused.
+	Held bool `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
+	// Of a source that was shut down to be moved: for how long its guest had
+	// stood still when this was first said, milliseconds.
+	StillMs       uint64 `protobuf:"varint,5,opt,name=still_ms,json=stillMs,proto3" json:"still_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1600,6 +1606,20 @@ func (x *Side) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Side) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *Side) GetStillMs() uint64 {
+	if x != nil {
+		return x.StillMs
+	}
+	return 0
 }
 
 var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
@@ -1726,11 +1746,13 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x04 \x01(\x04R\n" +
 	"downtimeMs\x12+\n" +
 	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"h\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"\x97\x01\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason*\xbc\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04held\x18\x04 \x01(\bR\x04held\x12\x19\n" +
+	"\bstill_ms\x18\x05 \x01(\x04R\astillMs*\xbc\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_STATE_ASSIGNED\x10\x01\x12\x17\n" +
