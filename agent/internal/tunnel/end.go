@@ -216,8 +216,12 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = raw.Close() }()
 	below := &gather{Conn: raw}
 	far := tls.Server(below, e.certs.PeersServer(e.cfg.Cluster))
+	remote := raw.RemoteAddr().String()
 	c, err := e.admit(ctx, far)
 	if err != nil {
+		if far.ConnectionState().HandshakeComplete { // who is nobody is in the log only, as often as they like
+			e.refuse(remote, err)
+		}
 		return fmt.Errorf("connection refused: %w", err)
 	}
 	select {
@@ -246,7 +250,12 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 		there = e.memory
 	}
 	in, out := join(newSecured(far, below), local.(*net.UnixConn), there, back)
-	if err := errors.Join(in, out); err != nil {
+	err = errors.Join(in, out)
+	var call *refusal
+	if errors.As(in, &call) {
+		e.refuse(remote, in)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
@@ -298,6 +307,9 @@ func (e *end) admit(ctx context.Context, far *tls.Conn) (channel, error) {
 	c, err := readOpening(far, e.cfg.RightID)
 	if err != nil {
 		return 0, err
+	}
+	if e.cfg.Offline && (c == memoryChannel || c == diskChannel) || len(e.cfg.CopyDisks) == 0 && c == diskChannel {
+		return 0, fmt.Errorf("%s: nothing of that is to come", c)
 	}
 	return c, far.SetDeadline(time.Time{})
 }

@@ -3,42 +3,62 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 )
 
 // libvirt's RPC (src/rpc/virnetprotocol.x, src/remote/remote_protocol.x):
 // every packet begins with its length, program, version, procedure, type,
 // serial and status, each 32 bits.
 const (
-	packetHeader    = 28
-	maxPacket       = 32 << 20
-	remoteProgram   = 0x20008086
-	keepaliveProg   = 0x6b656570
-	typeCall        = 0
-	typeReply       = 1
-	procOpen        = 1   // CONNECT_OPEN
-	procPrepare     = 303 // DOMAIN_MIGRATE_PREPARE3_PARAMS
-	procFinish      = 306 // DOMAIN_MIGRATE_FINISH3_PARAMS
-	flagPaused      = 1 << 5
-	paramXML        = "destination_xml"
-	paramName       = "destination_name"
-	paramURI        = "migrate_uri"
-	typedString     = 7
-	maxTypedParams  = 64
-	maxTypedNameLen = 80
+	packetHeader  = 28
+	maxPacket     = 32 << 20
+	remoteProgram = 0x20008086
+	keepaliveProg = 0x6b656570
+	typeCall      = 0
+	typeReply     = 1
+	procOpen      = 1   // CONNECT_OPEN
+	procPrepare   = 303 // DOMAIN_MIGRATE_PREPARE3_PARAMS
+	procFinish    = 306 // DOMAIN_MIGRATE_FINISH3_PARAMS
+	paramXML      = "destination_xml"
+	paramName     = "destination_name"
+	paramURI      = "migrate_uri"
+	paramDisks    = "migrate_disks"
+	paramDisksURI = "disks_uri"
 )
 
-// flagsRefused would have the copy run before it is let (post-copy starts it
-// though it is to arrive paused), be made without its memory (offline) or skip
-// libvirt's own checks (unsafe).
+// Flags of migrations (VIR_MIGRATE_*).
 const (
-	flagUnsafe   = 1 << 9
-	flagsRefused = flagUnsafe | 1<<10 | 1<<15 | 1<<19
+	flagLive        = 1 << 0
+	flagPeer        = 1 << 1
+	flagPersist     = 1 << 3
+	flagUndefine    = 1 << 4
+	flagPaused      = 1 << 5
+	flagDisks       = 1 << 6 // NON_SHARED_DISK
+	flagProtect     = 1 << 8 // CHANGE_PROTECTION, which libvirt adds
+	flagUnsafe      = 1 << 9
+	flagOffline     = 1 << 10
+	flagAbort       = 1 << 12 // ABORT_ON_ERROR
+	flagConverge    = 1 << 13
+	flagParallel    = 1 << 17
+	flagSynchronous = 1 << 18 // NON_SHARED_SYNCHRONOUS_WRITES
+
+	// Others would have the copy run before it is let (post-copy starts it though
+	// it is to arrive paused), skip libvirt's own checks (unsafe), or have QEMU
+	// listen or read where it need not.
+	flagsAny  = flagPeer | flagPersist | flagUndefine | flagPaused | flagProtect | flagAbort
+	flagsLive = flagsAny | flagLive | flagConverge | flagParallel
+	flagsCopy = flagDisks | flagSynchronous
 )
+
+// migrationParams are those that libvirt 9 sends for what package hypervisor
+// asks for. Missing are what would have QEMU listen on a network.
+var migrationParams = map[string]bool{
+	paramXML: true, paramName: true, paramURI: true, paramDisks: true, paramDisksURI: true, "bandwidth": true,
+	"auto_converge.initial": true, "auto_converge.increment": true, "parallel.connections": true,
+}
 
 // hypervisorURI is the only driver of the target's libvirtd that may be opened:
 // others would dial out, or read files, at the source's wish.
@@ -63,7 +83,7 @@ type guard struct {
 func (g guard) calls(dst io.Writer, src io.Reader) error {
 	return packets(dst, src, func(packet []byte) error {
 		if err := g.check(packet); err != nil {
-			return err
+			return &refusal{binary.BigEndian.Uint32(packet[4:]), binary.BigEndian.Uint32(packet[12:]), err}
 		}
 		if isPrepare(packet, typeCall) {
 			return g.prepare(true)
@@ -81,6 +101,15 @@ func (g guard) answers(dst io.Writer, src io.Reader) error {
 		return nil
 	})
 }
+
+// refusal is why a packet is not let in.
+type refusal struct {
+	program, procedure uint32
+	why                error
+}
+
+func (r *refusal) Error() string { return r.why.Error() }
+func (r *refusal) Unwrap() error { return r.why }
 
 func isPrepare(packet []byte, kind uint32) bool {
 	return binary.BigEndian.Uint32(packet[4:]) == remoteProgram && binary.BigEndian.Uint32(packet[12:]) == procPrepare &&
@@ -129,7 +158,10 @@ func (g guard) check(packet []byte) error {
 	case procedure == procOpen:
 		return checkOpen(packet[packetHeader:])
 	case procedure == procPrepare || procedure == procFinish:
-		return g.checkMigration(procedure, packet[packetHeader:])
+		if err := g.checkMigration(procedure, packet[packetHeader:]); err != nil {
+			return fmt.Errorf("libvirt procedure %d: %w", procedure, err)
+		}
+		return nil
 	default:
 		return fmt.Errorf("libvirt procedure %d is not let in", procedure)
 	}
@@ -141,9 +173,10 @@ func checkOpen(body []byte) error {
 		return errors.New("opening libvirt's default driver is not let in")
 	}
 	name := string(d.opaque())
-	switch {
-	case d.err != nil:
-		return fmt.Errorf("opening a driver: %w", d.err)
+	d.uint32() // flags
+	switch err := d.end(); {
+	case err != nil:
+		return fmt.Errorf("opening a driver: %w", err)
 	case name != hypervisorURI:
 		return fmt.Errorf("opening %.80q is not let in", name)
 	default:
@@ -151,123 +184,86 @@ func checkOpen(body []byte) error {
 	}
 }
 
+// checkMigration reads remote_domain_migrate_{prepare3,finish3}_params_args: both
+// begin with parameters, cookie and flags.
 func (g guard) checkMigration(procedure uint32, body []byte) error {
 	d := decoder{rest: body}
-	params := d.params()
-	d.opaque() // the cookie
+	params := d.params(migrationParams, paramDisks)
+	cookie := d.opaque()
 	flags := d.uint32()
-	if d.err != nil {
-		return fmt.Errorf("libvirt procedure %d: %w", procedure, d.err)
+	if procedure == procFinish {
+		d.uint32() // whether the source failed
 	}
-	definition, has := params[paramXML]
-	switch {
-	case has:
-		if err := g.checkDefinition(definition); err != nil {
-			return err
-		}
-	case procedure == procPrepare || params[paramName] != g.cfg.VMName:
-		return fmt.Errorf("libvirt procedure %d does not say for which VM", procedure)
+	if err := d.end(); err != nil {
+		return err
 	}
-	if name, has := params[paramName]; has && name != g.cfg.VMName {
-		return fmt.Errorf("VM %q is not let in under another name, %q", g.cfg.VMName, name)
+	if err := g.checkVM(procedure, params); err != nil {
+		return err
 	}
-	if procedure == procPrepare && !strings.HasPrefix(params[paramURI], "unix:") {
-		return fmt.Errorf("QEMU is not to listen at %.80q: only at a unix socket", params[paramURI])
+	if err := g.checkCookie(cookie); err != nil {
+		return err
 	}
-	if flags&flagPaused == 0 || flags&flagsRefused != 0 {
+	if err := g.checkFlags(flags); err != nil {
+		return err
+	}
+	return g.checkPlaces(procedure, flags, params)
+}
+
+// checkVM makes sure that the call is about the right's VM.
+func (g guard) checkVM(procedure uint32, params map[string][]string) error {
+	name, named := first(params[paramName])
+	if named && name != g.cfg.VMName {
+		return fmt.Errorf("VM %q is not let in as another, %.80q", g.cfg.VMName, name)
+	}
+	definition, has := first(params[paramXML])
+	if has {
+		return g.checkDefinition([]byte(definition))
+	}
+	if procedure == procPrepare || !named {
+		return errors.New("it does not say for which VM")
+	}
+	return nil
+}
+
+func (g guard) checkFlags(flags uint32) error {
+	may, must := uint32(flagsLive), uint32(flagPaused)
+	if g.cfg.Offline {
+		may, must = flagsAny|flagOffline, flagOffline|flagPersist
+	} else if len(g.cfg.CopyDisks) > 0 {
+		may |= flagsCopy
+	}
+	if flags&must != must || flags&^may != 0 {
 		return fmt.Errorf("migration flags %#x are not let in", flags)
 	}
 	return nil
 }
 
-func (g guard) checkDefinition(definition string) error {
-	var domain struct {
-		XMLName xml.Name
-		UUID    []element `xml:"uuid"`
-		Name    []element `xml:"name"`
+// checkPlaces makes sure that QEMU listens at the tunnel's sockets only, and for
+// no disk that the right does not have.
+func (g guard) checkPlaces(procedure, flags uint32, params map[string][]string) error {
+	uri, has := first(params[paramURI])
+	if has && uri != g.dataURI || !has && procedure == procPrepare && !g.cfg.Offline {
+		return fmt.Errorf("QEMU is not to listen at %.80q: only at %s", uri, g.dataURI)
 	}
-	if err := xml.Unmarshal([]byte(definition), &domain); err != nil {
-		return fmt.Errorf("reading the definition: %w", err)
+	uri, has = first(params[paramDisksURI])
+	if has && uri != g.disksURI || !has && procedure == procPrepare && flags&flagDisks != 0 {
+		return fmt.Errorf("QEMU is not to listen for disks at %.80q: only at %s", uri, g.disksURI)
 	}
-	if domain.XMLName != (xml.Name{Local: "domain"}) || !isOnly(domain.UUID, "uuid", g.cfg.VMUUID) || !isOnly(domain.Name, "name", g.cfg.VMName) {
-		return fmt.Errorf("VM %v is not let in: the right is for %s", domain.UUID, g.cfg.VMUUID)
+	disks := params[paramDisks]
+	if procedure == procPrepare && flags&flagDisks != 0 && len(disks) == 0 {
+		return errors.New("it does not say which disks")
+	}
+	for _, disk := range disks {
+		if !slices.Contains(g.cfg.CopyDisks, disk) {
+			return fmt.Errorf("disk %.80q is not let in", disk)
+		}
 	}
 	return nil
 }
 
-// element is what libvirt takes for a value: it looks at no name space but none,
-// and counts the text of what is inside as well.
-type element struct {
-	XMLName xml.Name
-	Text    string     `xml:",chardata"`
-	Inside  []struct{} `xml:",any"`
-}
-
-// isOnly tells whether there is one element, which both readers take for want.
-func isOnly(all []element, name, want string) bool {
-	return len(all) == 1 && all[0].XMLName == (xml.Name{Local: name}) && all[0].Text == want && len(all[0].Inside) == 0
-}
-
-// decoder reads XDR; after the first error it reads nothing.
-type decoder struct {
-	rest []byte
-	err  error
-}
-
-func (d *decoder) take(n uint32) []byte {
-	if d.err == nil && uint64(n) > uint64(len(d.rest)) {
-		d.err = errors.New("packet is cut short")
+func first(values []string) (string, bool) {
+	if len(values) == 0 {
+		return "", false
 	}
-	if d.err != nil {
-		return nil
-	}
-	out := d.rest[:n]
-	d.rest = d.rest[n:]
-	return out
-}
-
-func (d *decoder) uint32() uint32 {
-	b := d.take(4)
-	if b == nil {
-		return 0
-	}
-	return binary.BigEndian.Uint32(b)
-}
-
-func (d *decoder) opaque() []byte {
-	n := d.uint32()
-	out := d.take(n)
-	d.take(-n & 3) // padded to 4 bytes
-	return out
-}
-
-// params reads typed parameters and gives the strings among them. A name that
-// comes twice is an error: the two readers might take different ones.
-func (d *decoder) params() map[string]string {
-	out := map[string]string{}
-	seen := map[string]bool{}
-	n := d.uint32()
-	if n > maxTypedParams {
-		d.err = fmt.Errorf("%d parameters", n)
-	}
-	for i := uint32(0); i < n && d.err == nil; i++ {
-		name := string(d.opaque())
-		if len(name) > maxTypedNameLen || seen[name] && (name == paramXML || name == paramName) {
-			d.err = fmt.Errorf("parameter %.80q is too long or comes twice", name)
-			return out
-		}
-		seen[name] = true
-		switch kind := d.uint32(); {
-		case d.err != nil:
-		case kind == 1, kind == 2, kind == 6: // int, unsigned int, boolean
-			d.take(4)
-		case kind == 3, kind == 4, kind == 5: // long long, unsigned long long, double
-			d.take(8)
-		case kind == typedString:
-			out[name] = string(d.opaque())
-		default:
-			d.err = fmt.Errorf("parameter of type %d", kind)
-		}
-	}
-	return out
+	return values[0], true
 }

@@ -40,8 +40,12 @@ func migration(procedure, flags uint32, params ...[]byte) []byte {
 	body = append(body, word(4)...)
 	body = append(body, 0, 0, 0, 0, 0, 0, 0, 9)
 	body = append(body, bytes.Join(params, nil)...)
-	body = append(body, text("<cookie/>")...)
-	return call(procedure, append(body, word(flags)...))
+	body = append(body, text("<qemu-migration/>\x00")...)
+	body = append(body, word(flags)...)
+	if procedure == procFinish {
+		body = append(body, word(0)...) // not cancelled
+	}
+	return call(procedure, body)
 }
 
 func definition(uuid, name string) string {
@@ -58,8 +62,10 @@ func opening(uri string) []byte {
 	return call(procOpen, bytes.Join([][]byte{word(1), text(uri), word(0)}, nil))
 }
 
-func prepare(uuid, name string, flags uint32) []byte {
-	return migration(procPrepare, flags, param(paramXML, definition(uuid, name)), atSocket)
+func prepare(uuid, name string, flags uint32) []byte { return prepareAt(dataURI, uuid, name, flags) }
+
+func prepareAt(uri, uuid, name string, flags uint32) []byte {
+	return migration(procPrepare, flags, param(paramXML, definition(uuid, name)), param(paramURI, uri))
 }
 
 // quiet is a guard that tells nobody of a pending call.
@@ -100,40 +106,40 @@ func TestFilter(t *testing.T) {
 	}{
 		"keepalive":                  {packet(keepaliveProg, 1, 2, nil), ""},
 		"supports feature":           {call(60, word(4)), ""},
-		"prepare":                    {migration(procPrepare, 0xfb, xml, atSocket), ""},
-		"prepare under its own name": {migration(procPrepare, 0xfb, xml, atSocket, param(paramName, "web")), ""},
-		"finish by definition":       {migration(procFinish, 0xfb, xml), ""},
-		"finish by name":             {migration(procFinish, 0xfb, param(paramName, "web")), ""},
-		"finish of another":          {migration(procFinish, 0xfb, param(paramName, "db")), "does not say"},
-		"finish of nothing":          {migration(procFinish, 0xfb), "does not say"},
-		"prepare by name only":       {migration(procPrepare, 0xfb, param(paramName, "web")), "does not say"},
-		"prepare of another":         {migration(procPrepare, 0xfb, param(paramXML, definition(other, "web"))), "not let in"},
-		"two definitions":            {migration(procPrepare, 0xfb, xml, param(paramXML, definition(other, "web"))), "comes twice"},
-		"two ids": {migration(procPrepare, 0xfb, param(paramXML,
+		"prepare":                    {migration(procPrepare, 0x3b, xml, atSocket), ""},
+		"prepare under its own name": {migration(procPrepare, 0x3b, xml, atSocket, param(paramName, "web")), ""},
+		"finish by definition":       {migration(procFinish, 0x3b, xml), ""},
+		"finish by name":             {migration(procFinish, 0x3b, param(paramName, "web")), ""},
+		"finish of another":          {migration(procFinish, 0x3b, param(paramName, "db")), "as another"},
+		"finish of nothing":          {migration(procFinish, 0x3b), "does not say"},
+		"prepare by name only":       {migration(procPrepare, 0x3b, param(paramName, "web")), "does not say"},
+		"prepare of another":         {migration(procPrepare, 0x3b, param(paramXML, definition(other, "web"))), "not let in"},
+		"two definitions":            {migration(procPrepare, 0x3b, xml, param(paramXML, definition(other, "web"))), "comes twice"},
+		"two ids": {migration(procPrepare, 0x3b, param(paramXML,
 			"<domain><name>web</name><uuid>"+vm+"</uuid><uuid>"+other+"</uuid></domain>")), "not let in"},
-		"renamed":             {migration(procPrepare, 0xfb, xml, param(paramName, "db")), "under another name"},
-		"to run at once":      {migration(procPrepare, 0xdb, xml, atSocket), "flags"},
-		"unsafe":              {migration(procPrepare, 0x2fb, xml, atSocket), "flags"},
-		"offline":             {migration(procPrepare, 0x4fb, xml, atSocket), "flags"},
-		"post-copy":           {migration(procPrepare, 0x80fb, xml, atSocket), "flags"},
-		"post-copy's finish":  {migration(procFinish, 0x80fb, xml), "flags"},
-		"on a port":           {migration(procPrepare, 0xfb, xml), "unix socket"},
-		"on a port by name":   {migration(procPrepare, 0xfb, xml, param(paramURI, "tcp://0.0.0.0:49152")), "unix socket"},
+		"renamed":             {migration(procPrepare, 0x3b, xml, param(paramName, "db")), "as another"},
+		"to run at once":      {migration(procPrepare, 0x1b, xml, atSocket), "flags"},
+		"unsafe":              {migration(procPrepare, 0x23b, xml, atSocket), "flags"},
+		"offline":             {migration(procPrepare, 0x43b, xml, atSocket), "flags"},
+		"post-copy":           {migration(procPrepare, 0x803b, xml, atSocket), "flags"},
+		"post-copy's finish":  {migration(procFinish, 0x803b, xml), "flags"},
+		"on a port":           {migration(procPrepare, 0x3b, xml), "only at"},
+		"on a port by name":   {migration(procPrepare, 0x3b, xml, param(paramURI, "tcp://0.0.0.0:49152")), "only at"},
 		"open":                {opening("qemu:///system"), ""},
 		"open another driver": {opening("esx://192.0.2.1/"), "not let in"},
 		"open the default":    {call(procOpen, word(0)), "not let in"},
 		"open, cut short":     {call(procOpen, word(1)), "cut short"},
-		"an id of another name space": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+		"an id of another name space": {migration(procPrepare, 0x3b, atSocket, param(paramXML,
 			"<domain xmlns:x='x:x'><name>web</name><x:uuid>"+vm+"</x:uuid></domain>")), "not let in"},
-		"a name space for all": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+		"a name space for all": {migration(procPrepare, 0x3b, atSocket, param(paramXML,
 			"<domain xmlns='x:x'><name>web</name><uuid>"+vm+"</uuid></domain>")), "not let in"},
-		"more of a name": {migration(procPrepare, 0xfb, atSocket, param(paramXML,
+		"more of a name": {migration(procPrepare, 0x3b, atSocket, param(paramXML,
 			"<domain><name>web<b>2</b></name><uuid>"+vm+"</uuid></domain>")), "not let in"},
 		"create XML":        {call(10, text("<domain/>")), "procedure 10"},
 		"destroy":           {call(12, text("x")), "procedure 12"},
 		"QEMU monitor":      {packet(0x20008087, 1, 0, nil), "program"},
 		"a stream":          {packet(remoteProgram, 1, 3, nil), "packet type"},
-		"cut short":         {call(procPrepare, append(word(5), text("x")...)), "cut short"},
+		"cut short":         {call(procPrepare, append(word(5), text("bandwidth")...)), "cut short"},
 		"endless":           {call(procPrepare, word(1<<31)), "parameters"},
 		"length of nothing": {word(4), "4 bytes"},
 		"length of a lie":   {word(1 << 31), "bytes"},

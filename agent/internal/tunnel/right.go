@@ -76,6 +76,8 @@ func (l layout) address() string { return filepath.Join(l.dir, "address") }
 func (l layout) broken() string  { return filepath.Join(l.dir, "broken") }
 func (l layout) arrived() string { return filepath.Join(l.dir, "arrived") }
 func (l layout) pending() string { return filepath.Join(l.dir, "pending") }
+func (l layout) refused() string { return filepath.Join(l.dir, "refused") }
+func (l layout) audited() string { return filepath.Join(l.dir, "audited") }
 func (l layout) libvirt() string { return filepath.Join(l.dir, "lv.sock") }
 func (l layout) io() string      { return filepath.Join(l.dir, "io") }
 func (l layout) memory() string  { return filepath.Join(l.io(), "mig.sock") }

@@ -193,7 +193,7 @@ func TestOnlyMigrationOfThatVMReachesLibvirt(t *testing.T) {
 	p := newPair(t)
 	echo(t, p.in.LibvirtSocket)
 	source, target := p.both()
-	good := bytes.Join([][]byte{call(66, nil), opening("qemu:///system"), prepare(vm, "web", flagPaused|1)}, nil)
+	good := bytes.Join([][]byte{call(66, nil), opening("qemu:///system"), prepareAt(target.DataURI(), vm, "web", flagPaused|1)}, nil)
 	got, err := ask(t, source.layout.libvirt(), good)
 	if err != nil || !bytes.Equal(got, good) {
 		t.Fatalf("a migration's calls: %q, %v", got, err)
@@ -203,10 +203,10 @@ func TestOnlyMigrationOfThatVMReachesLibvirt(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"create a domain": call(10, []byte("<domain/>!!!")),
-		"another VM":      prepare("aaaaaaaa-2222-3333-4444-555555555555", "web", flagPaused),
-		"another name":    prepare(vm, "db", flagPaused),
-		"not paused":      prepare(vm, "web", 1),
-		"unsafe":          prepare(vm, "web", flagPaused|flagUnsafe),
+		"another VM":      prepareAt(target.DataURI(), "aaaaaaaa-2222-3333-4444-555555555555", "web", flagPaused),
+		"another name":    prepareAt(target.DataURI(), vm, "db", flagPaused),
+		"not paused":      prepareAt(target.DataURI(), vm, "web", 1),
+		"unsafe":          prepareAt(target.DataURI(), vm, "web", flagPaused|flagUnsafe),
 	} {
 		got, _ := ask(t, source.layout.libvirt(), append(call(66, nil), bad...))
 		if bytes.Contains(got, bad[len(bad)-8:]) {

@@ -253,6 +253,7 @@ func (t *Tunnel) Close() error {
 	if err := t.kill(); err != nil {
 		return err
 	}
+	t.audit()
 	if err := os.RemoveAll(t.layout.dir); err != nil {
 		return fmt.Errorf("removing a tunnel's directory: %w", err)
 	}
@@ -299,7 +300,7 @@ func (t *Tunnels) Sweep(keep func(taskID string) bool) error {
 		if data, err := os.ReadFile(l.config()); err == nil {
 			_ = json.Unmarshal(data, &cfg)
 		}
-		left := &Tunnel{layout: l}
+		left := &Tunnel{layout: l, log: t.Log}
 		if left.Alive() || cfg.TaskID != "" && keep(cfg.TaskID) {
 			continue
 		}
