@@ -179,6 +179,9 @@ func (e *end) dial(ctx context.Context, c channel) (*secured, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dialling the target: %w", err)
 	}
+	if err := impatient(raw); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
 	below := &gather{Conn: raw}
 	conn := tls.Client(below, e.certs.PeerClient(e.cfg.Cluster, e.cfg.Peer))
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -214,6 +217,9 @@ func (e *end) noteBroken(ctx context.Context, err error) error {
 // incoming takes a connection of the source.
 func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = raw.Close() }()
+	if err := impatient(raw); err != nil {
+		return err
+	}
 	below := &gather{Conn: raw}
 	far := tls.Server(below, e.certs.PeersServer(e.cfg.Cluster))
 	remote := raw.RemoteAddr().String()
