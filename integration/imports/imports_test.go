@@ -58,13 +58,14 @@ func table() []layer {
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
 		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
+		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client", []string{"shared/errdefs", "shared/rpc", "shared/obs"}},
@@ -79,7 +80,7 @@ func table() []layer {
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
-			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"enroll", ag+"session",
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"enroll", ag+"session", ag+"storage",
 		)},
 		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel")},
 	}
