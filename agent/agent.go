@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -15,7 +16,9 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
+	"github.com/debvisor/debvisor/agent/internal/power"
 	"github.com/debvisor/debvisor/agent/internal/session"
+	"github.com/debvisor/debvisor/agent/internal/storage"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/certs"
@@ -35,6 +38,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	shared, err := storage.ParseSharedDirs(cfg.SharedDirs)
+	if err != nil {
+		return err
+	}
 	bootID, err := inventory.BootID()
 	if err != nil {
 		return err
@@ -50,7 +57,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, moves.Close()) }()
-	work, err := worker.Open(worker.Config{Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: moves.Kinds(), Log: cfg.Log.Named("worker")})
+	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
+	work, err := worker.Open(worker.Config{
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(moves.Kinds(), orders.Kinds()), Log: cfg.Log.Named("worker"),
+	})
 	if err != nil {
 		return err
 	}
@@ -58,7 +68,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := moves.Sweep(work.Open()); err != nil {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
-	host := inventory.New(inventory.Config{Node: record.Node, Hypervisor: hv, Log: cfg.Log.Named("inventory")})
+	host := inventory.New(inventory.Config{Node: record.Node, Hypervisor: hv, Shared: shared, Log: cfg.Log.Named("inventory")})
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),

@@ -95,6 +95,8 @@ func (r *run) Cancelled() <-chan struct{}          { return r.live.cancelled }
 func (r *run) Relayed() <-chan *agentv1.Side       { return r.live.relayed }
 func (r *run) Marked(name string) bool             { return r.worker.get(r.id).marked(name) }
 
+func (r *run) Overtaken() (by uint64, overtaken bool) { return r.worker.overtaken(r.id) }
+
 func (r *run) Mark(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err

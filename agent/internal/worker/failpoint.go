@@ -1,7 +1,7 @@
 package worker
 
 // Where an agent may die between its promises; the fault tests stop it there.
-// The names are those of the two kinds that they are about.
+// The names are those of the kinds that they are about.
 
 // accepted is passed once a task is accepted, before it is begun.
 func accepted(kind string) {
@@ -10,6 +10,8 @@ func accepted(kind string) {
 		// gofail: var sendAfterAccepted struct{}
 	case "migrate-receive":
 		// gofail: var receiveAfterAccepted struct{}
+	case "vm-start":
+		// gofail: var startAfterAccepted struct{}
 	}
 }
 
@@ -20,5 +22,7 @@ func ended(kind string) {
 		// gofail: var sendBeforeOutcome struct{}
 	case "migrate-receive":
 		// gofail: var receiveBeforeOutcome struct{}
+	case "vm-start":
+		// gofail: var startBeforeOutcome struct{}
 	}
 }

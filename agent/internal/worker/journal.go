@@ -17,6 +17,8 @@ import (
 var (
 	metaBucket = []byte("meta")
 	taskBucket = []byte("tasks")
+	// vmBucket holds the newest placement told of each VM, by its UUID.
+	vmBucket   = []byte("placements")
 	keyJournal = []byte("journal_id")
 	keyTerm    = []byte("highest_term")
 )
@@ -48,8 +50,10 @@ func openJournal(path string) (*journal, error) {
 }
 
 func (j *journal) prepare(tx *bolt.Tx) error {
-	if _, err := tx.CreateBucketIfNotExists(taskBucket); err != nil {
-		return err
+	for _, name := range [][]byte{taskBucket, vmBucket} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
 	}
 	meta, err := tx.CreateBucketIfNotExists(metaBucket)
 	if err != nil {

@@ -39,6 +39,9 @@ type Run interface {
 	Mark(ctx context.Context, name string) error
 	// Marked tells whether this journal has the mark for the task.
 	Marked(name string) bool
+	// Overtaken tells whether this agent has been told of a later placement of
+	// the task's VM than the one that the task was ordered for, and which.
+	Overtaken() (by uint64, overtaken bool)
 	// Resumed tells whether a former process of this journal began the task.
 	Resumed() bool
 	// Cancelled is closed when the leader wants the task ended.

@@ -42,6 +42,7 @@ type Worker struct {
 	entries map[string]*entry
 	live    map[string]*live // of every entry that is not acknowledged
 	term    task.Term
+	placed  map[string]placement // the newest told of each VM, by its UUID
 	broken  error
 
 	inbox []call        // what Run's loop must know
@@ -60,9 +61,13 @@ func Open(cfg Config) (*Worker, error) {
 	if err != nil {
 		return nil, errors.Join(err, j.close())
 	}
+	placed, err := j.placements()
+	if err != nil {
+		return nil, errors.Join(err, j.close())
+	}
 	w := &Worker{
 		kinds: map[string]Kind{}, log: cfg.Log, journal: j,
-		entries: entries, live: map[string]*live{}, term: term,
+		entries: entries, live: map[string]*live{}, term: term, placed: placed,
 		bell: make(chan struct{}, 1), wake: make(chan struct{}, 1), dead: make(chan struct{}),
 	}
 	for _, k := range cfg.Kinds {
@@ -129,10 +134,14 @@ func (w *Worker) Accept(t *agentv1.Task) error {
 		return nil
 	}
 	e := &entry{id: t.GetId(), task: t, state: task.Accepted, acceptedAt: time.Now()}
-	if err := w.journal.put(e); err != nil {
+	told := w.newer(t, e.acceptedAt)
+	if err := w.journal.accept(e, told); err != nil {
 		return w.fail(fmt.Errorf("journaling task %s: %w", e.id, err))
 	}
 	w.mu.Lock()
+	if told != nil {
+		w.placed[told.vm] = *told
+	}
 	w.entries[e.id] = e
 	w.live[e.id] = newLive()
 	w.inbox = append(w.inbox, call{accepted: e.id})
@@ -238,7 +247,16 @@ func (w *Worker) prune(now time.Time) error {
 			old = append(old, id)
 		}
 	}
+	var forgotten []string
+	for vm, p := range w.placed {
+		if now.Sub(p.At) > keepPlacement {
+			forgotten = append(forgotten, vm)
+		}
+	}
 	w.mu.Unlock()
+	if err := w.forget(forgotten); err != nil {
+		return err
+	}
 	if len(old) == 0 {
 		return nil
 	}
