@@ -1212,6 +1212,8 @@ type MigrationPlanResult struct {
 	// Nodes that were looked at and are not listed, the worst ones: there are too
 	// many.
 	NodesLeftOut  uint32 `protobuf:"varint,25,opt,name=nodes_left_out,json=nodesLeftOut,proto3" json:"nodes_left_out,omitempty"`
+	Vm            *VMRef `protobuf:"bytes,26,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmName        string `protobuf:"bytes,27,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1335,6 +1337,20 @@ func (x *MigrationPlanResult) GetNodesLeftOut() uint32 {
 		return x.NodesLeftOut
 	}
 	return 0
+}
+
+func (x *MigrationPlanResult) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *MigrationPlanResult) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
 }
 
 // NodeVerdict is what the planner thinks of one node as a target.
@@ -1818,7 +1834,7 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
 	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12%\n" +
 	"\x0eallow_downtime\x18\x10 \x01(\bR\rallowDowntime\x125\n" +
-	"\aoptions\x18\x11 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\xc7\x04\n" +
+	"\aoptions\x18\x11 \x01(\v2\x1b.debvisor.v1.MigrateOptionsR\aoptions\"\x84\x05\n" +
 	"\x13MigrationPlanResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1833,7 +1849,9 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\x12-\n" +
 	"\x05disks\x18\x17 \x03(\v2\x17.debvisor.v1.DiskActionR\x05disks\x122\n" +
 	"\bnot_live\x18\x18 \x03(\v2\x17.debvisor.v1.PlanReasonR\anotLive\x12$\n" +
-	"\x0enodes_left_out\x18\x19 \x01(\rR\fnodesLeftOut\"\xb0\x02\n" +
+	"\x0enodes_left_out\x18\x19 \x01(\rR\fnodesLeftOut\x12\"\n" +
+	"\x02vm\x18\x1a \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
+	"\avm_name\x18\x1b \x01(\tR\x06vmName\"\xb0\x02\n" +
 	"\vNodeVerdict\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x121\n" +
@@ -1965,42 +1983,43 @@ var file_debvisor_v1_migration_proto_depIdxs = []int32{
 	3,  // 30: debvisor.v1.MigrationPlanResult.estimate:type_name -> debvisor.v1.MoveEstimate
 	5,  // 31: debvisor.v1.MigrationPlanResult.disks:type_name -> debvisor.v1.DiskAction
 	18, // 32: debvisor.v1.MigrationPlanResult.not_live:type_name -> debvisor.v1.PlanReason
-	22, // 33: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
-	18, // 34: debvisor.v1.NodeVerdict.reasons:type_name -> debvisor.v1.PlanReason
-	4,  // 35: debvisor.v1.NodeVerdict.parts:type_name -> debvisor.v1.ScorePart
-	0,  // 36: debvisor.v1.NodeVerdict.method:type_name -> debvisor.v1.MoveMethod
-	3,  // 37: debvisor.v1.NodeVerdict.estimate:type_name -> debvisor.v1.MoveEstimate
-	24, // 38: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
-	22, // 39: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
-	22, // 40: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
-	2,  // 41: debvisor.v1.VMMigrateSpec.options:type_name -> debvisor.v1.MigrateOptions
-	25, // 42: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
-	22, // 43: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
-	22, // 44: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
-	0,  // 45: debvisor.v1.MigrationResult.method:type_name -> debvisor.v1.MoveMethod
-	3,  // 46: debvisor.v1.MigrationResult.estimate:type_name -> debvisor.v1.MoveEstimate
-	25, // 47: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
-	15, // 48: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
-	19, // 49: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
-	24, // 50: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
-	6,  // 51: debvisor.v1.MigrationService.PlanEvacuation:input_type -> debvisor.v1.EvacuationPlanRequest
-	7,  // 52: debvisor.v1.MigrationService.PlanRebalance:input_type -> debvisor.v1.RebalancePlanRequest
-	8,  // 53: debvisor.v1.MigrationService.GetPlan:input_type -> debvisor.v1.PlanRef
-	26, // 54: debvisor.v1.MigrationService.ListPlans:input_type -> debvisor.v1.Empty
-	8,  // 55: debvisor.v1.MigrationService.ExecutePlan:input_type -> debvisor.v1.PlanRef
-	16, // 56: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
-	20, // 57: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
-	21, // 58: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
-	10, // 59: debvisor.v1.MigrationService.PlanEvacuation:output_type -> debvisor.v1.Plan
-	10, // 60: debvisor.v1.MigrationService.PlanRebalance:output_type -> debvisor.v1.Plan
-	10, // 61: debvisor.v1.MigrationService.GetPlan:output_type -> debvisor.v1.Plan
-	9,  // 62: debvisor.v1.MigrationService.ListPlans:output_type -> debvisor.v1.PlanList
-	14, // 63: debvisor.v1.MigrationService.ExecutePlan:output_type -> debvisor.v1.PlanExecution
-	56, // [56:64] is the sub-list for method output_type
-	48, // [48:56] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	24, // 33: debvisor.v1.MigrationPlanResult.vm:type_name -> debvisor.v1.VMRef
+	22, // 34: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
+	18, // 35: debvisor.v1.NodeVerdict.reasons:type_name -> debvisor.v1.PlanReason
+	4,  // 36: debvisor.v1.NodeVerdict.parts:type_name -> debvisor.v1.ScorePart
+	0,  // 37: debvisor.v1.NodeVerdict.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 38: debvisor.v1.NodeVerdict.estimate:type_name -> debvisor.v1.MoveEstimate
+	24, // 39: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
+	22, // 40: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
+	22, // 41: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
+	2,  // 42: debvisor.v1.VMMigrateSpec.options:type_name -> debvisor.v1.MigrateOptions
+	25, // 43: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
+	22, // 44: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
+	22, // 45: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
+	0,  // 46: debvisor.v1.MigrationResult.method:type_name -> debvisor.v1.MoveMethod
+	3,  // 47: debvisor.v1.MigrationResult.estimate:type_name -> debvisor.v1.MoveEstimate
+	25, // 48: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
+	15, // 49: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
+	19, // 50: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
+	24, // 51: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
+	6,  // 52: debvisor.v1.MigrationService.PlanEvacuation:input_type -> debvisor.v1.EvacuationPlanRequest
+	7,  // 53: debvisor.v1.MigrationService.PlanRebalance:input_type -> debvisor.v1.RebalancePlanRequest
+	8,  // 54: debvisor.v1.MigrationService.GetPlan:input_type -> debvisor.v1.PlanRef
+	26, // 55: debvisor.v1.MigrationService.ListPlans:input_type -> debvisor.v1.Empty
+	8,  // 56: debvisor.v1.MigrationService.ExecutePlan:input_type -> debvisor.v1.PlanRef
+	16, // 57: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
+	20, // 58: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
+	21, // 59: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
+	10, // 60: debvisor.v1.MigrationService.PlanEvacuation:output_type -> debvisor.v1.Plan
+	10, // 61: debvisor.v1.MigrationService.PlanRebalance:output_type -> debvisor.v1.Plan
+	10, // 62: debvisor.v1.MigrationService.GetPlan:output_type -> debvisor.v1.Plan
+	9,  // 63: debvisor.v1.MigrationService.ListPlans:output_type -> debvisor.v1.PlanList
+	14, // 64: debvisor.v1.MigrationService.ExecutePlan:output_type -> debvisor.v1.PlanExecution
+	57, // [57:65] is the sub-list for method output_type
+	49, // [49:57] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_migration_proto_init() }
