@@ -172,14 +172,14 @@ func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
 	return errors.Join(out, in)
 }
 
-func (e *end) dial(ctx context.Context, c channel) (*secured, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+func (e *end) dial(carried context.Context, c channel) (*secured, error) {
+	ctx, cancel := context.WithTimeout(carried, openTimeout)
 	defer cancel()
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("dialling the target: %w", err)
 	}
-	if err := impatient(raw); err != nil {
+	if err := impatient(carried, raw); err != nil {
 		return nil, errors.Join(err, raw.Close())
 	}
 	below := &gather{Conn: raw}
@@ -217,7 +217,7 @@ func (e *end) noteBroken(ctx context.Context, err error) error {
 // incoming takes a connection of the source.
 func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = raw.Close() }()
-	if err := impatient(raw); err != nil {
+	if err := impatient(ctx, raw); err != nil {
 		return err
 	}
 	below := &gather{Conn: raw}
