@@ -33,12 +33,12 @@ const reloadEvery = time.Minute
 // Run runs an agent until ctx ends, which is no error, or until it cannot go
 // on: without its journal it could keep none of its promises.
 func Run(ctx context.Context, cfg Config) (err error) {
-	home := enroll.Home{Dir: cfg.DataDir}
-	record, reloader, err := home.Open(cfg.Log.Named("certs"))
+	shared, err := storage.ParseSharedDirs(cfg.SharedDirs)
 	if err != nil {
 		return err
 	}
-	shared, err := storage.ParseSharedDirs(cfg.SharedDirs)
+	home := enroll.Home{Dir: cfg.DataDir}
+	record, reloader, err := home.Open(cfg.Log.Named("certs"))
 	if err != nil {
 		return err
 	}

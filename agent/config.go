@@ -23,6 +23,10 @@ type Config struct {
 	TunnelListen string
 	// LibvirtURI is libvirt's own; empty: qemu:///system.
 	LibvirtURI string
+	// SharedDirs are directories whose files (or block devices) other nodes see
+	// under the same path though their file system does not tell: PATH or
+	// PATH=ID, the ID being the same on all nodes that see the same.
+	SharedDirs []string
 	Version    string
 	Log        hclog.Logger
 }

@@ -31,6 +31,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&cfg.PeerListen, "peer-listen", ":7445", "where other agents ask, host:port; the host is told to them")
 	f.StringVar(&cfg.TunnelListen, "tunnel-listen", ":7450-7499", "where the tunnels of migrations listen, host:first-last")
 	f.StringVar(&cfg.LibvirtURI, "libvirt-uri", "qemu:///system", "this host's libvirt")
+	f.StringArrayVar(&cfg.SharedDirs, "shared-dir", nil, "PATH[=ID] of a directory that other nodes see too, may be given several times; network file systems need none")
 	f.StringVar(&logs.Level, "log-level", "info", "trace, debug, info, warn or error")
 	f.StringVar(&logs.File, "log-file", "", "file to log to; empty: standard error")
 	return cmd

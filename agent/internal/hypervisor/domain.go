@@ -8,7 +8,6 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
-	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
 // Domains lists all domains, active and defined.
@@ -118,42 +117,4 @@ func vcpus(def libvirtxml.Domain) uint32 {
 		return 0
 	}
 	return uint32(def.VCPU.Value)
-}
-
-func disks(def libvirtxml.Domain) []*debvisorv1.VMDisk {
-	if def.Devices == nil {
-		return nil
-	}
-	out := make([]*debvisorv1.VMDisk, 0, len(def.Devices.Disks))
-	for _, d := range def.Devices.Disks {
-		disk := &debvisorv1.VMDisk{ReadOnly: d.ReadOnly != nil}
-		if d.Target != nil {
-			disk.Target = d.Target.Dev
-		}
-		if d.Driver != nil {
-			disk.Format, disk.Cache = d.Driver.Type, d.Driver.Cache
-		}
-		disk.Type, disk.Source = source(d.Source)
-		out = append(out, disk)
-	}
-	return out
-}
-
-func source(s *libvirtxml.DomainDiskSource) (kind, name string) {
-	switch {
-	case s == nil:
-		return "", ""
-	case s.File != nil:
-		return "file", s.File.File
-	case s.Block != nil:
-		return "block", s.Block.Dev
-	case s.Network != nil:
-		return "network", s.Network.Name
-	case s.Volume != nil:
-		return "volume", s.Volume.Pool + "/" + s.Volume.Volume
-	case s.Dir != nil:
-		return "dir", s.Dir.Dir
-	default:
-		return "", ""
-	}
 }

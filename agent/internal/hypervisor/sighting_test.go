@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
@@ -112,18 +113,18 @@ func TestDisks(t *testing.T) {
 		t.Errorf("%d bytes, %d CPUs", memoryBytes(def), vcpus(def))
 	}
 	want := []*debvisorv1.VMDisk{
-		{Target: "vda", Type: "file", Source: "/srv/a.raw", Format: "raw", Cache: "none"},
-		{Target: "vdb", Type: "block", Source: "/dev/vg/b", ReadOnly: true},
-		{Target: "vdc", Type: "network", Source: "pool/c"},
-		{Target: "vdd", Type: "volume", Source: "p/v"},
-		{Target: "sda", Type: "file"},
+		{Target: "vda", Type: "file", Source: "/srv/a.raw", Format: "raw", Cache: "none", Device: "disk"},
+		{Target: "vdb", Type: "block", Source: "/dev/vg/b", ReadOnly: true, Device: "disk"},
+		{Target: "vdc", Type: "network", Source: "pool/c", Device: "disk", StorageId: "rbd:pool", Shared: true},
+		{Target: "vdd", Type: "volume", Source: "p/v", Device: "disk"},
+		{Target: "sda", Type: "file", Device: "cdrom"},
 	}
 	got := disks(def)
 	if len(got) != len(want) {
 		t.Fatalf("%d disks", len(got))
 	}
 	for i, w := range want {
-		if g := got[i]; g.String() != w.String() {
+		if g := got[i]; !proto.Equal(g, w) {
 			t.Errorf("disk %d is %v, want %v", i, g, w)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/debvisor/debvisor/agent/internal/storage"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
@@ -33,12 +34,15 @@ const (
 	checkEvery    = 2 * time.Second
 	capacityEvery = 10 * time.Second
 	arrivalEvery  = 500 * time.Millisecond
+	filesEvery    = time.Minute
 )
 
 // Config is what a collector is made of.
 type Config struct {
 	Node       string
 	Hypervisor Hypervisor
+	// Shared are the directories declared to be seen by other nodes too.
+	Shared []storage.SharedDir
 	// Root is where /proc, /sys and /etc are found; empty: "/".
 	Root string
 	Log  hclog.Logger
@@ -50,6 +54,9 @@ type Collector struct {
 	host    host
 	storage *sampler[disks]
 	ceph    *sampler[string]
+	places  *storage.Storage
+	mounted *sampler[error] // why the file systems could not be listed
+	files   *sampler[struct{}]
 	pending pending
 	changed chan struct{}
 
@@ -68,6 +75,9 @@ func New(cfg Config) *Collector {
 		pending: newPending(), seen: map[string]*agentv1.Domain{}, down: errNotAsked,
 	}
 	c.storage = newSampler(5*time.Second, c.sampleDisks)
+	c.places = storage.New(storage.Config{Node: cfg.Node, Shared: cfg.Shared, Root: cfg.Root})
+	c.mounted = newSampler(capacityEvery, c.samplePlaces)
+	c.files = newSampler(filesEvery, c.sampleFiles)
 	c.ceph = newSampler(15*time.Second, c.sampleCeph)
 	if c.withoutCeph() {
 		c.ceph.last = cephNone // known without asking
@@ -82,6 +92,8 @@ func (c *Collector) Run(ctx context.Context) error {
 	defer group.Wait()
 	group.Go(func() { c.storage.run(ctx) })
 	group.Go(func() { c.ceph.run(ctx) })
+	group.Go(func() { c.mounted.run(ctx) })
+	group.Go(func() { c.files.run(ctx) })
 	c.cfg.Hypervisor.Subscribe(c.pending.add)
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
@@ -146,6 +158,7 @@ func (c *Collector) look(ctx context.Context, uuids []string) {
 			c.setDown(err)
 			return
 		}
+		c.place(d)
 		c.note(uuid, d)
 	}
 	c.updateCapacity()
@@ -162,6 +175,7 @@ func (c *Collector) lookAtAll(ctx context.Context) {
 		c.setDown(err)
 		return
 	}
+	c.place(domains...)
 	c.noteAll(domains, capabilities)
 	c.updateCapacity()
 }
@@ -171,6 +185,7 @@ func (c *Collector) note(uuid string, d *agentv1.Domain) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was, had := c.seen[uuid]
+	steady(was, d)
 	switch {
 	case d == nil && had:
 		delete(c.seen, uuid)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -110,6 +111,7 @@ func root(t *testing.T) string {
 		"proc/loadavg":                  "3.00 1.00 0.50 1/234 5678\n",
 		"sys/devices/system/cpu/online": "0,2\n",
 		"var/lib/libvirt/x":             "",
+		"proc/self/mountinfo":           "27 1 254:0 / / rw - ext4 /dev/vda rw\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
 			t.Fatal(err)
@@ -317,5 +319,60 @@ func TestCountList(t *testing.T) {
 		if got, err := countList(list); err == nil {
 			t.Errorf("%q: %d", list, got)
 		}
+	}
+}
+
+func TestDisksAndRoomAreNewsWhenTheyMove(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "a.raw")
+	grow := func(to int64) {
+		if err := os.WriteFile(image, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(image, os.O_WRONLY, 0)
+		if err == nil {
+			err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, to), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	grow(1 << 20)
+	with := func() *agentv1.Domain {
+		d := domain("a", running)
+		d.Disks = []*debvisorv1.VMDisk{{Type: "file", Source: image, Format: "raw"}}
+		return d
+	}
+	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": with()}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		disk := c.Inventory(true).GetDomains()[0].GetDisks()[0]
+		if disk.GetAllocatedBytes() < 1<<20 || disk.GetCapacityBytes() != 1<<20 || !strings.HasPrefix(disk.GetStorageId(), "local:n:") {
+			t.Fatalf("at first: %v", disk)
+		}
+		grow(64 << 20)
+		l.set("a", with())
+		synctest.Wait()
+		inv := c.Inventory(false)
+		if len(inv.GetDomains()) != 1 || inv.GetDomains()[0].GetDisks()[0].GetCapacityBytes() != 64<<20 || inv.GetDomains()[0].GetDisks()[0].GetAllocatedBytes() != disk.GetAllocatedBytes() {
+			t.Errorf("a larger disk: %v", inv)
+		}
+		time.Sleep(2 * filesEvery)
+		if inv := c.Inventory(false); inv != nil {
+			t.Errorf("nothing has happened since: %v", inv)
+		}
+		grow(64<<20 + grownBy)
+		time.Sleep(2 * filesEvery)
+		synctest.Wait()
+		if inv := c.Inventory(false); len(inv.GetDomains()) != 1 || inv.GetDomains()[0].GetDisks()[0].GetAllocatedBytes() < grownBy {
+			t.Errorf("it has grown without an event: %v", inv)
+		}
+	})
+}
+
+func TestRoomThatHardlyMoves(t *testing.T) {
+	at := func(room uint64) *debvisorv1.NodeCapacity {
+		return &debvisorv1.NodeCapacity{FileSystems: []*debvisorv1.FileSystem{{MountPoint: "/", TotalBytes: 100 << 30, AvailableBytes: room}}}
+	}
+	if differs(at(50<<30), at(51<<30)) || !differs(at(50<<30), at(47<<30)) || !differs(at(1), &debvisorv1.NodeCapacity{}) {
+		t.Error("a fiftieth of the whole is what counts")
 	}
 }
