@@ -78,6 +78,7 @@ func operationMessage(op *storev1.Operation) *debvisorv1.Operation {
 		Resources: op.GetResources(), Principal: op.GetPrincipal(),
 		CreatedAt: timestamp(op.GetCreatedAt()), StartedAt: timestamp(op.GetStartedAt()), EndedAt: timestamp(op.GetEndedAt()),
 		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(), ParentId: op.GetParent(),
+		Evacuation: evacuationDetails(op),
 	}
 	if len(op.GetProgress()) > 0 {
 		m.Progress = decode(op.GetProgress(), &debvisorv1.OperationProgress{})

@@ -7,6 +7,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -44,6 +45,7 @@ func (s *nodeService) GetNode(_ context.Context, ref *debvisorv1.NodeRef) (*debv
 			MigrationBandwidthMib: node.GetMigrationBandwidthMib(), ParallelMigrations: node.GetParallelMigrations(),
 		},
 	}
+	detail.SafeToReboot = len(planner.AgainstReboot(snapshot, node.GetId())) == 0
 	if snapshot.ConfirmedOff(node.GetId()) {
 		detail.OffConfirmedAt, detail.OffConfirmedBy = timestamp(node.GetOffConfirmedAt()), node.GetOffConfirmedBy()
 	}

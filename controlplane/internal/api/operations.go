@@ -29,7 +29,7 @@ func (s *operationService) GetOperation(_ context.Context, ref *debvisorv1.Opera
 	if err != nil {
 		return nil, err
 	}
-	return operationMessage(op), nil
+	return withMoves(s.view.Current(), operationMessage(op)), nil
 }
 
 // ListOperations answers operations, newest first.
@@ -46,7 +46,7 @@ func (s *operationService) ListOperations(_ context.Context, filter *debvisorv1.
 	found = found[:min(len(found), int(cmp.Or(filter.GetLimit(), listed)))]
 	list := &debvisorv1.OperationList{}
 	for _, op := range found {
-		list.Operations = append(list.Operations, operationMessage(op))
+		list.Operations = append(list.Operations, withMoves(s.view.Current(), operationMessage(op)))
 	}
 	return list, nil
 }
@@ -63,7 +63,7 @@ func (s *operationService) WatchOperation(ref *debvisorv1.OperationRef, stream g
 		return err
 	}
 	return s.operations.Watch(stream.Context(), ref.GetId(), func(op *storev1.Operation) error {
-		return stream.Send(operationMessage(op))
+		return stream.Send(withMoves(s.view.Current(), operationMessage(op)))
 	})
 }
 
@@ -82,7 +82,7 @@ func (s *operationService) CancelOperation(ctx context.Context, ref *debvisorv1.
 		if err != nil {
 			return nil, err
 		}
-		return operationMessage(op), nil
+		return withMoves(s.view.Current(), operationMessage(op)), nil
 	}
 	op, err := s.operations.Wait(ctx, ref.GetId())
 	if err != nil {
@@ -91,5 +91,5 @@ func (s *operationService) CancelOperation(ctx context.Context, ref *debvisorv1.
 	if err := operations.Cancelled(op); err != nil {
 		return nil, err
 	}
-	return operationMessage(op), nil
+	return withMoves(s.view.Current(), operationMessage(op)), nil
 }

@@ -58,7 +58,7 @@ func failureKind(code string) errdefs.Kind {
 	switch code {
 	case "INTERNAL", "BROKEN_RECORD":
 		return errdefs.Internal
-	case "PLAN_REFUSED", "SOURCE_NOT_GONE":
+	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED":
 		return errdefs.FailedPrecondition
 	}
 	return errdefs.Aborted
