@@ -8,11 +8,13 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
+	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/power"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/shared/run"
 )
@@ -21,6 +23,8 @@ import (
 type led struct {
 	dispatch *dispatch.Dispatch
 	migrate  *migrate.Controller
+	drain    *drain.Controller
+	power    *power.Controller
 	ops      *operations.Operations
 	view     *store.View
 	store    *store.Store
@@ -45,6 +49,8 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
+	group.Add("starts and stops", func(ctx context.Context) error { return d.power.Lead(ctx, l) })
+	group.Add("evacuations", func(ctx context.Context) error { return d.drain.Lead(ctx, l) })
 	err := group.Run(ctx)
 	d.log.Info("this replica no longer leads", "term", l.Term, "error", err)
 	if errors.Is(err, store.ErrFenced) {

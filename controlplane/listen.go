@@ -15,11 +15,13 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
+	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
 	"github.com/debvisor/debvisor/controlplane/internal/inventory"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
+	"github.com/debvisor/debvisor/controlplane/internal/power"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
@@ -66,7 +68,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 	})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
-		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, log.Named("migrate")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
+		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, log.Named("migrate")),
+		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{

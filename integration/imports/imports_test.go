@@ -59,13 +59,14 @@ func table() []layer {
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
 		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
+		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client", []string{"shared/errdefs", "shared/rpc", "shared/obs"}},
