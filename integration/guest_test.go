@@ -32,10 +32,17 @@ const (
 // guest gives the lab's guest of that name, which the first test that asks for it makes.
 func (c *cluster) guest(name string) *mover {
 	c.t.Helper()
+	return c.guestLike(lab.GuestSpec{Name: name})
+}
+
+// guestLike is guest for one that is made to a specification.
+func (c *cluster) guestLike(spec lab.GuestSpec) *mover {
+	c.t.Helper()
+	name := spec.Name
 	g, ok := c.shared.guests[name]
 	if !ok {
 		var err error
-		g, err = c.Nodes[0].StartGuest(c.within(90*time.Second), lab.GuestSpec{Name: name})
+		g, err = c.Nodes[0].StartGuest(c.within(90*time.Second), spec)
 		c.must(err)
 		c.shared.guests[name] = g
 	}
@@ -202,7 +209,7 @@ func (c *cluster) clean() error {
 		domains, err := n.Domains()
 		failed = append(failed, err)
 		for id, d := range domains {
-			if !d.Persistent || d.State != lab.DomainRunning {
+			if !d.Persistent || d.State == lab.DomainPaused {
 				failed = append(failed, fmt.Errorf("%s: domain %s is %+v", n.Name, id, d))
 			}
 		}

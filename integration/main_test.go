@@ -21,11 +21,13 @@ const certLife = 30 * time.Second
 var (
 	plain  = newShared("DEBVISOR_BIN", "../bin", false, "--agent-cert-life", certLife.String())
 	faulty = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
+	// faultyToo is another, for tests that wait more than they work.
+	faultyToo = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	for _, s := range []*shared{plain, faulty} {
+	for _, s := range []*shared{plain, faulty, faultyToo} {
 		if err := s.close(); err != nil {
 			fmt.Fprintln(os.Stderr, "closing a lab:", err)
 			code = max(code, 1)
@@ -40,14 +42,14 @@ type shared struct {
 	failpoints bool
 	args       []string // of every replica
 
-	once   sync.Once
+	once   *sync.Once
 	lab    *lab.Lab
 	err    error
 	guests map[string]*lab.Guest // by name
 }
 
 func newShared(env, bin string, failpoints bool, args ...string) *shared {
-	return &shared{env: env, bin: bin, failpoints: failpoints, args: append(args, "--rate-limit", "0"), guests: map[string]*lab.Guest{}}
+	return &shared{once: &sync.Once{}, env: env, bin: bin, failpoints: failpoints, args: append(args, "--rate-limit", "0"), guests: map[string]*lab.Guest{}}
 }
 
 // start starts the lab; later calls give what the first gave.
@@ -76,6 +78,14 @@ func (s *shared) start() error {
 		s.err = s.lab.StartCluster(ctx)
 	})
 	return s.err
+}
+
+// renew throws a broken lab away: the next test gets a new one.
+func (s *shared) renew() {
+	if err := s.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "closing a lab:", err)
+	}
+	s.lab, s.err, s.once, s.guests = nil, nil, &sync.Once{}, map[string]*lab.Guest{}
 }
 
 func (s *shared) close() error {
