@@ -44,7 +44,7 @@ func (a *Agent) Start() error {
 		program, "run", "--data-dir", a.Data,
 		"--peer-listen", fmt.Sprintf("%s:%d", n.Addr, AgentPort),
 		"--tunnel-listen", fmt.Sprintf("%s:%d-%d", n.Addr, TunnelsFirst, TunnelsLast),
-		"--libvirt-uri", "qemu:///system",
+		"--libvirt-uri", "qemu:///system", "--shared-dir", SharedDir,
 	}
 	var err error
 	a.Process, err = n.Start(Command{
