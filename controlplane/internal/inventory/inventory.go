@@ -79,6 +79,7 @@ func (i *Inventory) Greet(id, bootID string) {
 	}
 	n.hear(time.Now(), i.cfg.Log)
 	n.cpus.begun = false
+	n.firstSeen(bootID)
 	if n.facts.BootID != bootID {
 		n.forgetDomains()
 		n.facts.BootID, i.moved = bootID, true
@@ -98,6 +99,7 @@ func (i *Inventory) Open(ctx context.Context, id string, f Facts) (revision int6
 	}
 	n.hear(time.Now(), i.cfg.Log)
 	n.facts, n.urgent = f, true
+	n.firstSeen(f.BootID)
 	i.waiters = append(i.waiters, written)
 	i.mu.Unlock()
 	i.ring()

@@ -47,6 +47,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 			err = i.placeVMs(ctx, l, now)
 			seen = now
 		}
+		if err == nil {
+			err = i.startAfterBoots(ctx, l)
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -68,6 +71,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 		case <-all.C:
 			if err := i.writeStatuses(ctx, l, true); errors.Is(err, store.ErrFenced) {
 				return fmt.Errorf("writing the inventory: %w", err)
+			}
+			if err := i.forgetGone(ctx, l, time.Now()); errors.Is(err, store.ErrFenced) {
+				return fmt.Errorf("forgetting VMs: %w", err)
 			}
 		}
 	}

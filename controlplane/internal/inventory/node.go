@@ -36,6 +36,10 @@ type node struct {
 	listed  []string
 	cpus    cpus
 
+	// startedBoot is the boot after which its VMs were started, or were found
+	// started; empty: it was never looked at.
+	startedBoot string
+
 	dirty  bool // something to write within 30 s
 	urgent bool // something to write now
 }
@@ -44,6 +48,7 @@ type node struct {
 type domain struct {
 	*agentv1.Domain
 	encoded []byte
+	at      time.Time // when this leader was told
 }
 
 // newNode begins with what the record holds; nil: there is none.
@@ -64,6 +69,8 @@ func newNode(id string, s *storev1.NodeStatus, now time.Time) *node {
 	n.capacity = decode(s.GetCapacity(), &debvisorv1.NodeCapacity{})
 	n.capabilities = decode(s.GetCapabilities(), &debvisorv1.NodeCapabilities{})
 	n.listed, n.libvirtDown = s.GetDomains(), s.GetLibvirtDown()
+	n.startedBoot = s.GetStartedBootId()
+	n.firstSeen(n.facts.BootID)
 	return n
 }
 
@@ -115,13 +122,13 @@ func (n *node) report(inv *agentv1.Inventory) {
 	if inv.GetLibvirtDown() {
 		return // domains stay as last seen
 	}
-	before := n.uuids()
+	before, now := n.uuids(), time.Now()
 	if inv.GetComplete() {
 		n.known, n.listed = true, nil
 		clear(n.domains)
 	}
 	for _, d := range inv.GetDomains() {
-		n.domains[d.GetUuid()] = domain{d, encode(d)}
+		n.domains[d.GetUuid()] = domain{d, encode(d), now}
 	}
 	for _, uuid := range inv.GetGone() {
 		delete(n.domains, uuid)
@@ -161,7 +168,7 @@ func (n *node) record() *storev1.NodeStatus {
 		Id: n.id, Liveness: n.liveness,
 		AgentVersion: n.facts.AgentVersion, PeerAddress: n.facts.PeerAddress,
 		JournalId: n.facts.JournalID, BootId: n.facts.BootID,
-		Domains: n.uuids(), LibvirtDown: n.libvirtDown,
+		Domains: n.uuids(), LibvirtDown: n.libvirtDown, StartedBootId: n.startedBoot,
 	}
 	if !n.lastSeen.IsZero() {
 		s.LastSeen = timestamppb.New(n.lastSeen)

@@ -78,8 +78,16 @@ func (i *Inventory) commitVMs(ctx context.Context, l election.Leadership, change
 		change.Require = append(change.Require, c.require...)
 		if c.vm == nil {
 			change.Deletes = append(change.Deletes, store.VMKey(c.uuid))
+			change.Puts = append(change.Puts, store.PutProto(store.GoneVMKey(c.uuid), c.was))
 		} else {
 			change.Puts = append(change.Puts, store.PutProto(store.VMKey(c.uuid), c.vm))
+		}
+		if c.back {
+			change.Deletes = append(change.Deletes, store.GoneVMKey(c.uuid))
+		}
+		for _, op := range c.orders {
+			change.Require = append(change.Require, store.Absent(store.OperationKey(op.GetId())))
+			change.Puts = append(change.Puts, store.PutProto(store.OperationKey(op.GetId()), op))
 		}
 	}
 	revision, err := i.cfg.Store.Commit(ctx, change)
@@ -93,6 +101,9 @@ func (i *Inventory) commitVMs(ctx context.Context, l election.Leadership, change
 		return err
 	}
 	for _, c := range changes {
+		for _, op := range c.orders {
+			i.cfg.Log.Info("libvirt's autostart is taken over", "vm", c.uuid, "name", c.vm.GetName(), "node", op.GetPower().GetNode(), "operation", op.GetId())
+		}
 		switch {
 		case c.alarm:
 			i.cfg.Log.Error(c.note, "vm", c.uuid, "name", c.vm.GetName(), "nodes", c.vm.GetConflictNodes())

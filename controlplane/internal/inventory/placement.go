@@ -27,7 +27,10 @@ type vmChange struct {
 	vm      *storev1.VM // nil: deleted
 	uuid    string
 	require []store.Condition
-	note    string // for the log; empty: nothing worth it
+	orders  []*storev1.Operation // that go with it
+	was     *storev1.VM          // what is kept of one that is deleted
+	back    bool                 // it was gone, and is kept as such no longer
+	note    string               // for the log; empty: nothing worth it
 	alarm   bool
 }
 
@@ -39,6 +42,7 @@ type placer struct {
 	ids      []string // of nodes, sorted
 	now      time.Time
 	since    map[string]time.Time // when a doubt was first seen
+	taken    map[string]time.Time // when libvirt's autostart was last taken over; nil: not asked yet
 }
 
 // holds tells whether a condition has held for the settle time; call it with
@@ -79,10 +83,13 @@ func (p *placer) decide(uuid string) *vmChange {
 		}
 		if c.vm != nil {
 			p.describe(uuid, next)
+			c.orders = p.takeAutostart(uuid, next)
+		} else {
+			c.was = leftOf(was, p.now)
 		}
 		c.require = append(c.require, store.Absent(store.InUseKey("vm/"+uuid)))
 	}
-	if c.vm != nil && proto.Equal(was, next) {
+	if c.vm != nil && len(c.orders) == 0 && proto.Equal(was, next) {
 		return nil
 	}
 	return c
@@ -98,11 +105,19 @@ func (p *placer) create(uuid string) *vmChange {
 		return nil
 	}
 	vm := &storev1.VM{Uuid: uuid, Node: holder, Generation: 1}
-	p.describe(uuid, vm)
-	return &vmChange{
-		vm: vm, uuid: uuid, note: "VM appeared",
-		require: []store.Condition{store.Absent(store.VMKey(uuid)), store.Absent(store.InUseKey("vm/" + uuid))},
+	c := &vmChange{vm: vm, uuid: uuid, note: "VM appeared"}
+	gone, back := p.snapshot.GoneVMs[uuid]
+	if back {
+		c.note, c.back = "VM appeared again: what was set for it counts again", true
+		vm.Generation, vm.Policy, vm.Autostart = gone.Value.GetGeneration()+1, gone.Value.GetPolicy(), gone.Value.GetAutostart()
 	}
+	p.describe(uuid, vm)
+	c.orders = p.takeAutostart(uuid, vm)
+	c.require = []store.Condition{
+		store.Absent(store.VMKey(uuid)), store.Absent(store.InUseKey("vm/" + uuid)),
+		store.Unchanged(store.GoneVMKey(uuid), gone.ModRevision),
+	}
+	return c
 }
 
 // place moves the placement after a VM that moved without us; false: the VM is

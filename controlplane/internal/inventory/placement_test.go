@@ -61,7 +61,7 @@ func (w world) placer(t *testing.T, now time.Time, since map[string]time.Time) *
 		switch state, ok := states[text]; {
 		case ok:
 			dom := &agentv1.Domain{Uuid: "v", Name: "v", State: state}
-			n.domains["v"] = domain{dom, encode(dom)}
+			n.domains["v"] = domain{dom, encode(dom), now}
 		case strings.HasPrefix(text, "?"):
 			n.known = false
 			if text == "?v" {
