@@ -253,7 +253,9 @@ func (r *replica) node(id string, change func(*storev1.Node, *storev1.NodeStatus
 	status := &storev1.NodeStatus{
 		Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, LastSeen: timestamppb.Now(), AgentVersion: "1.0",
 		Health:   encode(r.t, &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: id}, Overall: debvisorv1.StatusCode_STATUS_OK, CpuLoad: 0.25}),
-		Capacity: encode(r.t, &debvisorv1.NodeCapacity{MemoryBytes: 16 * gib, MemoryAvailableBytes: 8 * gib}),
+		Capacity: encode(r.t, &debvisorv1.NodeCapacity{MemoryBytes: 16 * gib, MemoryAvailableBytes: 8 * gib, FileSystems: []*debvisorv1.FileSystem{
+			{MountPoint: "/shared", Type: "nfs4", StorageId: "nfs4:server:/vms", Shared: true},
+		}}),
 	}
 	if change != nil {
 		change(node, status)
@@ -266,7 +268,7 @@ func (r *replica) vm(uuid, name, node string) {
 	r.t.Helper()
 	domain := &agentv1.Domain{
 		Uuid: uuid, Name: name, State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: 2 * gib, Persistent: true,
-		Disks: []*debvisorv1.VMDisk{{Target: "vda", Type: "file", Source: "/shared/x", Cache: "none"}},
+		Disks: []*debvisorv1.VMDisk{{Target: "vda", Type: "file", Source: "/shared/x", Cache: "none", Shared: true, StorageId: "nfs4:server:/vms"}},
 	}
 	r.put(store.PutProto(store.VMKey(uuid), &storev1.VM{Uuid: uuid, Name: name, Node: node, Generation: 1, Domain: encode(r.t, domain)}))
 }

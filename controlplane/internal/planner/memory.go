@@ -1,12 +1,6 @@
 package planner
 
-import (
-	"fmt"
-
-	"github.com/debvisor/debvisor/controlplane/internal/cluster"
-	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
-	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
-)
+import "fmt"
 
 // leastOverhead is what QEMU takes at least besides the guest's memory: its own
 // code and heap, device models, the video memory, buffers of a migration.
@@ -19,43 +13,27 @@ func Need(memory uint64) uint64 {
 	return memory + max(leastOverhead, memory/32)
 }
 
-// placed gives the memory of the active VMs whose placement is the node, bytes.
-func placed(s *cluster.Snapshot, node string) uint64 {
-	var sum uint64
-	for _, vm := range s.VMsOn(node) {
-		switch domain := newGuest(vm.Value).domain; domain.GetState() {
-		case debvisorv1.VMState_VM_STATE_SHUTOFF, debvisorv1.VMState_VM_STATE_CRASHED:
-		default:
-			sum += domain.GetMemoryBytes()
-		}
+// memory refuses a node that lacks it. A VM that stays shut off needs none yet,
+// but must be able to run there.
+func memory(_ *World, h *host, m *mover, o *objections) {
+	need := Need(m.guest.memory)
+	switch {
+	case !h.known:
+		o.no(CapacityUnknown, "its capacity is not known yet")
+	case !m.takes && need > h.total:
+		o.no(Memory, "VM %s needs %s of memory when it runs (%s and %s overhead) and the node has %s",
+			m.guest.name(), size(need), size(m.guest.memory), size(need-m.guest.memory), size(h.total))
+	case m.takes && h.free < need+h.reserved:
+		o.no(Memory, "VM %s needs %s of memory (%s and %s overhead) and %s is free there, of which %s is promised to other migrations",
+			m.guest.name(), size(need), size(m.guest.memory), size(need-m.guest.memory), size(h.free), size(h.reserved))
 	}
-	return sum
 }
-
-// reservations gives the memory that each node will still need, bytes, for
-// unfinished migrations to it, but for the given operation's.
-func reservations(s *cluster.Snapshot, except string) map[string]uint64 {
-	reserved := map[string]uint64{}
-	for _, entry := range s.ActiveOperations() {
-		op := entry.Value
-		target := op.GetMigrate().GetTarget()
-		if op.GetId() == except || target == "" {
-			continue
-		}
-		if vm, ok := s.VMs[op.GetMigrate().GetVmUuid()]; ok && !arrived(vm.Value, target) {
-			reserved[target] += Need(newGuest(vm.Value).domain.GetMemoryBytes())
-		}
-	}
-	return reserved
-}
-
-// arrived tells whether a VM is on a node, so that the node's own figures hold
-// what it takes.
-func arrived(vm *storev1.VM, node string) bool { return vm.GetNode() == node }
 
 // size writes bytes for people.
 func size(bytes uint64) string {
 	switch {
+	case bytes >= 1<<40:
+		return fmt.Sprintf("%.1f TiB", float64(bytes)/(1<<40))
 	case bytes >= 1<<30:
 		return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
 	default:

@@ -1,24 +1,20 @@
-// Package planner decides whether a VM can move and where to. It is pure: a
+// Package planner decides whether a VM can move, where to and how. It is pure: a
 // snapshot goes in, a plan comes out; it does no I/O and has no clock. It gives
 // every reason for every node at once, each with the figures it was decided on.
 //
 // What other operations will still take is derived from the unfinished ones in
 // the snapshot, so plans must be made one after another to take each other into
-// account.
+// account. What nobody knows counts against a move wherever it could do harm: a
+// capability that a node has not reported, a rack without a name.
 package planner
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
-	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
@@ -42,80 +38,6 @@ type Request struct {
 	Facts Facts
 }
 
-// Reason is one reason against a move.
-type Reason struct {
-	// Code is stable and for programs: one of the constants.
-	Code string
-	// Message is for people, with the figures.
-	Message string
-}
-
-// The codes of reasons.
-const (
-	VMNotFound      = "VM_NOT_FOUND"
-	VMConflict      = "VM_CONFLICT"
-	VMInUse         = "VM_IN_USE"
-	VMNotRunning    = "VM_NOT_RUNNING"
-	DiskCache       = "DISK_CACHE_UNSAFE"
-	WrongSource     = "WRONG_SOURCE"
-	SourceNotHeard  = "SOURCE_NOT_REACHABLE"
-	SourceLibvirt   = "SOURCE_LIBVIRT_DOWN"
-	NodeNotFound    = "NODE_NOT_FOUND"
-	NodeNotHeard    = "NODE_NOT_REACHABLE"
-	NodeLibvirt     = "NODE_LIBVIRT_DOWN"
-	NodeCordoned    = "NODE_CORDONED"
-	AlreadyThere    = "ALREADY_THERE"
-	CapacityUnknown = "CAPACITY_UNKNOWN"
-	Memory          = "MEMORY"
-	NameClash       = "NAME_CLASH"
-	UUIDClash       = "UUID_CLASH"
-	// VMTransient is a VM that would be gone once it is shut down.
-	VMTransient = "VM_TRANSIENT"
-	// PauseNotAllowed is a deadline that pauses a VM whose policy forbids it.
-	PauseNotAllowed = "PAUSE_NOT_ALLOWED"
-	// NotLive is a VM that runs, cannot move live and may not be shut down; why
-	// is in Result.NotLive.
-	NotLive         = "NOT_LIVE"
-	CPUCount        = "CPU_COUNT"
-	CPUIncompatible = "CPU_INCOMPATIBLE"
-	CPUNotCompared  = "CPU_NOT_COMPARED"
-	Arch            = "ARCH"
-	VirtType        = "VIRT_TYPE"
-	MachineType     = "MACHINE_TYPE"
-	QEMUOlder       = "QEMU_OLDER"
-	DiskUnreachable = "DISK_UNREACHABLE"
-	DiskSpace       = "DISK_SPACE"
-	DiskNotCopyable = "DISK_NOT_COPYABLE"
-	Network         = "NETWORK"
-	HostDevice      = "HOST_DEVICE"
-	SharedDirectory = "SHARED_DIRECTORY"
-	Snapshots       = "SNAPSHOTS"
-	AntiAffinity    = "ANTI_AFFINITY"
-)
-
-// Verdict is what the planner thinks of one node as a target.
-type Verdict struct {
-	Node    string
-	Allowed bool
-	Reasons []Reason
-	// Score is higher the better the node; of meaning within one plan only. It
-	// is the sum of weight times value of its parts.
-	Score float64
-	Parts []ScorePart
-	// Method is how the VM would move there; unspecified where it cannot.
-	Method debvisorv1.MoveMethod
-	// Estimate is what the move would take; nil where there is no method.
-	Estimate *debvisorv1.MoveEstimate
-}
-
-// ScorePart is one part of a score.
-type ScorePart struct {
-	Name   string
-	Weight float64
-	// Value is 0 to 1.
-	Value float64
-}
-
 // Result is a plan, or why there is none.
 type Result struct {
 	Allowed bool
@@ -127,14 +49,17 @@ type Result struct {
 	Reasons []Reason
 	// Nodes are the verdicts on all nodes, best first.
 	Nodes []Verdict
-	// Method and Estimate are those of the target; nil and unspecified without one.
+	// Method and Estimate are those of the target; unspecified and nil where the
+	// move is not allowed.
 	Method   debvisorv1.MoveMethod
 	Estimate *debvisorv1.MoveEstimate
 	// NotLive is why a VM that runs cannot move live, wherever to; empty: it can.
 	NotLive []Reason
-	// Disks are the VM's, as the two tasks of a move to the target are told.
+	// Disks are the VM's files and block devices, as the two tasks of the move
+	// are told; none where it is not allowed.
 	Disks []*agentv1.DiskTransfer
-	// Questions are what Facts did not know.
+	// Questions are what Facts did not know of nodes that nothing else speaks
+	// against: those have the reason CPUNotCompared.
 	Questions []Question
 }
 
@@ -144,27 +69,30 @@ func Plan(s *cluster.Snapshot, r Request) Result { return NewWorld(s, r.Facts).P
 
 // Plan is as the function of that name. A request's Facts go before the world's.
 func (w *World) Plan(r Request) Result {
-	s := w.snapshot
 	result := Result{VM: r.VM, Target: r.Target}
-	entry, ok := s.VMs[r.VM]
-	if !ok {
+	g, ok := w.guests[r.VM]
+	if !ok || r.Tenant != "" && g.policy.GetTenant() != r.Tenant {
 		result.Reasons = []Reason{{VMNotFound, fmt.Sprintf("no VM has the UUID %q", r.VM)}}
 		return result
 	}
-	vm := newGuest(entry.Value)
-	result.Name, result.Source = vm.name, vm.node
-	result.Reasons = against(s, r, vm)
-	reserved := reservations(s, r.Operation)
-	for _, id := range slices.Sorted(maps.Keys(s.Nodes)) {
-		result.Nodes = append(result.Nodes, judge(s, id, vm, reserved[id]))
+	if own, ok := w.claims[r.Operation]; ok && r.Operation != "" {
+		w.release(own)
+		defer w.hold(own)
+	}
+	m := w.mover(g, r)
+	result.Name, result.Source = g.name(), g.record.GetNode()
+	result.Reasons, result.NotLive = m.reasons, m.notLive
+	for _, h := range w.hosts {
+		result.Nodes = append(result.Nodes, w.judge(h, m))
 	}
 	slices.SortStableFunc(result.Nodes, better)
-	result.choose()
+	result.Questions = m.questions
+	result.choose(m)
 	return result
 }
 
 // choose settles the target and whether the move is allowed.
-func (r *Result) choose() {
+func (r *Result) choose(m *mover) {
 	if r.Target == "" && len(r.Nodes) > 0 && r.Nodes[0].Allowed {
 		r.Target = r.Nodes[0].Node
 	}
@@ -174,20 +102,33 @@ func (r *Result) choose() {
 		r.Nodes = append(r.Nodes, Verdict{Node: r.Target, Reasons: []Reason{unknown}})
 		return
 	}
-	r.Allowed = at >= 0 && r.Nodes[at].Allowed && len(r.Reasons) == 0
+	if r.Allowed = at >= 0 && r.Nodes[at].Allowed && len(r.Reasons) == 0; !r.Allowed {
+		return
+	}
+	r.Method, r.Estimate = r.Nodes[at].Method, r.Nodes[at].Estimate
+	for _, d := range m.disks {
+		if t := d.transfer(m, r.Method); t != nil {
+			r.Disks = append(r.Disks, t)
+		}
+	}
 }
 
 // Refusal says in one text why the move is not allowed: all reasons against the
-// VM, and those against the target or, where none was asked for, every node.
+// VM, and those against the target or, where none was asked for, every node. Of
+// more than mostNodes nodes it gives each reason with the first few.
 func (r *Result) Refusal() string {
 	var parts []string
 	for _, reason := range r.Reasons {
 		parts = append(parts, reason.Message)
 	}
-	for _, v := range r.Nodes {
-		if v.Allowed || r.Target != "" && v.Node != r.Target {
-			continue
+	refused := r.refused()
+	if len(refused) > mostNodes {
+		for _, reason := range grouped(refused) {
+			parts = append(parts, reason.Message)
 		}
+		return strings.Join(parts, "; ")
+	}
+	for _, v := range refused {
 		for _, reason := range v.Reasons {
 			parts = append(parts, v.Node+": "+reason.Message)
 		}
@@ -199,21 +140,44 @@ func (r *Result) Refusal() string {
 }
 
 // Codes are the codes of what Refusal tells: of reasons against the VM as they
-// are, of those against a node after its id and a colon.
+// are, with NotLive followed by those of its causes, of those against a node
+// after its id and a colon; the nodes after the first mostNodes are one, "*".
 func (r *Result) Codes() []string {
 	var codes []string
 	for _, reason := range r.Reasons {
 		codes = append(codes, reason.Code)
-	}
-	for _, v := range r.Nodes {
-		if v.Allowed || r.Target != "" && v.Node != r.Target {
-			continue
+		if reason.Code == NotLive || reason.Code == VMTransient {
+			for _, cause := range r.NotLive {
+				codes = append(codes, cause.Code)
+			}
 		}
+	}
+	for i, v := range r.refused() {
 		for _, reason := range v.Reasons {
-			codes = append(codes, v.Node+":"+reason.Code)
+			code := v.Node + ":" + reason.Code
+			if i >= mostNodes {
+				code = "*:" + reason.Code
+			}
+			if i < mostNodes || !slices.Contains(codes, code) {
+				codes = append(codes, code)
+			}
 		}
 	}
 	return codes
+}
+
+// mostNodes is of how many nodes a refusal gives every reason.
+const mostNodes = 20
+
+// refused gives the verdicts that a refusal is about.
+func (r *Result) refused() []Verdict {
+	var refused []Verdict
+	for _, v := range r.Nodes {
+		if !v.Allowed && (r.Target == "" || v.Node == r.Target) {
+			refused = append(refused, v)
+		}
+	}
+	return refused
 }
 
 // Has tells whether a reason with that code speaks against the VM or, if one
@@ -239,34 +203,4 @@ func (r *Result) Only(code string) bool {
 	return slices.ContainsFunc(r.Nodes, func(v Verdict) bool {
 		return (r.Target == "" || v.Node == r.Target) && !slices.ContainsFunc(v.Reasons, other)
 	})
-}
-
-func better(a, b Verdict) int {
-	if a.Allowed != b.Allowed {
-		if a.Allowed {
-			return -1
-		}
-		return 1
-	}
-	return cmp.Or(cmp.Compare(b.Score, a.Score), cmp.Compare(a.Node, b.Node))
-}
-
-// guest is a VM as the planner needs it.
-type guest struct {
-	uuid, name, node string
-	domain           *agentv1.Domain
-	conflict         []string
-}
-
-// newGuest reads a record. A domain that cannot be decoded is as one that was
-// never reported: its state is unknown, so it does not move.
-func newGuest(vm *storev1.VM) guest {
-	domain := &agentv1.Domain{}
-	if err := proto.Unmarshal(vm.GetDomain(), domain); err != nil {
-		domain = &agentv1.Domain{}
-	}
-	return guest{
-		uuid: vm.GetUuid(), name: vm.GetName(), node: vm.GetNode(),
-		domain: domain, conflict: vm.GetConflictNodes(),
-	}
 }

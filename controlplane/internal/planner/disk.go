@@ -1,0 +1,251 @@
+package planner
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// disk is one disk of a VM that moves.
+type disk struct {
+	*debvisorv1.VMDisk
+	// copied tells whether its bytes have to move; otherwise both nodes have to
+	// see them.
+	copied bool
+	// users are the other VMs whose local disk has the same path.
+	users []*guest
+}
+
+// disks gives the disks of a VM that hold anything. Network storage is in
+// reach of every node.
+func (w *World) disks(g *guest) []disk {
+	var disks []disk
+	for _, d := range g.domain().GetDisks() {
+		if d.GetSource() == "" {
+			continue
+		}
+		one := disk{VMDisk: d, copied: !d.GetShared() && d.GetType() != "network"}
+		if one.copied {
+			one.users = w.users(d.GetSource(), g)
+		}
+		disks = append(disks, one)
+	}
+	return disks
+}
+
+// users gives the other VMs that have a path on a disk of their node's own.
+func (w *World) users(path string, but *guest) []*guest {
+	var users []*guest
+	for _, g := range w.list {
+		// Text is in an encoded message as it is: only those are decoded that
+		// have it.
+		if g == but || !bytes.Contains(g.record.GetDomain(), []byte(path)) {
+			continue
+		}
+		if slices.ContainsFunc(g.domain().GetDisks(), func(d *debvisorv1.VMDisk) bool {
+			return d.GetSource() == path && !d.GetShared() && d.GetType() != "network"
+		}) {
+			users = append(users, g)
+		}
+	}
+	return users
+}
+
+// whyNotCopyable tells what keeps a local disk from being copied; empty:
+// nothing.
+func (d disk) whyNotCopyable() string {
+	switch {
+	case d.GetType() != "file" && d.GetType() != "block":
+		return "is of type " + d.GetType() + ", and only files and block devices are copied"
+	case d.GetBackingFile() != "":
+		return "is an overlay of " + d.GetBackingFile() + ", and images with a backing file are not copied"
+	case d.GetFormat() != "raw" && d.GetFormat() != "qcow2":
+		return "has the format " + cmp.Or(d.GetFormat(), "unknown") + ", and only raw and qcow2 are copied"
+	case d.GetShareable() && !d.GetReadOnly():
+		return "may be written by several VMs at once, so that no copy of it holds"
+	case d.GetType() == "file" && d.room() == 0:
+		return "is of a size that is not known"
+	}
+	return ""
+}
+
+// room is what a copy may come to take, bytes: a disk that is written to grows
+// to its full size.
+func (d disk) room() uint64 {
+	if d.GetReadOnly() && d.GetAllocatedBytes() > 0 {
+		return d.GetAllocatedBytes()
+	}
+	return max(d.GetCapacityBytes(), d.GetAllocatedBytes())
+}
+
+// bytes is what has to be copied at most; holes are not.
+func (d disk) bytes() uint64 {
+	if n := d.GetAllocatedBytes(); n > 0 {
+		return n
+	}
+	return d.GetCapacityBytes()
+}
+
+// withSlack adds 5 %: file systems and image formats take some for themselves.
+func withSlack(bytes uint64) uint64 { return bytes + bytes/20 }
+
+// unsafeCache tells whether moving a VM with that disk live could lose what the
+// source's host still caches. The rule is libvirt's own (Migration is unsafe
+// with a cache other than none and directsync), which it applies to all but
+// read-only disks, disks that it copies, those shared by several guests and
+// network storage whose clients keep their caches coherent.
+func (d disk) unsafeCache() (mode string, unsafe bool) {
+	if d.copied || d.GetReadOnly() || d.GetShareable() || d.GetType() == "network" {
+		return "", false
+	}
+	switch mode := d.GetCache(); mode {
+	case "none", "directsync":
+		return mode, false
+	case "", "default":
+		return "default (writeback)", true
+	default:
+		return mode, true
+	}
+}
+
+// transfer is what the agents are told of a disk; nil: nothing, since it is on
+// network storage that no agent has to look at.
+func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTransfer {
+	if d.GetType() != "file" && d.GetType() != "block" {
+		return nil
+	}
+	t := &agentv1.DiskTransfer{
+		Target: d.GetTarget(), Type: d.GetType(), Path: d.GetSource(), Format: d.GetFormat(),
+		CapacityBytes: d.GetCapacityBytes(), ReadOnly: d.GetReadOnly(), Action: agentv1.DiskAction_DISK_ACTION_SHARED,
+	}
+	switch {
+	case !d.copied:
+		t.Inode = d.GetInode()
+	case method == debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY && !d.GetReadOnly():
+		t.Action = agentv1.DiskAction_DISK_ACTION_COPY_LIVE
+	default:
+		t.Action = agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE
+	}
+	t.RemoveSource = d.copied && d.GetType() == "file" && d.userOn(m.guest.at) == nil
+	return t
+}
+
+// userOn gives another VM on a node that has the disk's path; nil: none.
+func (d disk) userOn(h *host) *guest {
+	for _, g := range d.users {
+		if g.on(h) {
+			return g
+		}
+	}
+	return nil
+}
+
+// reach refuses a node that does not see the shared disks.
+func reach(_ *World, h *host, m *mover, o *objections) {
+	for _, d := range m.disks {
+		if d.copied || d.GetType() == "network" || !h.known {
+			continue
+		}
+		if d.GetStorageId() == "" {
+			o.no(DiskUnreachable, "which storage holds disk %s of VM %s (%s) is not known", d.GetTarget(), m.guest.name(), d.GetSource())
+			continue
+		}
+		if !sees(h, m.guest.at, d.GetSource(), d.GetStorageId()) {
+			o.no(DiskUnreachable, "disk %s of VM %s is %s on shared storage %s, which the node does not have mounted there (%s)",
+				d.GetTarget(), m.guest.name(), d.GetSource(), d.GetStorageId(), mounted(h, d.GetSource()))
+		}
+	}
+}
+
+// sees tells whether a path means the same bytes on two nodes: the same storage
+// mounted at the same place, and nothing over it.
+func sees(h, source *host, path, storage string) bool {
+	there := h.volume(path)
+	if there != nil && there.GetStorageId() == storage {
+		here := there
+		if source != nil && source.volume(path) != nil {
+			here = source.volume(path)
+		}
+		return here.GetMountPoint() == there.GetMountPoint()
+	}
+	// The path may lead to the storage by a symbolic link; whether it does there
+	// too the target's agent sees.
+	if source == nil || source.volume(path) == nil || source.volume(path).GetStorageId() == storage {
+		return false
+	}
+	return slices.ContainsFunc(source.volumes, func(here *volume) bool {
+		return here.GetStorageId() == storage && slices.ContainsFunc(h.volumes, func(there *volume) bool {
+			return there.GetStorageId() == storage && there.GetMountPoint() == here.GetMountPoint()
+		})
+	})
+}
+
+// mounted says what a node has at a path.
+func mounted(h *host, path string) string {
+	if v := h.volume(path); v != nil {
+		return v.GetStorageId() + " at " + v.GetMountPoint()
+	}
+	return "nothing that was reported"
+}
+
+// space refuses a node without room for the disks that have to be copied, or
+// with a file of another VM in their place.
+func space(w *World, h *host, m *mover, o *objections) {
+	if !m.copies || !h.known {
+		return
+	}
+	for _, d := range m.disks {
+		if !d.copied {
+			continue
+		}
+		if other := d.userOn(h); other != nil {
+			o.no(DiskNotCopyable, "disk %s of VM %s cannot be copied to %s: %s uses that path on the node",
+				d.GetTarget(), m.guest.name(), d.GetSource(), m.sees(other))
+		}
+		if d.GetType() == "file" && h.volume(d.GetSource()) == nil {
+			o.no(DiskSpace, "the node reports no file system that could hold %s (disk %s of VM %s)", d.GetSource(), d.GetTarget(), m.guest.name())
+		}
+	}
+	for _, n := range m.room(h) {
+		claimed := w.claimed[n.volume.key]
+		if n.volume.GetAvailableBytes() < n.bytes+claimed {
+			o.no(DiskSpace, "the disks of VM %s need %s at %s (5 %% slack included) and %s is available there, of which %s is promised to other migrations",
+				m.guest.name(), size(n.bytes), n.volume.GetMountPoint(), size(n.volume.GetAvailableBytes()), size(claimed))
+		}
+	}
+}
+
+// demand is what copies need of one file system, bytes.
+type demand struct {
+	volume *volume
+	bytes  uint64
+}
+
+// room gives what the VM's copies need of a node's file systems.
+func (m *mover) room(h *host) []demand {
+	var demands []demand
+	for _, d := range m.disks {
+		if d.copied && d.GetType() == "file" {
+			demands = need(demands, h, d.GetSource(), withSlack(d.room()))
+		}
+	}
+	return demands
+}
+
+// need adds one file to the demands on a node.
+func need(demands []demand, h *host, path string, bytes uint64) []demand {
+	v := h.volume(path)
+	if v == nil {
+		return demands
+	}
+	for i := range demands {
+		if demands[i].volume.key == v.key {
+			demands[i].bytes += bytes
+			return demands
+		}
+	}
+	return append(demands, demand{v, bytes})
+}
