@@ -48,8 +48,13 @@ func vmMessage(s *cluster.Snapshot, vm *storev1.VM) *debvisorv1.VM {
 	m := &debvisorv1.VM{
 		Id: vm.GetUuid(), Name: vm.GetName(), Node: nodeRef(vm.GetNode()), Generation: vm.GetGeneration(),
 		State: vmState(s, vm, domain), MemoryBytes: domain.GetMemoryBytes(), Vcpus: domain.GetVcpus(),
-		Persistent: domain.GetPersistent(), Autostart: domain.GetAutostart(), Disks: domain.GetDisks(),
-		ConflictNodes: vm.GetConflictNodes(),
+		Persistent: domain.GetPersistent(), Autostart: vm.GetAutostart(), Disks: domain.GetDisks(),
+		ConflictNodes: vm.GetConflictNodes(), MachineType: domain.GetMachineType(), VirtType: domain.GetVirtType(),
+		Interfaces: domain.GetInterfaces(), HostDevices: domain.GetHostDevices(), SharedDirectories: domain.GetSharedDirectories(),
+		Snapshots: domain.GetSnapshots(), DirtyBytesPerSecond: domain.GetDirtyBytesPerSecond(),
+	}
+	if len(vm.GetPolicy()) > 0 {
+		m.Policy = decode(vm.GetPolicy(), &debvisorv1.VMPolicy{})
 	}
 	if holder, ok := s.InUse[vmResource(vm.GetUuid())]; ok {
 		m.OperationId = holder.Value
@@ -86,6 +91,11 @@ func operationMessage(op *storev1.Operation) *debvisorv1.Operation {
 	if op.GetErrorCode() != "" {
 		m.Error = &debvisorv1.ErrorDetails{
 			Code: op.GetErrorCode(), Message: op.GetErrorMessage(), Context: op.GetErrorContext(), TraceId: op.GetTraceId(),
+		}
+	}
+	if order := op.GetPower(); order != nil {
+		m.Power = &debvisorv1.PowerDetails{
+			VmId: order.GetVmUuid(), VmName: order.GetVmName(), Node: nodeRef(order.GetNode()), Generation: order.GetGeneration(),
 		}
 	}
 	if move := op.GetMigrate(); move != nil {

@@ -58,8 +58,11 @@ func failureKind(code string) errdefs.Kind {
 	switch code {
 	case "INTERNAL", "BROKEN_RECORD":
 		return errdefs.Internal
-	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED":
+	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED",
+		"VM_CONFLICT", "VM_NOT_PERSISTENT", "VM_PAUSED", "VM_MIGRATING", "VM_ELSEWHERE", "PLACEMENT_CHANGED", "STALE_PLACEMENT":
 		return errdefs.FailedPrecondition
+	case "VM_NOT_FOUND", "NODE_NOT_FOUND":
+		return errdefs.NotFound
 	}
 	return errdefs.Aborted
 }

@@ -3,15 +3,23 @@ package api
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 type vmService struct {
 	debvisorv1.UnimplementedVMServiceServer
-	view *store.View
+	view       *store.View
+	operations *operations.Operations
 }
 
 // ListVMs answers the VMs that pass the filter, ordered by name.
@@ -42,4 +50,91 @@ func (s *vmService) GetVM(_ context.Context, ref *debvisorv1.VMRef) (*debvisorv1
 		return nil, err
 	}
 	return vmMessage(snapshot, vm), nil
+}
+
+// SetVMPolicy replaces a VM's policy. It stays with the VM wherever it goes, and
+// for as long as inventory remembers a VM that no node has any more.
+func (s *vmService) SetVMPolicy(ctx context.Context, req *debvisorv1.VMPolicyRequest) (*debvisorv1.VM, error) {
+	policy, err := normal(req.GetPolicy())
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(policy)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the policy: %w", err)
+	}
+	return s.change(ctx, "vm.policy", req, req.GetVm(), func(vm *storev1.VM) { vm.Policy = encoded })
+}
+
+// SetVMAutostart says whether the VM is started after its node has booted.
+func (s *vmService) SetVMAutostart(ctx context.Context, req *debvisorv1.VMAutostartRequest) (*debvisorv1.VM, error) {
+	return s.change(ctx, "vm.set-autostart", req, req.GetVm(), func(vm *storev1.VM) { vm.Autostart = req.GetAutostart() })
+}
+
+// normal is a policy as it is kept: with every level said, and no group twice.
+func normal(policy *debvisorv1.VMPolicy) (*debvisorv1.VMPolicy, error) {
+	policy = proto.CloneOf(policy)
+	seen := map[string]bool{}
+	for i, apart := range policy.GetAntiAffinity() {
+		if seen[apart.GetGroup()] {
+			return nil, errdefs.Field(fmt.Sprintf("policy.anti_affinity[%d].group", i), clip(apart.GetGroup()), "each group once")
+		}
+		seen[apart.GetGroup()] = true
+		if apart.GetLevel() == debvisorv1.SpreadLevel_SPREAD_LEVEL_UNSPECIFIED {
+			apart.Level = debvisorv1.SpreadLevel_SPREAD_LEVEL_NODE
+		}
+	}
+	return policy, nil
+}
+
+// change changes a VM's record in one transaction, with its operation, and
+// answers the VM as it is then.
+func (s *vmService) change(
+	ctx context.Context, kind string, request proto.Message, ref *debvisorv1.VMRef, edit func(*storev1.VM),
+) (*debvisorv1.VM, error) {
+	spec, err := s.spec(ctx, kind, request)
+	if err != nil {
+		return nil, err
+	}
+	op, err := s.operations.Repeated(spec)
+	if op == nil && err == nil {
+		var vm *storev1.VM
+		if vm, err = findVM(s.view.Current(), ref); err != nil {
+			return nil, err
+		}
+		uuid := vm.GetUuid()
+		spec.Resources = []string{vmResource(uuid)}
+		op, err = s.operations.Apply(ctx, spec, func(snapshot *cluster.Snapshot) (store.Change, error) {
+			return changedVM(snapshot, uuid, edit)
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	tellOperation(ctx, op.GetId())
+	snapshot := s.view.Current()
+	vm, err := findVM(snapshot, ref)
+	if err != nil {
+		return nil, err
+	}
+	return vmMessage(snapshot, vm), nil
+}
+
+// changedVM is the change of one VM's record.
+func changedVM(s *cluster.Snapshot, uuid string, edit func(*storev1.VM)) (store.Change, error) {
+	entry, ok := s.VMs[uuid]
+	if !ok {
+		_, err := findVM(s, &debvisorv1.VMRef{VmId: uuid})
+		return store.Change{}, err
+	}
+	if err := noConflict(entry.Value); err != nil {
+		return store.Change{}, err
+	}
+	vm := proto.CloneOf(entry.Value)
+	edit(vm)
+	key := store.VMKey(uuid)
+	return store.Change{
+		Require: []store.Condition{store.Unchanged(key, entry.ModRevision)},
+		Puts:    []store.Put{store.PutProto(key, vm)},
+	}, nil
 }
