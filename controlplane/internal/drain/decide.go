@@ -61,10 +61,13 @@ type step struct {
 	name   stepName
 	log    string
 	change store.Change
-	// op is what the change makes of the operation, begun the moves' own
-	// operations that it writes.
-	op    *storev1.Operation
-	begun []*storev1.Operation
+
+	// What the change writes, for those who look at a step: the operation, the
+	// moves' own operations that begin or are to end, and the node.
+	op       *storev1.Operation
+	begun    []*storev1.Operation
+	stopping *storev1.Operation
+	node     *storev1.Node
 }
 
 // verdict is what a look at an operation comes to.
@@ -88,9 +91,11 @@ type drain struct {
 	// ended tells that a move has ended, or that there is a new VM, since the record.
 	ended bool
 	// extra is what the step writes besides the operation.
-	extra store.Change
-	begun []*storev1.Operation
-	log   string
+	extra    store.Change
+	begun    []*storev1.Operation
+	stopping *storev1.Operation
+	node     *storev1.Node
+	log      string
 	// all are the unfinished migrations, own those of this operation.
 	all, own traffic
 }
@@ -149,6 +154,7 @@ func (d *drain) begin() {
 	d.extra.Require = append(d.extra.Require, store.Unchanged(key, entry.ModRevision))
 	if !proto.Equal(node, entry.Value) {
 		d.extra.Puts = append(d.extra.Puts, store.PutProto(key, node))
+		d.node = node
 	}
 	d.write(stepBegin, d.log)
 }
@@ -159,8 +165,7 @@ func (d *drain) advance() {
 	if d.op.GetKind() == Evacuate && !d.given() {
 		d.takeIn()
 	}
-	code, why := d.stopped()
-	if code == "" {
+	if code, _ := d.stopped(); code == "" {
 		d.count()
 		switch {
 		case d.given():
@@ -171,7 +176,7 @@ func (d *drain) advance() {
 			d.beginAway()
 		}
 	}
-	switch {
+	switch code, why := d.stopped(); {
 	case d.any(moving):
 		d.e.BlockedSince = nil
 		d.note()
@@ -212,6 +217,7 @@ func (d *drain) cancel() {
 		key := store.OperationKey(op.GetId())
 		d.extra.Require = append(d.extra.Require, store.Unchanged(key, child.ModRevision))
 		d.extra.Puts = append(d.extra.Puts, store.PutProto(key, op))
+		d.stopping = op
 		d.op.Step = "cancelling: " + d.tally()
 		d.write(stepCancel, "ending the move of "+name(m))
 		return
@@ -335,7 +341,7 @@ func (d *drain) write(name stepName, log string) {
 	change := d.extra
 	change.Require = append([]store.Condition{store.Unchanged(key, d.entry.ModRevision)}, change.Require...)
 	change.Puts = append([]store.Put{store.PutProto(key, d.op)}, change.Puts...)
-	d.step = &step{name: name, log: log, change: change, op: d.op, begun: d.begun}
+	d.step = &step{name: name, log: log, change: change, op: d.op, begun: d.begun, stopping: d.stopping, node: d.node}
 	d.began = len(d.begun) > 0
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -59,7 +60,7 @@ func (d *drain) lost(m *storev1.Move) {
 // settleOne notes the end of a move's operation.
 func (d *drain) settleOne(m *storev1.Move, child *storev1.Operation) {
 	m.Target = cmp.Or(child.GetMigrate().GetTarget(), m.GetTarget())
-	m.Message = child.GetErrorMessage()
+	m.Message = cmp.Or(child.GetErrorMessage(), "its operation ended "+strings.ToLower(child.GetErrorCode()))
 	switch {
 	case child.GetState() == task.OpSucceeded:
 		m.State, m.Message = moved, ""
