@@ -2,6 +2,7 @@ package diskcopy
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -59,6 +60,16 @@ var errNoID = errors.New("a copy of disks needs an id")
 func (f File) partial(id string) string {
 	sum := sha(id, filepath.Base(f.Path))
 	return filepath.Join(filepath.Dir(f.Path), ".debvisor-"+hex.EncodeToString(sum[:12]))
+}
+
+// sha is a hash of parts that keeps them apart.
+func sha(parts ...string) digest {
+	h := sha256.New()
+	for _, p := range parts {
+		one := sha256.Sum256([]byte(p))
+		_, _ = h.Write(one[:])
+	}
+	return digest(h.Sum(nil))
 }
 
 func (f File) String() string { return fmt.Sprintf("%s (%s)", f.Target, f.Path) }
