@@ -95,19 +95,20 @@ func (m *migration) note(text string) *step {
 
 // progress copies the source's figures to the operation, once a second.
 func (m *migration) progress() *step {
-	text := phase(m.send.progress.GetMigrateSend()) + m.unheard(m.m.GetSource())
+	waiting := m.unheard(m.m.GetSource()) + m.unheard(m.m.GetTarget())
+	text := phase(m.send.progress.GetMigrateSend()) + waiting
 	if m.m.GetSwitchedOver() {
-		text = "switching over" + m.unheard(m.m.GetTarget())
+		text = "switching over" + waiting
 	}
 	if m.op.GetCancelRequested() && !m.m.GetSwitchedOver() {
-		text = "cancelling" + m.unheard(m.m.GetSource()) + m.unheard(m.m.GetTarget())
+		text = "cancelling" + waiting
 	}
 	p := m.send.progress.GetMigrateSend()
 	if p.GetBytesTotal() == 0 {
 		if m.m.GetSwitchedOver() || m.op.GetCancelRequested() {
 			return m.note(text)
 		}
-		return m.note("starting on " + m.m.GetSource() + m.unheard(m.m.GetSource()))
+		return m.note("starting on " + m.m.GetSource() + waiting)
 	}
 	was := &debvisorv1.OperationProgress{}
 	if err := proto.Unmarshal(m.op.GetProgress(), was); err != nil {
