@@ -31,20 +31,25 @@ const (
 func TestMatrix(t *testing.T) {
 	todo := campaignOf(t)
 	t.Logf("%d cases, seed %d", len(todo.faults), todo.seed)
-	next := make(chan fault, len(todo.faults))
-	for _, f := range todo.faults {
-		next <- f
+	inTwoLabs(t, todo.faults, todo.until, func(c *cluster, f fault) { f.run(c, todo.delay(f)) })
+}
+
+// inTwoLabs runs cases that wait more than they work, two at a time. None begins after until, unless that is zero.
+func inTwoLabs[T fmt.Stringer](t *testing.T, cases []T, until time.Time, run func(*cluster, T)) {
+	t.Helper()
+	next := make(chan T, len(cases))
+	for _, one := range cases {
+		next <- one
 	}
 	close(next)
-	// A stopped process is mostly waited for, so two labs take little longer than one.
 	for _, s := range []*shared{faulty, faultyToo} {
 		t.Run("lab", func(t *testing.T) {
 			t.Parallel()
-			for f := range next {
-				if !todo.until.IsZero() && time.Now().After(todo.until) {
+			for one := range next {
+				if !until.IsZero() && time.Now().After(until) {
 					t.Skip("no time is left")
 				}
-				if !t.Run(f.String(), func(t *testing.T) { f.run(s.use(t), todo.delay(f)) }) {
+				if !t.Run(one.String(), func(t *testing.T) { run(s.use(t), one) }) {
 					s.renew() // what is broken in this one is not the next case's
 				}
 			}
@@ -52,7 +57,7 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// moved is one case at work.
+// struck is one case at work.
 type struck struct {
 	*mover
 	f       fault

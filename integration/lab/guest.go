@@ -32,8 +32,9 @@ type Guest struct {
 
 	Disks []Disk
 
-	lab     *Lab
-	console *console
+	lab        *Lab
+	console    *console
+	definition string
 }
 
 // withDefaults returns the spec with its defaults filled in.
@@ -98,7 +99,8 @@ func (n *Node) DefineGuest(ctx context.Context, s GuestSpec) (*Guest, error) {
 	if g.console, err = n.lab.watchConsole(filepath.Join(n.lab.shared(), s.Name+".console")); err != nil {
 		return nil, err
 	}
-	if err := n.Define(g.xml(s)); err != nil {
+	g.definition = g.xml(s)
+	if err := n.Define(g.definition); err != nil {
 		return nil, fmt.Errorf("define guest %s on %s: %w", s.Name, n.Name, err)
 	}
 	return g, nil
@@ -170,4 +172,17 @@ func (g *Guest) xml(s GuestSpec) string {
   </devices>
 </domain>`, s.Name, s.UUID, s.MemoryMiB, images, s.Period.Milliseconds(), s.DirtyKiB, s.DirtyRoom, writable, deaf, s.CPU,
 		disks.String(), s.Devices)
+}
+
+// StartTwin starts the guest on a second node as well, as nobody should: with local disks made anew there, past our daemons.
+func (g *Guest) StartTwin(ctx context.Context, n *Node) error {
+	for _, d := range g.Disks {
+		if err := d.make(ctx, n); err != nil {
+			return err
+		}
+	}
+	if err := n.Define(g.definition); err != nil {
+		return err
+	}
+	return n.Boot(g.UUID)
 }
