@@ -31,6 +31,21 @@ func (h *Hypervisor) Resume(ctx context.Context, uuid string) error {
 	})
 }
 
+// Suspend stops the domain's CPUs, also while it is being migrated. That they
+// stand still already is no error.
+func (h *Hypervisor) Suspend(ctx context.Context, uuid string) error {
+	return h.act(ctx, "pausing domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		err := d.Suspend()
+		if err == nil {
+			return nil
+		}
+		if state, _, asked := d.GetState(); asked == nil && state == libvirt.DOMAIN_PAUSED {
+			return nil
+		}
+		return err
+	})
+}
+
 // Discard ends the domain's QEMU, if any, and forgets its definition; its disks
 // and its NVRAM stay. That it is gone is no error. A guest whose CPUs run is
 // never discarded, whatever was seen a moment ago: that is an error.
@@ -65,6 +80,18 @@ func undefine(d *libvirt.Domain) error {
 	}
 	return d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.DOMAIN_UNDEFINE_MANAGED_SAVE |
 		libvirt.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+}
+
+// Saved tells whether the domain's memory was saved, to go on from at its next
+// start (virsh managedsave).
+func (h *Hypervisor) Saved(ctx context.Context, uuid string) (bool, error) {
+	return onDomain(ctx, h, "looking at domain "+uuid, uuid, func(d *libvirt.Domain) (bool, error) {
+		saved, err := d.HasManagedSaveImage(0)
+		if has(err, libvirt.ERR_NO_SUPPORT) {
+			return false, nil
+		}
+		return saved, err
+	}, false)
 }
 
 // DisableAutostart has libvirt not start the domain by itself at a boot: only

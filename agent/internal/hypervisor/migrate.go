@@ -8,7 +8,6 @@ import (
 
 	"libvirt.org/go/libvirt"
 
-	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
@@ -18,16 +17,68 @@ import (
 const migrateFlags = libvirt.MIGRATE_LIVE | libvirt.MIGRATE_PEER2PEER | libvirt.MIGRATE_PERSIST_DEST |
 	libvirt.MIGRATE_UNDEFINE_SOURCE | libvirt.MIGRATE_PAUSED | libvirt.MIGRATE_ABORT_ON_ERROR
 
+// offlineFlags: the definition alone, in one step, of a domain that is not
+// active; libvirt removes the source's only if it still is not.
+const offlineFlags = libvirt.MIGRATE_OFFLINE | libvirt.MIGRATE_PEER2PEER | libvirt.MIGRATE_PERSIST_DEST | libvirt.MIGRATE_UNDEFINE_SOURCE
+
 // Move is where a domain goes, and how fast.
 type Move struct {
 	// LibvirtURI is the target's libvirtd as the source's reaches it.
 	LibvirtURI string
+	// Offline: only the definition moves, of a domain that is not active. All
+	// below is without meaning then.
+	Offline bool
 	// DataURI is where the target's QEMU listens, the same for both hosts.
 	DataURI string
-	// BandwidthMiB is MiB/s; 0: no limit.
+	// Disks are the guest's names ("vda") of those that are copied while it runs,
+	// to DisksURI, where the target's QEMU listens for them. Files must be there.
+	Disks    []string
+	DisksURI string
+	// BandwidthMiB is MiB/s, of memory and of each disk; 0: no limit.
 	BandwidthMiB uint64
 	// MaxDowntime is how long the switch-over may take; 0: libvirt's default.
 	MaxDowntime time.Duration
+	// Parallel is in how many streams memory goes; 0: one, without their protocol.
+	Parallel uint32
+	// AutoConverge slows the guest down where it dirties memory faster than that
+	// is copied.
+	AutoConverge bool
+}
+
+// flags and parameters are libvirt's words for a Move.
+func (m Move) flags() libvirt.DomainMigrateFlags {
+	if m.Offline {
+		return offlineFlags
+	}
+	flags := migrateFlags
+	if len(m.Disks) > 0 {
+		flags |= libvirt.MIGRATE_NON_SHARED_DISK
+	}
+	if m.Parallel > 0 {
+		flags |= libvirt.MIGRATE_PARALLEL
+	}
+	if m.AutoConverge {
+		flags |= libvirt.MIGRATE_AUTO_CONVERGE
+	}
+	return flags
+}
+
+func (m Move) parameters() *libvirt.DomainMigrateParameters {
+	if m.Offline {
+		return &libvirt.DomainMigrateParameters{}
+	}
+	p := &libvirt.DomainMigrateParameters{URISet: true, URI: m.DataURI}
+	if m.BandwidthMiB > 0 {
+		p.BandwidthSet, p.Bandwidth = true, m.BandwidthMiB
+	}
+	if len(m.Disks) > 0 {
+		p.MigrateDisksSet, p.MigrateDisks = true, m.Disks
+		p.DisksURISet, p.DisksURI = true, m.DisksURI
+	}
+	if m.Parallel > 0 {
+		p.ParallelConnectionsSet, p.ParallelConnections = true, int(m.Parallel)
+	}
+	return p
 }
 
 // Migrate moves a domain and returns when libvirt has ended doing so, however
@@ -58,16 +109,12 @@ func (h *Hypervisor) migrate(uuid string, m Move) error {
 		return translate(doing, err)
 	}
 	defer func() { _ = d.Free() }()
-	if m.MaxDowntime > 0 {
+	if m.MaxDowntime > 0 && !m.Offline {
 		if err := d.MigrateSetMaxDowntime(uint64(m.MaxDowntime.Milliseconds()), 0); err != nil {
 			return translate(doing, err)
 		}
 	}
-	params := &libvirt.DomainMigrateParameters{URISet: true, URI: m.DataURI}
-	if m.BandwidthMiB > 0 {
-		params.BandwidthSet, params.Bandwidth = true, m.BandwidthMiB
-	}
-	err = d.MigrateToURI3(m.LibvirtURI, params, migrateFlags)
+	err = d.MigrateToURI3(m.LibvirtURI, m.parameters(), m.flags())
 	if err == nil {
 		return nil
 	}
@@ -97,9 +144,26 @@ func migrationError(doing string, err error) error {
 // between the two libvirtds did.
 const CodeBroken = "CONNECTION_BROKEN"
 
-// JobStats tells how far the domain's outgoing migration is; nil: there is none.
-func (h *Hypervisor) JobStats(ctx context.Context, uuid string) (*agentv1.MigrateSendProgress, error) {
-	return onDomain(ctx, h, "asking for the job of domain "+uuid, uuid, func(d *libvirt.Domain) (*agentv1.MigrateSendProgress, error) {
+// Job is how far an outgoing migration is. Sizes are bytes.
+type Job struct {
+	// Total, Done and Remaining are of memory and of the disks that are copied.
+	Total, Done, Remaining uint64
+	// MemoryDone and MemoryRemaining are of them what is memory.
+	MemoryDone, MemoryRemaining uint64
+	// PerSecond is how fast memory is copied, DirtyPerSecond how fast the guest
+	// dirties it.
+	PerSecond, DirtyPerSecond uint64
+	// Iteration counts the rounds over the memory, from 1; 0: it has not begun.
+	Iteration uint64
+	Elapsed   time.Duration
+	// Throttle is how much the guest is slowed down, percent.
+	Throttle uint32
+}
+
+// OutgoingJob tells how far the domain's outgoing migration is; nil: there is
+// none.
+func (h *Hypervisor) OutgoingJob(ctx context.Context, uuid string) (*Job, error) {
+	return onDomain(ctx, h, "asking for the job of domain "+uuid, uuid, func(d *libvirt.Domain) (*Job, error) {
 		job, err := d.GetJobStats(0)
 		if has(err, libvirt.ERR_OPERATION_INVALID) || has(err, libvirt.ERR_OPERATION_UNSUPPORTED) {
 			return nil, nil
@@ -110,16 +174,33 @@ func (h *Hypervisor) JobStats(ctx context.Context, uuid string) (*agentv1.Migrat
 		if !active(job) || job.Operation != libvirt.DOMAIN_JOB_OPERATION_MIGRATION_OUT {
 			return nil, nil
 		}
-		return progressOf(job), nil
+		return jobOf(job), nil
 	}, nil)
 }
 
-func progressOf(job *libvirt.DomainJobInfo) *agentv1.MigrateSendProgress {
-	return &agentv1.MigrateSendProgress{
-		BytesTotal: job.DataTotal, BytesDone: job.DataProcessed, BytesRemaining: job.DataRemaining,
-		BytesPerSecond: job.MemBps, DirtyBytesPerSecond: job.MemDirtyRate * job.MemPageSize,
-		Iteration: job.MemIteration, ElapsedMs: job.TimeElapsed,
+func jobOf(job *libvirt.DomainJobInfo) *Job {
+	return &Job{
+		Total: job.DataTotal, Done: job.DataProcessed, Remaining: job.DataRemaining,
+		MemoryDone: job.MemProcessed, MemoryRemaining: job.MemRemaining,
+		PerSecond: job.MemBps, DirtyPerSecond: job.MemDirtyRate * job.MemPageSize,
+		Iteration: job.MemIteration, Elapsed: time.Duration(job.TimeElapsed) * time.Millisecond,
+		Throttle: uint32(max(job.AutoConvergeThrottle, 0)),
 	}
+}
+
+// MaxSpeed tells how fast the domain's memory may leave, MiB/s.
+func (h *Hypervisor) MaxSpeed(ctx context.Context, uuid string) (uint64, error) {
+	return onDomain(ctx, h, "asking for the speed limit of domain "+uuid, uuid, func(d *libvirt.Domain) (uint64, error) {
+		return d.MigrateGetMaxSpeed(0)
+	}, 0)
+}
+
+// SetMaxSpeed limits how fast the domain's memory leaves, MiB/s, in the migration
+// that goes on and in later ones that say nothing else.
+func (h *Hypervisor) SetMaxSpeed(ctx context.Context, uuid string, mib uint64) error {
+	return h.act(ctx, "limiting the speed of domain "+uuid, uuid, func(d *libvirt.Domain) error {
+		return d.MigrateSetMaxSpeed(mib, 0)
+	})
 }
 
 // Downtime tells how long the guest stood still in the migration that brought

@@ -2,6 +2,7 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"libvirt.org/go/libvirt"
@@ -13,12 +14,16 @@ import (
 // Sighting is what libvirt says of one domain at one moment.
 type Sighting struct {
 	// State is what it is to a migration. OUTGOING and INCOMING mean that
-	// libvirt works on it; Absent has all else unset.
+	// libvirt works on it; Absent has all else unset, but for Fleeting.
 	State agentv1.SideState
+	// Fleeting: libvirt knows the domain, which has neither QEMU nor definition:
+	// it is about to be removed, or, where only a definition moves, to get one.
+	Fleeting bool
 	// Held: it is paused for a reason of its own (a user, an I/O error), and
 	// not because of a migration.
 	Held bool
-	// Switching: it is OUTGOING and stands still for the switch-over.
+	// Switching: it is OUTGOING and stands still: for the switch-over, or because
+	// somebody paused it meanwhile; libvirt's reason is the same.
 	Switching bool
 	// Complete: it is INCOMING and whole; libvirt is about to end its job.
 	Complete bool
@@ -35,8 +40,18 @@ type Sighting struct {
 // Look tells how a domain stands.
 func (h *Hypervisor) Look(ctx context.Context, uuid string) (Sighting, error) {
 	absent := Sighting{State: agentv1.SideState_SIDE_STATE_ABSENT, Why: "no such domain"}
-	return onDomain(ctx, h, "looking at domain "+uuid, uuid, sight, absent)
+	return onDomain(ctx, h, "looking at domain "+uuid, uuid, func(d *libvirt.Domain) (Sighting, error) {
+		s, err := sight(d)
+		if errors.Is(err, errFleeting) {
+			s, err = absent, nil
+			s.Fleeting, s.Why = true, errFleeting.Message
+		}
+		return s, err
+	}, absent)
 }
+
+// errFleeting is for whoever lists what there is: such a domain is not there.
+var errFleeting = libvirt.Error{Code: libvirt.ERR_NO_DOMAIN, Message: "the domain has neither QEMU nor definition"}
 
 // sight reads state, reason and job. The job is asked first: a job that ends in
 // between makes the sighting older, never newer, than it claims. One that begins
@@ -57,7 +72,7 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 	if !persistent && !in && state == libvirt.DOMAIN_SHUTOFF {
 		// On its way out: libvirt tells of an end a moment before it forgets
 		// the domain, and tells nothing more.
-		return Sighting{}, libvirt.Error{Code: libvirt.ERR_NO_DOMAIN, Message: "the domain is being removed"}
+		return Sighting{}, errFleeting
 	}
 	if state == libvirt.DOMAIN_PAUSED && !in && !out {
 		// Paused, and no job was seen before: one that began in between must
@@ -69,7 +84,7 @@ func sight(d *libvirt.Domain) (Sighting, error) {
 	s := Sighting{Persistent: persistent, state: state, Why: fmt.Sprintf("state %d reason %d", state, reason)}
 	s.State, s.Held = judge(state, libvirt.DomainPausedReason(reason), in, out)
 	if state == libvirt.DOMAIN_PAUSED {
-		s.Switching = out && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_MIGRATION
+		s.Switching = out
 		s.Complete = in && libvirt.DomainPausedReason(reason) == libvirt.DOMAIN_PAUSED_USER
 	}
 	s.Handed = state == libvirt.DOMAIN_SHUTOFF && libvirt.DomainShutoffReason(reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
@@ -127,6 +142,11 @@ func migrating(d *libvirt.Domain) (in, out bool, err error) {
 
 func active(job *libvirt.DomainJobInfo) bool {
 	return job.Type == libvirt.DOMAIN_JOB_BOUNDED || job.Type == libvirt.DOMAIN_JOB_UNBOUNDED
+}
+
+// active tells whether there is a QEMU.
+func (s Sighting) active() bool {
+	return s.state != libvirt.DOMAIN_SHUTOFF && s.state != libvirt.DOMAIN_CRASHED && s.state != libvirt.DOMAIN_NOSTATE
 }
 
 // vmState is the state for the inventory. A domain whose CPUs run is RUNNING

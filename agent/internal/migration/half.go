@@ -24,6 +24,8 @@ type half struct {
 	right   *agentv1.MigrationRight
 	taskID  string
 	resume  bool // the guest is to run in the end
+	offline bool // the VM is off while it moves
+	disks   diskset
 	observe bool // another journal's task: begin nothing
 
 	cell   *sideCell
@@ -32,6 +34,7 @@ type half struct {
 	kick   chan struct{} // ask the other agent now
 	news   chan *agentv1.Side
 	other  *agentv1.Side // what was last heard of the other side
+	heard  time.Time     // when
 
 	upsets int // of libvirtd, when this began
 	stop   func()
@@ -70,7 +73,7 @@ func (h *half) hear(side *agentv1.Side) {
 	if viewOf(h.other) != viewOf(side) {
 		h.log.Info("the other side", "state", side.GetState(), "ended", side.GetEnded(), "reason", side.GetReason())
 	}
-	h.other = side
+	h.other, h.heard = side, time.Now()
 }
 
 // await waits for something to look at: the domain, the other side, an end of
@@ -137,6 +140,33 @@ func (h *half) close(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// verdict is settle's, or settleOffline's.
+func (h *half) verdict(source, target view, resume bool) action {
+	if h.offline {
+		return settleOffline(source, target, resume)
+	}
+	return settle(source, target, resume)
+}
+
+// startStep is the next step of starting a VM that is off, or was started and not
+// let run: a guest whose CPUs stood still all the time has not run.
+func (h *half) startStep(ctx context.Context, seen hypervisor.Sighting) error {
+	if seen.State == shutoff {
+		return h.hypervisor().StartPaused(ctx, h.right.GetVmUuid())
+	}
+	if err := h.run.Mark(ctx, markLetRun); err != nil {
+		return err
+	}
+	return h.hypervisor().Resume(ctx, h.right.GetVmUuid())
+}
+
+func (h *half) act(doing string, err error) (done bool) {
+	if err != nil {
+		h.log.Error("left to be done", "what", doing, "error", err)
+	}
+	return err == nil
 }
 
 func (h *half) hypervisor() *hypervisor.Hypervisor { return h.m.cfg.Hypervisor }

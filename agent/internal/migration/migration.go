@@ -41,6 +41,8 @@ type Migration struct {
 	sides *sides
 	peers *peers
 
+	leaving leaving
+
 	mu       sync.Mutex
 	watchers map[chan struct{}]string // by a domain's UUID
 	upsets   int                      // how often libvirtd went or came
@@ -53,7 +55,7 @@ func New(cfg Config) *Migration {
 	}
 	m := &Migration{
 		cfg: cfg, sides: newSides(time.Now), peers: newPeers(cfg.Certificates, cfg.Cluster),
-		watchers: map[chan struct{}]string{},
+		watchers: map[chan struct{}]string{}, leaving: leaving{bells: map[chan struct{}]struct{}{}},
 	}
 	cfg.Hypervisor.Subscribe(m.changed)
 	return m

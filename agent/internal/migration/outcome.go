@@ -3,6 +3,7 @@ package migration
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/worker"
@@ -25,6 +26,13 @@ const (
 	codeConflict    = "VM_CONFLICT"
 	codeExpired     = "RIGHT_EXPIRED"
 	codeInternal    = "INTERNAL"
+	codeStart       = "START_FAILED"
+	codeStarted     = "VM_STARTED"
+	codeSaved       = "VM_SAVED"
+	codeNoShutdown  = "GUEST_DID_NOT_SHUT_DOWN"
+	codeForsaken    = "TARGET_GAVE_UP"
+	codeDeadline    = "DEADLINE_EXCEEDED"
+	codeStalled     = "STALLED"
 )
 
 // failure makes a failed outcome. The side is added where the task ends.
@@ -37,6 +45,18 @@ func broken(code, format string, args ...any) *agentv1.TaskOutcome {
 	out := failure(code, format, args...)
 	out.Interrupted = true
 	return out
+}
+
+// endOf is the outcome of a migration that was given up for being too slow.
+func endOf(code string, spec *agentv1.MigrateSend) *agentv1.TaskOutcome {
+	if code == codeStalled {
+		return failure(code, "nothing was copied for %s: the migration was given up", time.Duration(spec.GetStallMs())*time.Millisecond)
+	}
+	return failure(code, "memory and disks were not copied within %s: the migration was given up", time.Duration(spec.GetDeadlineMs())*time.Millisecond)
+}
+
+func journalBroken() *agentv1.TaskOutcome {
+	return broken(codeInternal, "the agent's journal cannot be written")
 }
 
 func cancelled() *agentv1.TaskOutcome {

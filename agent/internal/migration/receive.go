@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
@@ -45,8 +47,8 @@ func (k receiveKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *a
 	}
 	h := k.m.begin(ctx, t, right, run, right.GetSourceNode(), spec.GetSourcePeerAddress(), right.GetSendTaskId(), unknown)
 	defer h.stop()
-	r := &receiver{half: h}
-	r.resume = spec.GetResume()
+	h.resume, h.offline, h.disks = spec.GetResume(), spec.GetOffline(), spec.GetDisks()
+	r := &receiver{half: h, spec: spec}
 	out := r.do(ctx)
 	if out != nil {
 		out.Side = h.cell.get()
@@ -62,6 +64,7 @@ func (k receiveKind) Observe(ctx context.Context, t *agentv1.Task, run worker.Ru
 // receiver is one migrate-receive at work.
 type receiver struct {
 	*half
+	spec *agentv1.MigrateReceive
 
 	address string // of the tunnel
 	sealed  bool   // the tunnel is closed for good
@@ -72,11 +75,14 @@ type receiver struct {
 	arrived time.Time // when the copy was whole
 	copied  bool      // the copy was seen while it was not whole
 	tries   int
-	// downtime is how long the guest stood still.
+	// downtime is how long the guest stood still, as far as it was here.
 	downtime time.Duration
+	// taking is our own copy of disks; nil: there is none.
+	taking *taking
 }
 
 func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
+	defer r.stopTaking()
 	if out, ok := r.prepare(ctx); out != nil || !ok {
 		return out
 	}
@@ -85,13 +91,10 @@ func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 		if !ok {
 			return nil
 		}
-		r.notice(seen)
+		seen = r.notice(seen)
 		out, again := r.step(ctx, seen)
 		if out != nil {
-			if !r.close(ctx) {
-				return nil
-			}
-			return out
+			return r.finish(ctx, seen, out)
 		}
 		if !again && !r.await(ctx, nil, r.lookAfter(seen)) {
 			return nil
@@ -99,7 +102,20 @@ func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 	}
 }
 
-// prepare makes the tunnel ready. ok is false when ctx ended.
+// finish clears up and gives the outcome; nil when ctx ended.
+func (r *receiver) finish(ctx context.Context, seen hypervisor.Sighting, out *agentv1.TaskOutcome) *agentv1.TaskOutcome {
+	if !r.settleDisks(ctx, seen) || !r.close(ctx) {
+		return nil
+	}
+	if side := proto.CloneOf(r.cell.get()); out.GetErrorCode() != "" && side.GetReason() == "" {
+		// So that the source does not wait for what will not come.
+		side.Reason = out.GetErrorMessage()
+		r.tell(side)
+	}
+	return out
+}
+
+// prepare makes the disks and the tunnel ready. ok is false when ctx ended.
 func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bool) {
 	seen, ok := r.look(ctx)
 	if !ok {
@@ -111,7 +127,7 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 			return failure(codeExists, "VM %s (%s) is on the target already: %s", r.right.GetVmName(), r.right.GetVmUuid(), seen.State), true
 		}
 		if err := r.run.Mark(ctx, markPrepared); err != nil {
-			return broken(codeInternal, "the agent's journal cannot be written"), ctx.Err() == nil
+			return journalBroken(), ctx.Err() == nil
 		}
 	}
 	r.address = r.tunnel.Address()
@@ -128,6 +144,15 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 		r.fault = failure(codeExpired, "the right to migrate VM %s has expired", r.right.GetVmName())
 		return nil, r.seal(ctx)
 	}
+	if err := r.makeDisks(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, false
+		}
+		r.log.Error("the disks could not be made ready", "error", err)
+		r.fault = refused(codeDisk, err)
+		return nil, r.seal(ctx)
+	}
+	// gofail: var receiveAfterDisksPrepared struct{}
 	return nil, r.open(ctx)
 }
 
@@ -135,6 +160,9 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 // settle ends what the source may have begun through a former one.
 func (r *receiver) open(ctx context.Context) bool {
 	err := r.tryOpen(ctx)
+	if err == nil {
+		err = r.take(ctx)
+	}
 	if err == nil {
 		r.tell(&agentv1.Side{State: absent})
 		r.report()
@@ -156,6 +184,7 @@ func (r *receiver) tryOpen(ctx context.Context) error {
 		VMUUID: r.right.GetVmUuid(), VMName: r.right.GetVmName(), Cluster: cfg.Cluster, Peer: r.right.GetSourceNode(),
 		Certificates: cfg.Files, Host: cfg.TunnelHost, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
 		LibvirtSocket: cfg.LibvirtSocket, QEMUUser: uid, QEMUGroup: gid,
+		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), DiskPaths: r.disks.paths(),
 	})
 	if err != nil {
 		r.tunnel = cfg.Tunnels.Find(r.right.GetId())
@@ -188,10 +217,16 @@ func (r *receiver) seal(ctx context.Context) bool {
 // final tells whether an absent copy will not appear any more.
 func (r *receiver) final() bool { return r.sealed && time.Now().After(r.pending) }
 
-// notice tells what was seen, and what the moments of an arrival are.
-func (r *receiver) notice(seen hypervisor.Sighting) {
-	if seen.State != absent {
+// notice tells what was seen, and what the moments of an arrival are. What it
+// gives is what was seen in the terms of this migration.
+func (r *receiver) notice(seen hypervisor.Sighting) hypervisor.Sighting {
+	if r.offline && seen.Fleeting && !r.final() {
+		seen.State = incoming // it is to get a definition
+	} else if seen.State != absent {
 		r.pending = time.Time{} // what libvirtd was asked for has come
+	}
+	if seen.State != absent {
+		r.stopTaking()
 	}
 	switch seen.State {
 	case incoming:
@@ -210,9 +245,17 @@ func (r *receiver) notice(seen hypervisor.Sighting) {
 			ring(r.kick)
 			// gofail: var receiveAfterSwitchover struct{}
 		}
+	case shutoff:
+		if r.offline && r.arrived.IsZero() {
+			r.arrived = time.Now()
+			r.log.Info("the definition is here")
+			ring(r.kick)
+			// gofail: var receiveAfterDefinition struct{}
+		}
 	}
 	ended := seen.State == paused || seen.State == running || seen.State == shutoff || seen.State == absent && r.final()
-	r.tell(&agentv1.Side{State: seen.State, Ended: ended})
+	r.tell(&agentv1.Side{State: seen.State, Ended: ended, Reason: r.fault.GetErrorMessage()})
+	return seen
 }
 
 func (r *receiver) tell(side *agentv1.Side) {
@@ -249,9 +292,9 @@ func (r *receiver) step(ctx context.Context, seen hypervisor.Sighting) (out *age
 			return out, again
 		}
 	}
-	switch do := settle(viewOf(r.other), mine, r.resume); do {
-	case resumeTarget:
-		return r.letRun(ctx)
+	switch do := r.verdict(viewOf(r.other), mine, r.runs()); do {
+	case resumeTarget, startTarget:
+		return r.letRun(ctx, seen)
 	case sealTarget:
 		return nil, r.seal(ctx)
 	case discardTarget:
@@ -270,14 +313,27 @@ func (r *receiver) step(ctx context.Context, seen hypervisor.Sighting) (out *age
 		}
 		r.log.Error("only people can put this right", "here", seen.State, "there", r.other.GetState())
 		return undecided(do, r.right.GetVmName()), false
+	case undefineSource:
+		if r.offline && r.cancelled() {
+			return undecided(stopped, r.right.GetVmName()), false // the source's agent has given up
+		}
+		return nil, false
 	default:
 		return nil, false
 	}
 }
 
+// runs tells whether the guest is to run here: not if somebody paused it on the
+// source meanwhile.
+func (r *receiver) runs() bool { return r.resume && !r.other.GetHeld() }
+
 // nothing is what to do while the VM is not here. An end that was asked for, or
 // a tunnel that is gone, ends the task without the source: nothing can come.
 func (r *receiver) nothing(ctx context.Context) (out *agentv1.TaskOutcome, again, done bool) {
+	if r.taking.failed() && r.fault == nil {
+		r.fault = refused(codeDisk, r.taking.err)
+		return nil, r.seal(ctx), true
+	}
 	switch {
 	case r.sealed && !r.final():
 		return nil, false, true
@@ -295,25 +351,79 @@ func (r *receiver) nothing(ctx context.Context) (out *agentv1.TaskOutcome, again
 	}
 }
 
-// letRun resumes the copy: the source is gone.
-func (r *receiver) letRun(ctx context.Context) (out *agentv1.TaskOutcome, again bool) {
-	err := r.hypervisor().Resume(ctx, r.right.GetVmUuid())
+// letRun resumes the copy, or starts the VM: the source is gone.
+func (r *receiver) letRun(ctx context.Context, seen hypervisor.Sighting) (out *agentv1.TaskOutcome, again bool) {
+	code, doing := codeResume, "resume"
+	if r.offline {
+		if seen.State == shutoff && r.run.Marked(markLetRun) {
+			return undecided(stopped, r.right.GetVmName()), false // it ran, and has ended
+		}
+		code, doing = codeStart, "start"
+	}
+	err := r.letRunStep(ctx, seen)
 	if err == nil {
-		r.downtime = time.Since(r.arrived)
-		r.log.Info("the guest goes on here", "after_arrival", r.downtime)
 		return nil, true
 	}
-	r.log.Error("the guest cannot be resumed", "error", err)
+	r.log.Error("the guest cannot be let run", "error", err)
 	if errdefs.Is(err, errdefs.Unavailable) {
 		return nil, false // libvirt did not say no
 	}
 	if r.tries++; r.tries < resumeTries {
 		return nil, false
 	}
-	out = refused(codeResume, err)
-	out.ErrorCode, out.Interrupted = codeResume, false
-	out.ErrorMessage = "VM " + r.right.GetVmName() + " has arrived, paused, but libvirt does not resume it: " + out.ErrorMessage
+	out = refused(code, err)
+	out.ErrorCode, out.Interrupted = code, false
+	out.ErrorMessage = "VM " + r.right.GetVmName() + " has arrived, but libvirt does not " + doing + " it: " + out.ErrorMessage
 	return out, false
+}
+
+func (r *receiver) letRunStep(ctx context.Context, seen hypervisor.Sighting) error {
+	if r.offline {
+		if seen.State == shutoff {
+			if err := r.ownDisks(ctx); err != nil {
+				return err
+			}
+		}
+		if err := r.startStep(ctx, seen); err != nil || seen.State == shutoff {
+			return err
+		}
+		// gofail: var receiveAfterResume struct{}
+		r.ran(r.stoodStill())
+		return nil
+	}
+	// What is noted is the guest's standstill to within this call, and costs it
+	// nothing; whoever finds the guest running has it from there.
+	r.noteRan(time.Since(r.arrived))
+	if err := r.hypervisor().Resume(ctx, r.right.GetVmUuid()); err != nil {
+		return err
+	}
+	// gofail: var receiveAfterResume struct{}
+	r.ran(time.Since(r.arrived))
+	return nil
+}
+
+// stoodStill is for how long a guest that was shut down on the source has.
+func (r *receiver) stoodStill() time.Duration {
+	if r.other.GetStillMs() == 0 {
+		return time.Since(r.arrived) // nobody knows since when
+	}
+	return time.Duration(r.other.GetStillMs())*time.Millisecond + time.Since(r.heard)
+}
+
+func (r *receiver) ran(after time.Duration) {
+	r.downtime = after
+	r.log.Info("the guest goes on here", "stood_still", r.downtime)
+	r.noteRan(after)
+}
+
+// noteStandstill is where the agent's next process finds how long the guest
+// stood still.
+const noteStandstill = "standstill"
+
+func (r *receiver) noteRan(after time.Duration) {
+	if err := r.tunnel.Note(noteStandstill, after.String()); err != nil {
+		r.log.Debug("the standstill is not noted", "error", err)
+	}
 }
 
 // succeed ends a migration whose copy runs, or is paused as the guest was.
@@ -321,6 +431,12 @@ func (r *receiver) succeed(ctx context.Context) *agentv1.TaskOutcome {
 	uuid := r.right.GetVmUuid()
 	if err := r.hypervisor().DisableAutostart(ctx, uuid); err != nil {
 		r.log.Warn("autostart is left as it is", "error", err)
+	}
+	if r.downtime == 0 {
+		r.downtime, _ = time.ParseDuration(r.tunnel.Noted(noteStandstill)) // by this agent's former process
+	}
+	if r.offline {
+		return &agentv1.TaskOutcome{DowntimeMs: uint64(r.downtime.Milliseconds())}
 	}
 	copied, ok, err := r.hypervisor().Downtime(ctx, uuid)
 	if err != nil || !ok {

@@ -2,7 +2,7 @@ package migration
 
 import (
 	"context"
-	"errors"
+	"strconv"
 	"time"
 
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
@@ -15,12 +15,20 @@ import (
 const (
 	// markStarted is in the journal before libvirt is asked to migrate.
 	markStarted = "started"
-	// statsSoon is between two looks at the job until it copies, statsEvery
-	// from then on. A look costs libvirtd and QEMU's main loop time that the
-	// migration is short of: every 50 ms they made an idle guest's take a tenth
-	// longer.
-	statsSoon  = 400 * time.Millisecond
-	statsEvery = time.Second
+	// markShutting is there before the guest is asked to shut down: what is off
+	// from then on is to be started again if nothing comes of the migration.
+	markShutting = "shutting-down"
+	// markGivenUp is there before such a guest is started again: the migration
+	// is not taken up a second time.
+	markGivenUp = "given-up"
+	// markDisks is there once our own copy of disks has come to its end.
+	markDisks = "disks-copied"
+	// markLetRun is there before a VM that was started is let run: if it is off
+	// afterwards, it has run.
+	markLetRun = "let-run"
+	// markRan is there once a VM that should be off was seen not to be, after its
+	// disks were copied.
+	markRan = "ran-meanwhile"
 )
 
 // sendKind is migrate-send: the source's half.
@@ -38,11 +46,17 @@ func (k sendKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *agen
 	}
 	h := k.m.begin(ctx, t, right, run, right.GetTargetNode(), spec.GetTargetPeerAddress(), right.GetReceiveTaskId(), outgoing)
 	defer h.stop()
-	s := &sender{half: h, spec: spec}
-	s.resume = spec.GetResume()
+	defer k.m.leaving.join(h.bell)()
+	h.resume, h.offline, h.disks = spec.GetResume(), spec.GetOffline(), spec.GetDisks()
+	s := &sender{half: h, spec: spec, progress: &agentv1.MigrateSendProgress{}}
+	s.recall()
 	out := s.do(ctx)
+	s.restoreSpeed(ctx)
 	if out != nil {
-		out.Side = h.cell.get()
+		out.Side, out.Bytes = h.cell.get(), s.sent+s.progress.GetBytesDone()
+		if out.GetErrorCode() == "" {
+			out.Bytes += s.progress.GetBytesRemaining() // it has come since
+		}
 	}
 	return out
 }
@@ -61,10 +75,24 @@ type sender struct {
 	// callErr is what the migrate call returned; took tells that there was one.
 	callErr error
 	took    bool
+	// sent is what our own copy of disks sent, bytes.
+	sent uint64
+
+	stall stall
+	// speed is the limit that libvirt was told last, MiB/s, and formerSpeed the
+	// one before the first time, 0 where there was none.
+	speed, formerSpeed uint64
+	// held: somebody paused the guest while it was copied; heldMarks counts what
+	// the journal knows of that. paused: we did.
+	held, paused bool
+	heldMarks    int
+	// end is why the migration was given up; nil: it was not.
+	end *agentv1.TaskOutcome
+	// off is when the guest was seen to have shut down.
+	off time.Time
 }
 
 func (s *sender) do(ctx context.Context) *agentv1.TaskOutcome {
-	s.progress = &agentv1.MigrateSendProgress{}
 	ended := false
 	if !s.observe && !s.run.Marked(markStarted) {
 		out, done := s.start(ctx)
@@ -83,271 +111,216 @@ func (s *sender) do(ctx context.Context) *agentv1.TaskOutcome {
 // start makes ready and migrates. done is false when ctx ended or when out says
 // that nothing was begun.
 func (s *sender) start(ctx context.Context) (out *agentv1.TaskOutcome, done bool) {
-	if out = s.refuse(ctx); out != nil || ctx.Err() != nil {
-		return s.giveUp(ctx, out), false
-	}
-	var err error
-	s.tunnel, err = s.m.cfg.Tunnels.Open(ctx, tunnel.Config{
-		Role: tunnel.Source, TaskID: s.taskID, RightID: s.right.GetId(), ExpiresAt: time.Unix(s.right.GetExpiresAt(), 0),
-		VMUUID: s.right.GetVmUuid(), VMName: s.right.GetVmName(), Cluster: s.m.cfg.Cluster, Peer: s.right.GetTargetNode(),
-		Certificates: s.m.cfg.Files, Address: s.spec.GetTunnelAddress(),
-	})
-	if err != nil {
-		s.tunnel = s.m.cfg.Tunnels.Find(s.right.GetId())
-		return s.giveUp(ctx, refused(codeTunnel, err)), false
-	}
-	if err := s.hypervisor().DisableAutostart(ctx, s.right.GetVmUuid()); err != nil {
-		return s.giveUp(ctx, refused(codeInternal, err)), false
-	}
-	if err := s.run.Mark(ctx, markStarted); err != nil {
-		return s.giveUp(ctx, broken(codeInternal, "the agent's journal cannot be written")), false
+	for _, step := range []func(context.Context) *agentv1.TaskOutcome{s.refuse, s.openTunnel, s.noteFiles, s.shutDown, s.copyDisks, s.ready} {
+		out := step(ctx)
+		if ctx.Err() != nil {
+			return nil, false
+		}
+		if out != nil {
+			return s.giveUp(ctx, out), false
+		}
 	}
 	return nil, s.migrate(ctx)
 }
 
+// openTunnel makes this side's end.
+func (s *sender) openTunnel(ctx context.Context) *agentv1.TaskOutcome {
+	uid, gid := 0, 0 // libvirtd connects, for one stream of memory
+	var err error
+	if s.spec.GetParallelConnections() > 0 || len(s.disks.only(copyLive)) > 0 {
+		if uid, gid, err = s.hypervisor().QEMUOwner(ctx); err != nil {
+			return refused(codeTunnel, err)
+		}
+	}
+	found := s.tunnel
+	s.tunnel, err = s.m.cfg.Tunnels.Open(ctx, tunnel.Config{
+		Role: tunnel.Source, TaskID: s.taskID, RightID: s.right.GetId(), ExpiresAt: time.Unix(s.right.GetExpiresAt(), 0),
+		VMUUID: s.right.GetVmUuid(), VMName: s.right.GetVmName(), Cluster: s.m.cfg.Cluster, Peer: s.right.GetTargetNode(),
+		Certificates: s.m.cfg.Files, Address: s.spec.GetTunnelAddress(),
+		QEMUUser: uid, QEMUGroup: gid, Offline: s.offline,
+	})
+	if err != nil {
+		s.tunnel = found
+		return refused(codeTunnel, err)
+	}
+	if err := s.hypervisor().DisableAutostart(ctx, s.right.GetVmUuid()); err != nil {
+		return refused(codeInternal, err)
+	}
+	return nil
+}
+
+// noteFiles has the journal know which files go when the VM has gone.
+func (s *sender) noteFiles(ctx context.Context) *agentv1.TaskOutcome {
+	for _, d := range s.disks.leftovers() {
+		mark, err := fileMark(d)
+		if err != nil {
+			return refused(codeDisk, err)
+		}
+		if err := s.run.Mark(ctx, mark); err != nil {
+			return journalBroken()
+		}
+	}
+	return nil
+}
+
+// ready looks once more before libvirt is asked.
+func (s *sender) ready(ctx context.Context) *agentv1.TaskOutcome {
+	if s.offline {
+		seen, ok := s.look(ctx)
+		if ok && seen.State != shutoff {
+			return failure(codeStarted, "VM %s was started while its disks were copied", s.right.GetVmName())
+		}
+	}
+	if s.cancelled() {
+		return cancelled()
+	}
+	if err := s.run.Mark(ctx, markStarted); err != nil {
+		return journalBroken()
+	}
+	return nil
+}
+
 // refuse tells why the migration is not begun.
 func (s *sender) refuse(ctx context.Context) *agentv1.TaskOutcome {
+	if s.run.Marked(markGivenUp) {
+		return broken(codeInterrupted, "the source's agent was restarted while it gave up")
+	}
 	if s.cancelled() {
 		return cancelled()
 	}
 	seen, ok := s.look(ctx)
-	switch {
-	case !ok:
+	if !ok {
 		return nil
-	case seen.State != absent && !seen.Persistent:
+	}
+	if seen.State != absent && !seen.Persistent {
 		// When such a guest ends it is absent, which must only ever mean that
 		// libvirt has handed it over.
 		return failure(codeTransient, "VM %s has no persistent definition: define it first (virsh define)", s.right.GetVmName())
-	case seen.State == running && s.resume, seen.State == paused && !s.resume:
-		return nil
-	default:
+	}
+	if !s.asOrdered(seen.State) {
 		return failure(codeNotRunning, "VM %s is not as it was when the migration was ordered (%s)", s.right.GetVmName(), seen.State)
+	}
+	if !s.offline {
+		return nil
+	}
+	switch saved, err := s.hypervisor().Saved(ctx, s.right.GetVmUuid()); {
+	case err != nil:
+		return refused(codeInternal, err)
+	case saved:
+		return failure(codeSaved, "the memory of VM %s was saved on the source and would be lost: start it there first, or drop it (virsh managedsave-remove)", s.right.GetVmName())
+	}
+	return nil
+}
+
+// asOrdered tells whether a VM is as the order has it, or as a former process of
+// this agent left it.
+func (s *sender) asOrdered(state agentv1.SideState) bool {
+	switch state {
+	case running:
+		return s.resume
+	case paused:
+		return !s.resume && !s.offline
+	case shutoff:
+		return s.offline && (!s.resume || s.run.Marked(markShutting))
+	default:
+		return false
 	}
 }
 
-// giveUp ends a migration that was never begun: as nothing will come of it, the
-// side has ended.
+// giveUp ends a migration that libvirt was never asked for: as nothing will come
+// of it, the side has ended. A guest that was shut down for it is started again:
+// nothing of it can be at the target.
 func (s *sender) giveUp(ctx context.Context, out *agentv1.TaskOutcome) *agentv1.TaskOutcome {
-	if out == nil || ctx.Err() != nil || !s.close(ctx) {
+	if s.offline && s.resume && s.run.Marked(markShutting) {
+		if err := s.run.Mark(ctx, markGivenUp); err != nil {
+			return nil
+		}
+		if !s.startAgain(ctx, out) {
+			return nil
+		}
+	}
+	if !s.close(ctx) {
 		return nil
 	}
 	seen, ok := s.look(ctx)
 	if !ok {
 		return nil
 	}
-	s.tell(&agentv1.Side{State: seen.State, Ended: true, Reason: out.GetErrorMessage()})
+	s.tell(s.side(seen.State, true, out.GetErrorMessage()))
 	return out
 }
 
-// migrate asks libvirt to migrate, and watches until it has ended. It is false
-// when ctx ended first; libvirt then goes on alone.
-func (s *sender) migrate(ctx context.Context) bool {
-	s.took = true
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.callErr = s.hypervisor().Migrate(ctx, s.right.GetVmUuid(), hypervisor.Move{
-			LibvirtURI: s.tunnel.LibvirtURI(), DataURI: s.tunnel.DataURI(), BandwidthMiB: s.spec.GetBandwidthMib(),
-			MaxDowntime: time.Duration(s.spec.GetMaxDowntimeMs()) * time.Millisecond,
-		})
-	}()
-	for {
-		if !s.await(ctx, done, s.statsAfter()) {
-			return false
-		}
-		select {
-		case <-done:
-			s.log.Info("libvirt has ended the migration", "error", s.callErr)
-			return true
-		default:
-			s.watchJob(ctx)
-		}
-	}
-}
-
-// drain waits until a migration that this process has no call for has ended: no
-// job, and the tunnel closed so that none can begin. libvirtd may still have
-// had the call of an agent that was killed before it; without a tunnel that
-// ends in nothing.
-func (s *sender) drain(ctx context.Context) bool {
-	for {
-		closed := false
-		seen, ok := s.look(ctx)
-		if ok && seen.State != outgoing {
-			if closed = s.close(ctx); closed {
-				seen, ok = s.look(ctx)
-			}
-		}
-		switch {
-		case !ok || ctx.Err() != nil:
-			return false
-		case closed && seen.State != outgoing:
-			return true
-		}
-		s.watchJob(ctx)
-		if !s.await(ctx, nil, s.statsAfter()) {
-			return false
-		}
-	}
-}
-
-func (s *sender) statsAfter() time.Duration {
-	if s.progress.GetBytesDone() == 0 || s.cancelled() {
-		return statsSoon
-	}
-	return statsEvery
-}
-
-// watchJob reports how far the migration is, and aborts it when it is to end.
-func (s *sender) watchJob(ctx context.Context) {
-	uuid := s.right.GetVmUuid()
-	if s.cancelled() {
-		if err := s.hypervisor().AbortJob(ctx, uuid); err != nil {
-			s.log.Debug("nothing to abort", "error", err)
-		}
-	}
-	stats, err := s.hypervisor().JobStats(ctx, uuid)
-	if err != nil || stats == nil {
-		return
-	}
-	if seen, err := s.hypervisor().Look(ctx, uuid); err == nil && seen.Switching {
-		stats.SwitchingOver = true
-	}
-	first := s.progress.GetBytesDone() == 0 && stats.GetBytesDone() > 0
-	switched := stats.GetSwitchingOver() && !s.progress.GetSwitchingOver()
-	s.progress = stats
-	s.report(first || switched)
-	if stats.GetBytesDone() > 0 {
-		atCopying()
-	}
-}
-
-// atCopying is where fault tests kill the source's agent in mid-copy.
-func atCopying() {
-	// gofail: var sendWhileCopying struct{}
-}
-
-func (s *sender) report(now bool) {
-	p := &agentv1.MigrateSendProgress{
-		BytesTotal: s.progress.GetBytesTotal(), BytesDone: s.progress.GetBytesDone(), BytesRemaining: s.progress.GetBytesRemaining(),
-		BytesPerSecond: s.progress.GetBytesPerSecond(), DirtyBytesPerSecond: s.progress.GetDirtyBytesPerSecond(),
-		Iteration: s.progress.GetIteration(), ElapsedMs: s.progress.GetElapsedMs(),
-		SwitchingOver: s.progress.GetSwitchingOver(), Side: s.cell.get(),
-	}
-	tell := s.run.Progress
-	if now {
-		tell = s.run.ProgressNow
-	}
-	tell(&agentv1.TaskProgress{Kind: &agentv1.TaskProgress_MigrateSend{MigrateSend: p}})
-}
-
-// tell makes the side known to the target's agent, and to the leader for it.
-func (s *sender) tell(side *agentv1.Side) {
-	if s.cell.set(side) {
-		s.log.Info("this side", "state", side.GetState(), "ended", side.GetEnded())
-		s.report(true)
-	}
-}
-
-// settle does this side's part of what is left to do, until it is done.
-func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
-	for {
+// startAgain has a guest run that was shut down; it is false when ctx has ended.
+// That it does not start is added to the outcome.
+func (s *sender) startAgain(ctx context.Context, out *agentv1.TaskOutcome) bool {
+	for try := 1; ; try++ {
 		seen, ok := s.look(ctx)
 		if !ok {
-			return nil
+			return false
 		}
-		side := &agentv1.Side{State: seen.State, Ended: !s.leftOver(seen)}
-		if s.callErr != nil {
-			side.Reason = s.callErr.Error()
-		}
-		if seen.State == absent {
-			s.progress.SwitchingOver = true
-		}
-		s.tell(side)
-		out, again := s.step(ctx, seen)
-		if out != nil {
-			if !s.close(ctx) {
-				return nil
+		switch {
+		case seen.State == incoming: // it starts
+			if !s.await(ctx, nil, resumeAgain) {
+				return false
 			}
-			return out
+			continue
+		case seen.State != shutoff && seen.State != paused, seen.State == shutoff && s.run.Marked(markLetRun):
+			return true
 		}
-		if !again && !s.await(ctx, nil, lookEvery) {
-			return nil
+		err := s.startStep(ctx, seen)
+		if err == nil {
+			continue
+		}
+		s.log.Error("the guest cannot be started again", "error", err)
+		if try >= resumeTries && !errdefs.Is(err, errdefs.Unavailable) {
+			out.ErrorMessage += "; and it could not be started again: " + err.Error()
+			return true
+		}
+		if !s.await(ctx, nil, resumeAgain) {
+			return false
 		}
 	}
 }
 
-// step takes one step; again tells that something has changed.
-func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agentv1.TaskOutcome, again bool) {
-	if seen.State == absent {
-		return &agentv1.TaskOutcome{}, false // whatever the target has, nothing is left to do here
+// side is what is told of this side.
+func (s *sender) side(state agentv1.SideState, ended bool, reason string) *agentv1.Side {
+	side := &agentv1.Side{State: state, Ended: ended, Reason: reason, Held: s.held}
+	if was := s.cell.get(); was.GetState() == state && was.GetEnded() == ended {
+		side.StillMs = was.GetStillMs() // as it was first said
+	} else if !s.off.IsZero() && state == absent {
+		side.StillMs = uint64(time.Since(s.off).Milliseconds())
 	}
-	if s.leftOver(seen) {
-		if s.other.GetState() == running || s.other.GetState() == paused {
-			return nil, s.act("undefining", s.hypervisor().Undefine(ctx, s.right.GetVmUuid()))
+	return side
+}
+
+// recall is what the journal knows of the guest.
+func (s *sender) recall() {
+	for s.run.Marked(heldMark(s.heldMarks + 1)) {
+		s.heldMarks++
+	}
+	s.held = s.heldMarks%2 == 1
+	s.paused = s.run.Marked(markPaused)
+	for _, code := range []string{codeDeadline, codeStalled} {
+		if s.run.Marked(markEnding + code) {
+			s.end = endOf(code, s.spec)
 		}
-		return nil, false
-	}
-	mine := view{seen.State, true}
-	if seen.State == outgoing {
-		mine.ended = false // a job that nobody should have begun
-	}
-	switch do := settle(mine, viewOf(s.other), s.resume && !seen.Held); do {
-	case resumeSource:
-		s.log.Warn("the guest goes on here: its copy is gone")
-		return nil, s.act("resuming", s.hypervisor().Resume(ctx, s.right.GetVmUuid()))
-	case undefineSource:
-		return nil, s.act("undefining", s.hypervisor().Undefine(ctx, s.right.GetVmUuid()))
-	case stayed:
-		return s.why(), false
-	case stopped, lost, conflict, unclear:
-		s.log.Error("only people can put this right", "here", seen.State, "there", s.other.GetState())
-		return undecided(do, s.right.GetVmName()), false
-	default:
-		return nil, false
 	}
 }
 
-// leftOver tells of a definition that goes as soon as the copy is seen: libvirt
-// has handed the guest over, and died or failed before it let go. Where the
-// target has no copy after all, it is not.
-func (s *sender) leftOver(seen hypervisor.Sighting) bool {
-	if seen.State != shutoff || !seen.Handed {
-		return false
-	}
-	switch s.other.GetState() {
-	case absent, shutoff:
-		return false
-	default:
-		return true
+func heldMark(n int) string { return "held-" + strconv.Itoa(n) }
+
+func (s *sender) move() hypervisor.Move {
+	s.speed = s.limit()
+	live := s.disks.only(copyLive)
+	return hypervisor.Move{
+		LibvirtURI: s.tunnel.LibvirtURI(), DataURI: s.tunnel.DataURI(), BandwidthMiB: s.speed,
+		MaxDowntime: time.Duration(s.spec.GetMaxDowntimeMs()) * time.Millisecond, Offline: s.offline,
+		Disks: live.targets(), DisksURI: s.tunnel.DisksURI(),
+		Parallel: s.spec.GetParallelConnections(), AutoConverge: s.spec.GetAutoConverge(),
 	}
 }
 
-func (h *half) act(doing string, err error) (done bool) {
-	if err != nil {
-		h.log.Error("left to be done", "what", doing, "error", err)
-	}
-	return err == nil
-}
-
-// why tells why the VM stayed here.
-func (s *sender) why() *agentv1.TaskOutcome {
-	var e *errdefs.Error
-	switch {
-	case errdefs.Is(s.callErr, errdefs.Cancelled):
-		return cancelled()
-	case !s.took:
-		return broken(codeInterrupted, "the source's agent was restarted, and the migration did not come to its end")
-	case errdefs.Is(s.callErr, errdefs.Unavailable) || s.libvirtLost():
-		return broken(codeInterrupted, "the source's libvirtd was restarted during the migration")
-	case s.tunnel.Broken() != "" || !s.tunnel.Alive():
-		s.log.Warn("the tunnel broke", "how", s.tunnel.Broken())
-		return broken(codeTunnel, "the connection between the two nodes broke: %s", s.tunnel.Broken())
-	case s.callErr == nil:
-		return failure(codeNotArrived, "libvirt says that it migrated VM %s, but it is still here and not there", s.right.GetVmName())
-	case errors.As(s.callErr, &e):
-		return refused(hypervisor.CodeLibvirt, s.callErr)
-	default:
-		return failure(hypervisor.CodeLibvirt, "%v", s.callErr)
-	}
+// limit is how fast this migration may go now, MiB/s; 0: no limit.
+func (s *sender) limit() uint64 {
+	return share(s.spec.GetBandwidthMib(), s.spec.GetNodeBandwidthMib(), s.m.leaving.count())
 }

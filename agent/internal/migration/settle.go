@@ -54,6 +54,10 @@ const (
 	lost
 	// conflict: both run, or might: nothing may be touched by a program.
 	conflict
+	// startTarget: the source's definition is gone (offline).
+	startTarget
+	// startSource: nothing has come of it (offline).
+	startSource
 )
 
 // settle decides what is to be done about a VM that is or was being migrated.
