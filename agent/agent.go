@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"google.golang.org/grpc"
 
+	"github.com/debvisor/debvisor/agent/internal/answer"
 	"github.com/debvisor/debvisor/agent/internal/enroll"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
@@ -22,8 +23,10 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/certs"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
 	"github.com/debvisor/debvisor/shared/run"
+	"github.com/debvisor/debvisor/shared/task"
 )
 
 // reloadEvery is how often the certificate's files are looked at: whoever
@@ -33,6 +36,9 @@ const reloadEvery = time.Minute
 // Run runs an agent until ctx ends, which is no error, or until it cannot go
 // on: without its journal it could keep none of its promises.
 func Run(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.check(); err != nil {
+		return err
+	}
 	shared, err := storage.ParseSharedDirs(cfg.SharedDirs)
 	if err != nil {
 		return err
@@ -68,11 +74,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := moves.Sweep(work.Open()); err != nil {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
-	host := inventory.New(inventory.Config{Node: record.Node, Hypervisor: hv, Shared: shared, Log: cfg.Log.Named("inventory")})
+	host := inventory.New(inventory.Config{
+		Node: record.Node, Hypervisor: hv, Shared: shared, PeerAddress: others.address,
+		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
+	})
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
-		TLS: reloader.ReplicaClient, Work: work, Host: host, Up: tellLeader, Log: cfg.Log.Named("session"),
+		TLS: reloader.ReplicaClient, Work: work, Host: host,
+		Answers: answer.Answers{Hypervisor: hv}, Up: tellLeader, Log: cfg.Log.Named("session"),
 	})
 	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}
 
@@ -88,6 +98,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	group.Add("certificate", func(ctx context.Context) error { return keepValid(ctx, renewer) })
 	group.Add("session", link.Run)
 	return group.Run(ctx)
+}
+
+// atWork tells whether a task is under way.
+func atWork(w *worker.Worker) bool {
+	return slices.ContainsFunc(w.Open(), func(r *agentv1.TaskReport) bool { return !task.Ended(r.GetState()) })
 }
 
 // tellLeader shows in systemctl status whom the agent listens to.

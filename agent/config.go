@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -27,8 +28,20 @@ type Config struct {
 	// under the same path though their file system does not tell: PATH or
 	// PATH=ID, the ID being the same on all nodes that see the same.
 	SharedDirs []string
-	Version    string
-	Log        hclog.Logger
+	// DirtyRateEvery is how often each running guest's dirty rate is measured,
+	// one guest at a time and none while a task is under way; 0: never, else at
+	// least a minute.
+	DirtyRateEvery time.Duration
+	Version        string
+	Log            hclog.Logger
+}
+
+// check refuses what the rest of the agent cannot be asked to make sense of.
+func (c Config) check() error {
+	if c.DirtyRateEvery != 0 && c.DirtyRateEvery < time.Minute {
+		return errdefs.Field("dirty-rate-every", c.DirtyRateEvery.String(), "0 (never) or at least 1m0s")
+	}
+	return nil
 }
 
 // portRange is a host and the ports of it that may be listened on.

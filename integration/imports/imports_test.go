@@ -74,6 +74,7 @@ func table() []layer {
 		{[]string{ag + "hypervisor"}, "the only package that touches libvirt", with()},
 		{[]string{ag + "tunnel"}, "byte streams between agents", with("certs")},
 		{[]string{ag + "diskcopy"}, "files over a connection that it is given", with()},
+		{[]string{ag + "answer"}, "questions of the leader, asked of an interface", with()},
 		{[]string{ag + "storage"}, "what disks lie on; knows no libvirt", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
@@ -82,7 +83,7 @@ func table() []layer {
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
-			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage",
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer",
 		)},
 		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel")},
 	}

@@ -16,6 +16,7 @@ func TestMistakesAreToldInOneLine(t *testing.T) {
 		{[]string{"run", "--data-dir", dir, "--log-level", "loud"}, "log level"},
 		{[]string{"run", "more"}, "unknown command"},
 		{[]string{"run", "--data-dir", dir, "--shared-dir", "srv"}, "shared-dir"},
+		{[]string{"run", "--data-dir", dir, "--dirty-rate-every", "1s"}, "dirty-rate-every"},
 		{[]string{"enroll", "--server", "127.0.0.1:1"}, "token"},
 		{[]string{"enroll", "--token", "x"}, "server"},
 		{[]string{"enroll", "--server", "127.0.0.1:1", "--token", "x", "--token-file", "y"}, "token"},

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/debvisor/debvisor/agent"
@@ -32,6 +34,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&cfg.TunnelListen, "tunnel-listen", ":7450-7499", "where the tunnels of migrations listen, host:first-last")
 	f.StringVar(&cfg.LibvirtURI, "libvirt-uri", "qemu:///system", "this host's libvirt")
 	f.StringArrayVar(&cfg.SharedDirs, "shared-dir", nil, "PATH[=ID] of a directory that other nodes see too, may be given several times; network file systems need none")
+	f.DurationVar(&cfg.DirtyRateEvery, "dirty-rate-every", 5*time.Minute, "how often each running guest's dirty rate is measured, for estimates; 0: never")
 	f.StringVar(&logs.Level, "log-level", "info", "trace, debug, info, warn or error")
 	f.StringVar(&logs.File, "log-file", "", "file to log to; empty: standard error")
 	return cmd

@@ -2,14 +2,18 @@ package hypervisor
 
 import (
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -17,18 +21,33 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// Capabilities tells what the host and its hypervisor can do.
+// hostFor is how long what libvirt told of the host and its emulators is good:
+// it takes libvirt a second or more to tell, and an upgrade has to be noticed.
+const hostFor = 15 * time.Minute
+
+// host is what libvirt tells of the host and its emulators.
+type host struct {
+	caps libvirtxml.Caps
+	cpus map[string]*libvirtxml.DomainCPU // that a guest may have, by virt type
+	at   time.Time
+}
+
+// Capabilities tells what the host and its hypervisor can do. What takes
+// libvirt long is asked for once for each connection, and then every quarter of
+// an hour.
 func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error) {
-	return call(ctx, h, "asking for the capabilities", func(c *libvirt.Connect) (*debvisorv1.NodeCapabilities, error) {
-		caps, err := capabilities(c)
-		if err != nil {
+	known := h.host.Load()
+	if known == nil || time.Since(known.at) > hostFor {
+		var err error
+		if known, err = h.learnHost(ctx); err != nil {
 			return nil, err
 		}
-		h.owner.Store(ownerIn(caps))
+	}
+	return call(ctx, h, "asking for the capabilities", func(c *libvirt.Connect) (*debvisorv1.NodeCapabilities, error) {
 		out := &debvisorv1.NodeCapabilities{
-			HostUuid: caps.Host.UUID, MachineTypes: machines(caps), Kernel: kernel(),
+			HostUuid: known.caps.Host.UUID, MachineTypes: machines(known.caps), Kernel: kernel(), VirtTypes: virtTypes(known.caps),
 		}
-		if cpu := caps.Host.CPU; cpu != nil {
+		if cpu := known.caps.Host.CPU; cpu != nil {
 			out.Arch, out.CpuModel, out.CpuVendor = cpu.Arch, cpu.Model, cpu.Vendor
 		}
 		if v, err := c.GetLibVersion(); err == nil {
@@ -37,11 +56,129 @@ func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabili
 		if v, err := c.GetVersion(); err == nil {
 			out.QemuVersion = version(v)
 		}
+		var err error
 		if out.Networks, err = networks(c); err != nil {
 			return nil, err
 		}
-		return out, nil
+		out.CpuHash, err = known.hash(out)
+		return out, err
 	})
+}
+
+// learnHost asks libvirt for what takes it long: all at once, since it asks its
+// emulators about each.
+func (h *Hypervisor) learnHost(ctx context.Context) (*host, error) {
+	caps, err := call(ctx, h, "asking for the capabilities", capabilities)
+	if err != nil {
+		return nil, err
+	}
+	h.owner.Store(ownerIn(caps))
+	now := &host{caps: caps, cpus: map[string]*libvirtxml.DomainCPU{}, at: time.Now()}
+	kinds := virtTypes(caps)
+	found, failed := make([]*libvirtxml.DomainCPU, len(kinds)), make([]error, len(kinds))
+	var group sync.WaitGroup
+	for i, kind := range kinds {
+		group.Go(func() {
+			found[i], failed[i] = call(ctx, h, "asking for the CPU that "+kind+" provides", func(c *libvirt.Connect) (*libvirtxml.DomainCPU, error) {
+				return providedCPU(c, caps.Host.CPU.Arch, kind)
+			})
+		})
+	}
+	group.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
+	}
+	for i, kind := range kinds {
+		now.cpus[kind] = found[i]
+	}
+	h.host.Store(now)
+	return now, nil
+}
+
+// providedCPU is the CPU that the hypervisor gives a guest which asks for its
+// host's; nil: libvirt does not tell.
+func providedCPU(c *libvirt.Connect, arch, kind string) (*libvirtxml.DomainCPU, error) {
+	text, err := c.GetDomainCapabilities("", arch, "", kind, 0)
+	if has(err, libvirt.ERR_NO_SUPPORT) || has(err, libvirt.ERR_INVALID_ARG) || has(err, libvirt.ERR_CONFIG_UNSUPPORTED) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var caps libvirtxml.DomainCaps
+	if err := caps.Unmarshal(text); err != nil {
+		return nil, fmt.Errorf("reading the domain capabilities: %w", err)
+	}
+	if caps.CPU == nil {
+		return nil, nil
+	}
+	for _, mode := range caps.CPU.Modes {
+		if mode.Name != modeHostModel || mode.Supported != "yes" || len(mode.Models) == 0 {
+			continue
+		}
+		cpu := &libvirtxml.DomainCPU{
+			Mode: "custom", Match: "exact", Vendor: mode.Vendor,
+			Model: &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: mode.Models[0].Name},
+		}
+		for _, f := range mode.Features {
+			cpu.Features = append(cpu.Features, libvirtxml.DomainCPUFeature{Policy: f.Policy, Name: f.Name})
+		}
+		return cpu, nil
+	}
+	return nil, nil
+}
+
+// hash is of all that libvirt's comparison of CPUs depends on.
+func (k *host) hash(of *debvisorv1.NodeCapabilities) (string, error) {
+	words := []string{of.GetArch(), of.GetLibvirtVersion(), of.GetQemuVersion()}
+	for _, kind := range slices.Sorted(maps.Keys(k.cpus)) {
+		text, err := xml.Marshal(k.cpus[kind])
+		if err != nil {
+			return "", fmt.Errorf("writing the host's CPU: %w", err)
+		}
+		words = append(words, kind, string(text))
+	}
+	return hashOf(words...), nil
+}
+
+// hostCPU is the CPU that a guest of that type gets which asks for its host's;
+// nil: not known.
+func (h *Hypervisor) hostCPU(kind string) *libvirtxml.DomainCPU {
+	if known := h.host.Load(); known != nil {
+		return known.cpus[kind]
+	}
+	return nil
+}
+
+// canonical is the name behind an alias such as q35, where libvirt has told.
+func (h *Hypervisor) canonical(machine string) string {
+	known := h.host.Load()
+	if known == nil {
+		return machine
+	}
+	for _, g := range known.caps.Guests {
+		for _, m := range g.Arch.Machines {
+			if m.Name == machine && m.Canonical != "" {
+				return m.Canonical
+			}
+		}
+	}
+	return machine
+}
+
+// virtTypes are the types of domain that the host's own architecture has.
+func virtTypes(caps libvirtxml.Caps) []string {
+	var out []string
+	for _, g := range caps.Guests {
+		if caps.Host.CPU == nil || g.Arch.Name != caps.Host.CPU.Arch {
+			continue
+		}
+		for _, d := range g.Arch.Domains {
+			out = append(out, d.Type)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // owner is the user and group that QEMU runs as.
@@ -89,11 +226,11 @@ var dacLabel = regexp.MustCompile(`^\+(\d+):\+(\d+)$`)
 
 func capabilities(c *libvirt.Connect) (libvirtxml.Caps, error) {
 	var caps libvirtxml.Caps
-	xml, err := c.GetCapabilities()
+	text, err := c.GetCapabilities()
 	if err != nil {
 		return caps, err
 	}
-	if err := caps.Unmarshal(xml); err != nil {
+	if err := caps.Unmarshal(text); err != nil {
 		return caps, fmt.Errorf("reading the capabilities: %w", err)
 	}
 	return caps, nil

@@ -20,7 +20,7 @@ func (h *Hypervisor) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
 		defer free(list)
 		out := make([]*agentv1.Domain, 0, len(list))
 		for i := range list {
-			d, err := describe(&list[i])
+			d, err := h.describe(&list[i])
 			if has(err, libvirt.ERR_NO_DOMAIN) {
 				continue // gone since the list was made
 			}
@@ -29,6 +29,7 @@ func (h *Hypervisor) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
 			}
 			out = append(out, d)
 		}
+		h.cpus.forgetBut(out)
 		return out, nil
 	})
 }
@@ -36,7 +37,7 @@ func (h *Hypervisor) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
 // Domain tells one domain; nil: there is none.
 func (h *Hypervisor) Domain(ctx context.Context, uuid string) (*agentv1.Domain, error) {
 	return onDomain(ctx, h, "looking at domain "+uuid, uuid, func(d *libvirt.Domain) (*agentv1.Domain, error) {
-		return describe(d)
+		return h.describe(d)
 	}, nil)
 }
 
@@ -66,29 +67,72 @@ func free(list []libvirt.Domain) {
 	}
 }
 
-func describe(d *libvirt.Domain) (*agentv1.Domain, error) {
+// describe reads all that libvirt tells of a domain.
+func (h *Hypervisor) describe(d *libvirt.Domain) (*agentv1.Domain, error) {
 	s, err := sight(d)
 	if err != nil {
 		return nil, err
 	}
-	xml, err := d.GetXMLDesc(0)
+	def, err := definition(d, 0)
 	if err != nil {
 		return nil, err
-	}
-	var def libvirtxml.Domain
-	if err := def.Unmarshal(xml); err != nil {
-		return nil, fmt.Errorf("reading the definition: %w", err)
 	}
 	out := &agentv1.Domain{
 		Uuid: def.UUID, Name: def.Name, State: s.vmState(), Persistent: s.Persistent,
 		MemoryBytes: memoryBytes(def), Vcpus: vcpus(def), Disks: disks(def),
+		VirtType: def.Type, Interfaces: interfaces(def), HostDevices: hostDevices(def), SharedDirectories: sharedDirectories(def),
+	}
+	if def.OS != nil && def.OS.Type != nil {
+		out.Arch, out.MachineType = def.OS.Type.Arch, h.canonical(def.OS.Type.Machine)
 	}
 	if s.Persistent {
 		if out.Autostart, err = d.GetAutostart(); err != nil {
 			return nil, err
 		}
 	}
+	if n, err := d.SnapshotNum(0); err == nil {
+		out.Snapshots = uint32(n)
+	} else if !has(err, libvirt.ERR_NO_SUPPORT) {
+		return nil, err
+	}
+	cpu, err := h.cpuOf(d, def, s.active())
+	if err != nil {
+		return nil, err
+	}
+	out.CpuHash = h.cpus.keep(cpu)
 	return out, nil
+}
+
+// active tells whether there is a QEMU.
+func (s Sighting) active() bool {
+	return s.state != libvirt.DOMAIN_SHUTOFF && s.state != libvirt.DOMAIN_CRASHED && s.state != libvirt.DOMAIN_NOSTATE
+}
+
+// cpuOf is what the guest needs of a CPU: of one that is active, what a
+// migration would carry, in which libvirt has spelt out what the host gave it.
+func (h *Hypervisor) cpuOf(d *libvirt.Domain, def libvirtxml.Domain, active bool) (*agentv1.CPUDescription, error) {
+	if active {
+		migratable, err := definition(d, libvirt.DOMAIN_XML_MIGRATABLE)
+		switch {
+		case err == nil:
+			def = migratable
+		case !has(err, libvirt.ERR_INVALID_ARG) && !has(err, libvirt.ERR_NO_SUPPORT): // libvirt's test driver
+			return nil, err
+		}
+	}
+	return describeCPU(def, active, h.hostCPU(def.Type))
+}
+
+func definition(d *libvirt.Domain, flags libvirt.DomainXMLFlags) (libvirtxml.Domain, error) {
+	var def libvirtxml.Domain
+	xml, err := d.GetXMLDesc(flags)
+	if err != nil {
+		return def, err
+	}
+	if err := def.Unmarshal(xml); err != nil {
+		return def, fmt.Errorf("reading the definition: %w", err)
+	}
+	return def, nil
 }
 
 func memoryBytes(def libvirtxml.Domain) uint64 {

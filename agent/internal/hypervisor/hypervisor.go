@@ -43,6 +43,8 @@ type Hypervisor struct {
 	up          chan struct{} // closed when a link is made
 
 	owner atomic.Pointer[owner] // as last told; nil: not yet
+	host  atomic.Pointer[host]  // as last told; nil: not yet
+	cpus  cpus
 }
 
 // New makes a Hypervisor; Run connects it.
@@ -167,6 +169,7 @@ func (h *Hypervisor) setUp(l *link) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.link, h.down = l, nil
+	h.host.Store(nil) // another libvirtd may say otherwise
 	close(h.up)
 }
 

@@ -79,6 +79,41 @@ func (l *link) listen(onEvent func(uuid string)) error {
 		return fmt.Errorf("asking for events: %w", err)
 	}
 	l.undo = append(l.undo, func() { _ = l.conn.DomainEventDeregister(id) })
+	return l.listenForDevices(onEvent)
+}
+
+// listenForDevices has told what changes a running guest's definition without
+// an event of its life: devices plugged and unplugged, media changed, disks
+// that a block job has moved.
+func (l *link) listenForDevices(onEvent func(uuid string)) error {
+	tell := func(d *libvirt.Domain) {
+		if uuid, err := d.GetUUIDString(); err == nil {
+			onEvent(uuid)
+		}
+	}
+	for _, register := range []func() (int, error){
+		func() (int, error) {
+			return l.conn.DomainEventDeviceAddedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceAdded) { tell(d) })
+		},
+		func() (int, error) {
+			return l.conn.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceRemoved) { tell(d) })
+		},
+		func() (int, error) {
+			return l.conn.DomainEventDiskChangeRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDiskChange) { tell(d) })
+		},
+		func() (int, error) {
+			return l.conn.DomainEventBlockJobRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventBlockJob) { tell(d) })
+		},
+	} {
+		id, err := register()
+		if has(err, libvirt.ERR_NO_SUPPORT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("asking for events of devices: %w", err)
+		}
+		l.undo = append(l.undo, func() { _ = l.conn.DomainEventDeregister(id) })
+	}
 	return nil
 }
 

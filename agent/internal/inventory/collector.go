@@ -20,6 +20,10 @@ type Hypervisor interface {
 	Domains(ctx context.Context) ([]*agentv1.Domain, error)
 	Domain(ctx context.Context, uuid string) (*agentv1.Domain, error)
 	Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error)
+	// CPU is the description that a domain just told of refers to.
+	CPU(hash string) (*agentv1.CPUDescription, bool)
+	// DirtyRate measures a running domain's, bytes a second; 0: it cannot be.
+	DirtyRate(ctx context.Context, uuid string) (uint64, error)
 	// Subscribe has every change of a domain told, with "" for: anything may
 	// have changed, such as after connecting. It is called once; what it is
 	// given returns at once.
@@ -43,6 +47,13 @@ type Config struct {
 	Hypervisor Hypervisor
 	// Shared are the directories declared to be seen by other nodes too.
 	Shared []storage.SharedDir
+	// PeerAddress is where migrations come in, host:port.
+	PeerAddress string
+	// DirtyRateEvery is how often each running guest's dirty rate is measured;
+	// 0: never.
+	DirtyRateEvery time.Duration
+	// Busy tells whether the host has better to do than to measure; nil: never.
+	Busy func() bool
 	// Root is where /proc, /sys and /etc are found; empty: "/".
 	Root string
 	Log  hclog.Logger
@@ -61,8 +72,10 @@ type Collector struct {
 	changed chan struct{}
 
 	mu           sync.Mutex
-	seen         map[string]*agentv1.Domain // when libvirt last answered
-	down         error                      // why libvirt does not answer; nil: it does
+	seen         map[string]*agentv1.Domain         // when libvirt last answered
+	down         error                              // why libvirt does not answer; nil: it does
+	cpus         map[string]*agentv1.CPUDescription // that seen refers to
+	told         map[string]bool                    // of cpus, since the last complete inventory
 	capabilities *debvisorv1.NodeCapabilities
 	capacity     *debvisorv1.NodeCapacity
 	news         news
@@ -73,6 +86,7 @@ func New(cfg Config) *Collector {
 	c := &Collector{
 		cfg: cfg, host: host{root: cfg.Root}, changed: make(chan struct{}, 1),
 		pending: newPending(), seen: map[string]*agentv1.Domain{}, down: errNotAsked,
+		cpus: map[string]*agentv1.CPUDescription{}, told: map[string]bool{},
 	}
 	c.storage = newSampler(5*time.Second, c.sampleDisks)
 	c.places = storage.New(storage.Config{Node: cfg.Node, Shared: cfg.Shared, Root: cfg.Root})
@@ -94,6 +108,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	group.Go(func() { c.ceph.run(ctx) })
 	group.Go(func() { c.mounted.run(ctx) })
 	group.Go(func() { c.files.run(ctx) })
+	group.Go(func() { c.measureDirt(ctx) })
 	c.cfg.Hypervisor.Subscribe(c.pending.add)
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
@@ -165,12 +180,14 @@ func (c *Collector) look(ctx context.Context, uuids []string) {
 }
 
 func (c *Collector) lookAtAll(ctx context.Context) {
-	domains, err := c.cfg.Hypervisor.Domains(ctx)
+	// First the host: what a guest needs of a CPU is told in its terms.
+	capabilities, err := c.cfg.Hypervisor.Capabilities(ctx)
 	if err != nil {
 		c.setDown(err)
 		return
 	}
-	capabilities, err := c.cfg.Hypervisor.Capabilities(ctx)
+	c.addLinks(capabilities)
+	domains, err := c.cfg.Hypervisor.Domains(ctx)
 	if err != nil {
 		c.setDown(err)
 		return
@@ -192,11 +209,36 @@ func (c *Collector) note(uuid string, d *agentv1.Domain) {
 		c.news.goneNow(uuid)
 	case d != nil && (!had || !proto.Equal(was, d)):
 		c.seen[uuid] = d
+		c.noteCPU(d.GetCpuHash())
 		c.news.changedNow(uuid)
 	default:
 		return
 	}
 	c.ring()
+}
+
+// noteCPU keeps the description that a domain refers to; callers hold mu.
+func (c *Collector) noteCPU(hash string) {
+	if hash == "" || c.cpus[hash] != nil {
+		return
+	}
+	if d, ok := c.cfg.Hypervisor.CPU(hash); ok {
+		c.cpus[hash] = d
+	}
+}
+
+// forgetCPUs forgets what no domain refers to any more; callers hold mu.
+func (c *Collector) forgetCPUs() {
+	used := map[string]bool{}
+	for _, d := range c.seen {
+		used[d.GetCpuHash()] = true
+	}
+	for hash := range c.cpus {
+		if !used[hash] {
+			delete(c.cpus, hash)
+			delete(c.told, hash)
+		}
+	}
 }
 
 func (c *Collector) noteAll(domains []*agentv1.Domain, capabilities *debvisorv1.NodeCapabilities) {
@@ -214,6 +256,7 @@ func (c *Collector) noteAll(domains []*agentv1.Domain, capabilities *debvisorv1.
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.forgetCPUs()
 	if !proto.Equal(capabilities, c.capabilities) {
 		c.capabilities, c.news.capabilities = capabilities, true
 		c.ring()

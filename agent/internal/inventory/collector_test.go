@@ -29,7 +29,20 @@ type libvirtd struct {
 	down    error
 	hung    bool
 	asked   int
+	rate    uint64 // of every guest's dirtying
+	rated   []string
 	tell    func(string)
+}
+
+func (l *libvirtd) CPU(hash string) (*agentv1.CPUDescription, bool) {
+	return &agentv1.CPUDescription{Hash: hash, Xml: "<cpu/>"}, true
+}
+
+func (l *libvirtd) DirtyRate(_ context.Context, uuid string) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rated = append(l.rated, uuid)
+	return l.rate, nil
 }
 
 func (l *libvirtd) answer(ctx context.Context) error {

@@ -49,7 +49,9 @@ func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
 	}
 	c.news = news{}
 	inv := &agentv1.Inventory{Complete: complete || n.complete, LibvirtDown: c.down != nil}
+	defer func() { inv.Cpus = c.untold(inv.GetDomains()) }()
 	if inv.Complete {
+		clear(c.told)
 		inv.Capacity, inv.Capabilities = c.capacity, c.capabilities
 		if c.down == nil {
 			inv.Domains = c.domains(slices.Sorted(maps.Keys(c.seen)))
@@ -73,6 +75,19 @@ func (c *Collector) domains(uuids []string) []*agentv1.Domain {
 	list := make([]*agentv1.Domain, 0, len(uuids))
 	for _, uuid := range uuids {
 		list = append(list, c.seen[uuid])
+	}
+	return list
+}
+
+// untold are the CPUs that domains refer to and that were not told since the
+// last complete inventory; callers hold mu.
+func (c *Collector) untold(domains []*agentv1.Domain) (list []*agentv1.CPUDescription) {
+	for _, d := range domains {
+		hash := d.GetCpuHash()
+		if cpu := c.cpus[hash]; cpu != nil && !c.told[hash] {
+			c.told[hash] = true
+			list = append(list, cpu)
+		}
 	}
 	return list
 }

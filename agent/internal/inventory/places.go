@@ -77,9 +77,12 @@ func (c *Collector) place(domains ...*agentv1.Domain) {
 	}
 }
 
-// steady leaves in now what has hardly moved since was: it would be news all
-// the time.
+// steady leaves in now what has hardly moved since was, which would be news all
+// the time, and what is measured at another time.
 func steady(was, now *agentv1.Domain) {
+	if now.GetState() == was.GetState() && now.GetState() == debvisorv1.VMState_VM_STATE_RUNNING {
+		now.DirtyBytesPerSecond = was.GetDirtyBytesPerSecond()
+	}
 	before := map[string]*debvisorv1.VMDisk{}
 	for _, d := range was.GetDisks() {
 		before[d.GetSource()] = d

@@ -29,6 +29,7 @@ type link struct {
 	queue    chan *agentv1.LeaderMessage
 	watchdog *time.Timer
 	pulse    pulse
+	asked    *asked
 	seq      uint64 // of inventories
 }
 
@@ -38,7 +39,7 @@ func newLink(cfg Config, stream agentv1.SessionService_ConnectClient, interval t
 	}
 	return &link{
 		cfg: cfg, stream: stream, interval: interval, cancel: cancel,
-		queue: make(chan *agentv1.LeaderMessage, queueLength),
+		queue: make(chan *agentv1.LeaderMessage, queueLength), asked: newAsked(cfg.Answers),
 	}
 }
 
@@ -52,6 +53,7 @@ func (l *link) serve(ctx context.Context) error {
 	group.Go(func() { l.obey(ctx) })
 	l.send(ctx)
 	group.Wait()
+	l.asked.group.Wait()
 	return context.Cause(ctx)
 }
 
@@ -77,6 +79,8 @@ func (l *link) send(ctx context.Context) {
 			l.sendReports(due)
 		case <-due.C:
 			l.sendReports(due)
+		case a := <-l.asked.answers:
+			l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Answer{Answer: a}})
 		}
 	}
 }
@@ -146,7 +150,7 @@ func (l *link) obey(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			if err := l.hand(m); err != nil {
+			if err := l.hand(ctx, m); err != nil {
 				l.cancel(err)
 				return
 			}
@@ -154,7 +158,7 @@ func (l *link) obey(ctx context.Context) {
 	}
 }
 
-func (l *link) hand(m *agentv1.LeaderMessage) error {
+func (l *link) hand(ctx context.Context, m *agentv1.LeaderMessage) error {
 	if err := l.cfg.Work.Admit(task.TermOf(m.GetTerm())); err != nil {
 		l.cfg.Log.Warn("message refused", "kind", fmt.Sprintf("%T", m.GetKind()), "error", err)
 		return err
@@ -166,6 +170,8 @@ func (l *link) hand(m *agentv1.LeaderMessage) error {
 		return l.cfg.Work.Acknowledge(k.ReportAck.GetTaskId())
 	case *agentv1.LeaderMessage_CancelTask:
 		l.cfg.Work.Cancel(k.CancelTask.GetTaskId())
+	case *agentv1.LeaderMessage_Ask:
+		l.asked.ask(ctx, k.Ask)
 	case *agentv1.LeaderMessage_PeerSide:
 		l.cfg.Work.Relay(k.PeerSide.GetTaskId(), k.PeerSide.GetSide())
 	default:

@@ -42,6 +42,8 @@ type Config struct {
 	TLS  func(host string) *tls.Config
 	Work *worker.Worker
 	Host Host
+	// Answers answers the leader's questions.
+	Answers Answerer
 	// Up, when set, is called each time a leader has answered Welcome.
 	Up  func(leader string)
 	Log hclog.Logger

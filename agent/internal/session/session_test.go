@@ -218,3 +218,65 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
+
+// oracle answers when the test says so.
+type oracle struct {
+	answer chan struct{}
+	ended  chan struct{}
+}
+
+func (o oracle) Answer(ctx context.Context, q *agentv1.Ask) *agentv1.Answer {
+	select {
+	case <-o.answer:
+	case <-ctx.Done():
+		o.ended <- struct{}{}
+	}
+	return &agentv1.Answer{Id: q.GetId(), Answer: &agentv1.Answer_CpuComparison{CpuComparison: &agentv1.CPUComparison{Compatible: true}}}
+}
+
+func TestQuestionsHoldUpNothing(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	r := p.replica(t, "r1")
+	const many = 16
+	o := oracle{make(chan struct{}), make(chan struct{}, many)}
+	a := p.agent(t, r)
+	a.answers = o
+	var runs atomic.Int32
+	a.kinds = []worker.Kind{kind(func(context.Context, worker.Run) *agentv1.TaskOutcome { runs.Add(1); return &agentv1.TaskOutcome{} })}
+	_, stop := a.start(t)
+	c := r.next(t)
+	c.welcome(t, term(5))
+	ask := func(id uint64) {
+		c.say(t, &agentv1.LeaderMessage{Term: term(5), Kind: &agentv1.LeaderMessage_Ask{Ask: &agentv1.Ask{Id: id}}})
+	}
+	for id := range uint64(many + 1) {
+		ask(id + 1)
+	}
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool { // one too many
+		return m.GetAnswer().GetId() == many+1 && m.GetAnswer().GetErrorCode() == "AGENT_BUSY"
+	})
+	// Nothing is answered yet, and all else goes on.
+	c.say(t, &agentv1.LeaderMessage{Term: term(5), Kind: &agentv1.LeaderMessage_Task{Task: &agentv1.Task{Id: "op/1/k", Term: term(5)}}})
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool { return task.Ended(m.GetReport().GetState()) })
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool { return m.GetHeartbeat() != nil })
+	for range many - 1 {
+		o.answer <- struct{}{}
+	}
+	seen := map[uint64]bool{}
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool {
+		if answer := m.GetAnswer(); answer.GetCpuComparison().GetCompatible() {
+			seen[answer.GetId()] = true
+		}
+		return len(seen) == many-1
+	})
+	stop() // the last question ends with its session
+	select {
+	case <-o.ended:
+	default:
+		t.Error("the session has ended and its question has not")
+	}
+	if runs.Load() != 1 {
+		t.Errorf("the task ran %d times", runs.Load())
+	}
+}

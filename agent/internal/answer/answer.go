@@ -1,0 +1,49 @@
+// Package answer answers the leader's questions about this host: those that
+// change nothing, so that they may be lost or asked twice. What is known without
+// asking is in the inventory.
+package answer
+
+import (
+	"context"
+	"errors"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// CodeUnknownQuestion is the error of a question that this agent is too old
+// for.
+const CodeUnknownQuestion = "QUESTION_UNKNOWN"
+
+// Hypervisor is what is asked of libvirt. Its calls end with their context.
+type Hypervisor interface {
+	CompareCPU(ctx context.Context, d *agentv1.CPUDescription) (*agentv1.CPUComparison, error)
+}
+
+// Answers answers. It is safe for concurrent use.
+type Answers struct{ Hypervisor Hypervisor }
+
+// Answer gives the answer to a question, which may be that there is none and
+// why; it ends with ctx.
+func (a Answers) Answer(ctx context.Context, q *agentv1.Ask) *agentv1.Answer {
+	switch k := q.GetQuestion().(type) {
+	case *agentv1.Ask_CompareCpu:
+		verdict, err := a.Hypervisor.CompareCPU(ctx, k.CompareCpu.GetCpu())
+		if err != nil {
+			return Refusal(q.GetId(), err)
+		}
+		return &agentv1.Answer{Id: q.GetId(), Answer: &agentv1.Answer_CpuComparison{CpuComparison: verdict}}
+	default:
+		return Refusal(q.GetId(), errdefs.New(errdefs.FailedPrecondition, CodeUnknownQuestion, "this agent does not know the question; the leader may be newer"))
+	}
+}
+
+// Refusal is the answer that there is none.
+func Refusal(id uint64, err error) *agentv1.Answer {
+	var known *errdefs.Error
+	code := "INTERNAL"
+	if errors.As(err, &known) && known.Code != "" {
+		code = known.Code
+	}
+	return &agentv1.Answer{Id: id, ErrorCode: code, ErrorMessage: err.Error()}
+}
