@@ -30,7 +30,7 @@ const (
 	// learnFor is how long one Learn may take.
 	learnFor = 3 * time.Second
 	// failedFor is how long a question that got no answer is not asked again.
-	failedFor = 5 * time.Second
+	failedFor = 2 * time.Second
 	// maxDetail bounds what is kept of libvirt's words, bytes.
 	maxDetail = 512
 )

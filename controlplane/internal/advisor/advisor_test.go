@@ -25,6 +25,8 @@ type agents struct {
 	mu      sync.Mutex
 	asked   []string
 	at, max int
+	// away is how often the node "back" has no session yet.
+	away int
 }
 
 func (a *agents) Ask(ctx context.Context, node string, q *agentv1.Ask) (*agentv1.Answer, error) {
@@ -33,6 +35,11 @@ func (a *agents) Ask(ctx context.Context, node string, q *agentv1.Ask) (*agentv1
 	a.asked = append(a.asked, node+" "+guest)
 	a.at++
 	a.max = max(a.max, a.at)
+	if node == "back" && a.away > 0 {
+		a.away, a.at = a.away-1, a.at-1
+		a.mu.Unlock()
+		return nil, errdefs.New(errdefs.Unavailable, "NO_SESSION", "not heard")
+	}
 	a.mu.Unlock()
 	defer func() {
 		a.mu.Lock()
@@ -132,6 +139,16 @@ func TestNoAnswerIsNotKnown(t *testing.T) {
 		// One slow node keeps no other's answer back.
 		if !a.Learn(t.Context(), []planner.Question{question("mute", "h"), question("n1", "n1-h")}) {
 			t.Error("nothing learned beside a mute node")
+		}
+	})
+}
+
+func TestAnAgentThatComesBackIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := &agents{away: 5}
+		a := New(nodes, described{}, hclog.NewNullLogger())
+		if q := question("back", "back-guest"); !a.Learn(t.Context(), []planner.Question{q}) || nodes.count() != 6 {
+			t.Errorf("asked %v", nodes.asked)
 		}
 	})
 }

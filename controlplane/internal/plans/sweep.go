@@ -1,0 +1,65 @@
+package plans
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+)
+
+const (
+	// keepMost and keepBytes bound the plans that are kept at a time; of more,
+	// the oldest go before their time.
+	keepMost  = 1000
+	keepBytes = 64 << 20
+	// sweepBatch is how many are deleted in one transaction.
+	sweepBatch = 500
+)
+
+// sweep deletes the plans that have ended. Its only error is store.ErrFenced;
+// what was not deleted will be tried again.
+func (c *Controller) sweep(ctx context.Context, l election.Leadership, now time.Time) error {
+	for batch := range slices.Chunk(outdated(c.view.Current(), now), sweepBatch) {
+		_, err := c.store.Commit(ctx, store.Change{Fence: l.Fence, Deletes: batch})
+		switch {
+		case errors.Is(err, store.ErrFenced):
+			return fmt.Errorf("sweeping plans: %w", err)
+		case err != nil:
+			if ctx.Err() == nil {
+				c.log.Warn("old plans are swept later", "error", err)
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// outdated gives the keys of the plans that have expired or are too many.
+func outdated(s *cluster.Snapshot, now time.Time) []string {
+	list := make([]*storev1.Plan, 0, len(s.Plans))
+	for _, p := range s.Plans {
+		list = append(list, p.Value)
+	}
+	slices.SortFunc(list, func(a, b *storev1.Plan) int { return b.GetCreatedAt().AsTime().Compare(a.GetCreatedAt().AsTime()) })
+	var keys []string
+	size, kept := 0, 0
+	for _, p := range list {
+		if !Expired(p, now) && kept < keepMost && size+proto.Size(p) <= keepBytes {
+			kept, size = kept+1, size+proto.Size(p)
+			continue
+		}
+		keys = append(keys, store.PlanKey(p.GetId()))
+	}
+	return keys
+}
+
+// Expired tells whether a plan has ended, though its record may be there still.
+func Expired(p *storev1.Plan, now time.Time) bool { return !now.Before(p.GetExpiresAt().AsTime()) }
