@@ -143,7 +143,7 @@ func TestAnEndSaysWhatItMeans(t *testing.T) {
 		two + "vm big a 70, vm web b, cordoned a, evacuate running, move web a b moved": {
 			"1 of 2 VMs could not be moved off a, which stays cordoned", "big: ", "70.0 GiB",
 		},
-		two + "vm u a, cordoned a, evacuate running cancel": {"cancelled as asked", "a stays cordoned", "goes on from here"},
+		two + "vm u a, cordoned a, evacuate running cancel":          {"cancelled as asked", "a stays cordoned", "goes on from here"},
 		"nodes a b c, vm u c, rebalance running, move u a b waiting": {"the move of u from a to b did not come off", "is on c and not on a"},
 	} {
 		s, entry := records(t, facts)
