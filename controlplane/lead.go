@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/shared/run"
@@ -25,6 +26,7 @@ type led struct {
 	migrate  *migrate.Controller
 	drain    *drain.Controller
 	power    *power.Controller
+	plans    *plans.Controller
 	ops      *operations.Operations
 	view     *store.View
 	store    *store.Store
@@ -51,6 +53,7 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
 	group.Add("starts and stops", func(ctx context.Context) error { return d.power.Lead(ctx, l) })
 	group.Add("evacuations", func(ctx context.Context) error { return d.drain.Lead(ctx, l) })
+	group.Add("plans", func(ctx context.Context) error { return d.plans.Lead(ctx, l) })
 	err := group.Run(ctx)
 	d.log.Info("this replica no longer leads", "term", l.Term, "error", err)
 	if errors.Is(err, store.ErrFenced) {

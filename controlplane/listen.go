@@ -21,6 +21,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
+	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
@@ -68,6 +69,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
+		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, log.Named("migrate")),
 		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
