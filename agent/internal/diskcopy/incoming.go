@@ -37,12 +37,13 @@ type incoming struct {
 
 // run tells the source what is there while it takes what comes: the source sends
 // no chunk before it has heard what is there of it.
-func (in *incoming) run(ctx context.Context) error {
+func (in *incoming) run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	told := make(chan error, 1)
 	go func() { told <- in.tell(ctx) }()
-	want, err := in.take()
+	var want digest
+	want, err = in.take()
 	switch {
 	case err == nil:
 		if err = <-told; err == nil {
@@ -53,7 +54,7 @@ func (in *incoming) run(ctx context.Context) error {
 		err = errors.Join(err, <-told)
 	default:
 		cancel()
-		defer func() { _ = <-told }()
+		defer func() { err = errors.Join(err, <-told) }()
 	}
 	if errors.As(err, new(localError)) {
 		return in.r.refuse(in.w, err)

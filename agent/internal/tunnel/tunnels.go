@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -136,6 +137,13 @@ func (t *Tunnel) start(ctx context.Context, taskID string) error {
 		return fmt.Errorf("starting a tunnel: %w", err)
 	}
 	go func() { _ = cmd.Wait() }() // it is reaped whenever it ends
+	if underSystemd() {
+		if err := ownScope(ctx, t.layout, taskID, cmd.Process.Pid); err != nil {
+			// It lives on in the agent's unit, which leaves it alone as well
+			// (KillMode=process), but for a stop by force.
+			t.log.Warn("the tunnel has no scope of its own", "error", err)
+		}
+	}
 	if err := awaitReady(ctx, r); err != nil {
 		return errdefs.New(errdefs.Unavailable, "TUNNEL_FAILED", "the tunnel did not start").
 			WithCause(fmt.Errorf("%w; its log ends: %s", err, lastLine(t.layout.log())))
@@ -143,16 +151,18 @@ func (t *Tunnel) start(ctx context.Context, taskID string) error {
 	return nil
 }
 
-// childEnv keeps what the program may need to run, and no fail points: their
-// listener is the agent's.
+// childEnv keeps what the program may need to run, and neither fail points, whose
+// listener is the agent's, nor the agent's place under systemd.
 func childEnv() []string {
-	var out []string
-	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "GOFAIL_") {
-			out = append(out, v)
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case "INVOCATION_ID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID":
+			return true
+		default:
+			return strings.HasPrefix(name, "GOFAIL_")
 		}
-	}
-	return out
+	})
 }
 
 func awaitReady(ctx context.Context, r *os.File) error {
