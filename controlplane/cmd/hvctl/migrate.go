@@ -179,6 +179,9 @@ func (a *app) printSuccess(op *debvisorv1.Operation) error {
 		line = fmt.Sprintf("%s migrated: %s in %s, downtime %s",
 			orWord(m.GetVmName(), m.GetVmId()), arrow(m.GetSource(), m.GetTarget()), took(op), millis(m.GetDowntimeMs()))
 	}
+	if op.GetPower() != nil {
+		line = powerLine(op)
+	}
 	_, err := fmt.Fprintln(a.out, clean(line))
 	return err
 }

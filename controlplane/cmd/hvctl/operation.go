@@ -70,6 +70,9 @@ func subject(op *debvisorv1.Operation) string {
 		}
 		return text
 	}
+	if p := op.GetPower(); p != nil {
+		return orWord(p.GetVmName(), p.GetVmId()) + " on " + nodeName(p.GetNode())
+	}
 	return strings.Join(op.GetResources(), ", ")
 }
 

@@ -10,10 +10,11 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// vmCommand is "hvctl vm": which VMs there are and where.
+// vmCommand is "hvctl vm": which VMs there are and where; starting and stopping
+// them.
 func vmCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "vm", Aliases: []string{"vms"}, Short: "VMs and where they are"}
-	c.AddCommand(vmList(a), vmShow(a))
+	c := &cobra.Command{Use: "vm", Aliases: []string{"vms"}, Short: "VMs: where they are, start and stop, policies"}
+	c.AddCommand(vmList(a), vmShow(a), vmStart(a), vmShutdown(a), vmDestroy(a), vmAutostart(a), vmPolicy(a))
 	return c
 }
 
@@ -42,7 +43,7 @@ func vmList(a *app) *cobra.Command {
 func vmTable(vms []*debvisorv1.VM, wide bool) table {
 	t := table{head: []string{"VM", "NODE", "STATE", "VCPUS", "MEMORY", "OPERATION"}}
 	if wide {
-		t.head = append(t.head, "UUID", "GENERATION", "PERSISTENT", "AUTOSTART", "DISKS")
+		t.head = append(t.head, "UUID", "GENERATION", "PERSISTENT", "AUTOSTART", "DISKS", "POLICY")
 	}
 	for _, vm := range vms {
 		row := []string{
@@ -51,7 +52,7 @@ func vmTable(vms []*debvisorv1.VM, wide bool) table {
 		}
 		if wide {
 			row = append(row, vm.GetId(), fmt.Sprint(vm.GetGeneration()), yesNo(vm.GetPersistent()),
-				yesNo(vm.GetAutostart()), diskSources(vm))
+				yesNo(vm.GetAutostart()), diskSources(vm), policyWord(vm.GetPolicy()))
 		}
 		t.add(row...)
 	}
@@ -107,6 +108,7 @@ func (a *app) printVM(vm *debvisorv1.VM) error {
 	f.add("persistent", yesNo(vm.GetPersistent()))
 	f.add("autostart", yesNo(vm.GetAutostart()))
 	f.add("generation", fmt.Sprint(vm.GetGeneration()))
+	f.add("policy", policyWord(vm.GetPolicy()))
 	if err := a.printFacts(f); err != nil || len(vm.GetDisks()) == 0 {
 		return err
 	}
