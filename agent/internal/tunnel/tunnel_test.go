@@ -25,7 +25,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childMark) == "" {
 		os.Exit(m.Run())
 	}
-	if err := Main(os.Args[1:]); err != nil {
+	run := func() error { return Main(os.Args[1:]) }
+	if dir := os.Getenv(serviceMark); dir != "" && len(os.Args) == 1 {
+		run = func() error { return serveUnderSystemd(dir) }
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
