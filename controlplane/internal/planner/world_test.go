@@ -110,12 +110,9 @@ func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []str
 			status.Liveness = storev1.NodeLiveness_NODE_LIVENESS_SUSPECT
 		case "unreachable":
 			status.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE
-		case "new":
-			status = nil
+		case "new", "nocapacity":
 		case "nolibvirt":
 			status.LibvirtDown = true
-		case "nocapacity":
-			capacity = nil
 		case "load":
 			load, err := strconv.ParseFloat(value, 64)
 			if err != nil {
@@ -146,11 +143,10 @@ func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []str
 		}
 	}
 	d.Nodes.Put(id, node, 1)
-	if status != nil {
-		status.Capabilities = encode(t, caps)
-		if capacity != nil {
-			status.Capacity = encode(t, capacity)
-		}
+	if status.Capabilities = encode(t, caps); !slices.Contains(marks, "nocapacity") {
+		status.Capacity = encode(t, capacity)
+	}
+	if !slices.Contains(marks, "new") {
 		d.Statuses.Put(id, status, 1)
 	}
 }
