@@ -94,6 +94,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	group.Add("inventory", host.Run)
 	group.Add("peers", others.run)
 	group.Add("worker", work.Run)
+	group.Add("tunnels", (&tunnel.Tunnels{Log: cfg.Log.Named("tunnel")}).Watch)
 	group.Add("certificate files", func(ctx context.Context) error { return reloader.Run(ctx, reloadEvery) })
 	group.Add("certificate", func(ctx context.Context) error { return keepValid(ctx, renewer) })
 	group.Add("session", link.Run)
