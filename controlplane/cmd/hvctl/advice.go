@@ -54,6 +54,11 @@ func adviceByCode(e *errdefs.Error) []string {
 		return []string{"check that --cert was made by this cluster and is not expired; debvisor-rpcd client makes a new one"}
 	case codeRefused:
 		return []string{"choose another node with --to, or clear the reasons above"}
+	case "EVACUATION_BLOCKED", "NODE_UNCORDONED":
+		node := orWord(e.Context["node"], "NODE")
+		return []string{"clear what is in the way; hvctl node evacuate " + node + " goes on from here", "or give it up: hvctl node evacuate " + node + " --restore"}
+	case "RESTORE_BLOCKED":
+		return []string{"clear what is in the way; hvctl node evacuate " + orWord(e.Context["node"], "NODE") + " --restore goes on from here"}
 	case "NODE_EXISTS":
 		return []string{"--replace makes a token with which it enrols anew; hvctl node show " + orWord(e.Context["node"], "NODE")}
 	case "TOKEN_SHOWN_ONCE":

@@ -70,6 +70,10 @@ func newCluster() *cluster {
 	c.nodes["n1"].Vms = []*debvisorv1.VM{c.vms[5]}
 	c.operations["op-web"] = madeMigration("op-web", "web1", uuidWeb, succeeded)
 	c.operations["op-bad"] = madeMigration("op-bad", "bad", uuidBad, failed)
+	c.operations["op-evacuate-n1"] = madeEvacuation("op-evacuate-n1", "evacuate", "n1", emptied)
+	c.operations["op-evacuate-n2"] = madeEvacuation("op-evacuate-n2", "evacuate", "n2", notEmptied)
+	c.operations["op-evacuate-n3"] = madeEvacuation("op-evacuate-n3", "evacuate", "n3", givenUp)
+	c.operations["op-restore-n1"] = madeEvacuation("op-restore-n1", "restore", "n1", broughtBack)
 	c.operations["op-stuck"] = madeMigration("op-stuck", "stuck", uuidStuck, endless)
 	return c
 }

@@ -23,8 +23,12 @@ var (
 // gives its end. Known and the error are as with watch.
 func (a *app) follow(ctx context.Context, c *client, id string, known bool) (*debvisorv1.Operation, error) {
 	p := newProgress(a.errOut)
+	news := moveNews{}
 	op, err := a.watch(ctx, c, id, known, p.note, func(op *debvisorv1.Operation) error {
 		p.show(op)
+		for _, line := range news.of(op) {
+			p.note("  %s", line)
+		}
 		return nil
 	})
 	p.close()

@@ -182,6 +182,9 @@ func (a *app) printSuccess(op *debvisorv1.Operation) error {
 	if op.GetPower() != nil {
 		line = powerLine(op)
 	}
+	if op.GetEvacuation() != nil {
+		line = evacuationLine(op)
+	}
 	_, err := fmt.Fprintln(a.out, clean(line))
 	return err
 }

@@ -13,7 +13,7 @@ import (
 // nodeCommand is "hvctl node": the hypervisors.
 func nodeCommand(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "node", Aliases: []string{"nodes"}, Short: "Nodes: the hypervisor hosts"}
-	c.AddCommand(nodeList(a), nodeShow(a), nodeCordon(a), nodeUncordon(a), nodeToken(a))
+	c.AddCommand(nodeList(a), nodeShow(a), nodeCordon(a), nodeUncordon(a), nodeEvacuate(a), nodeLimit(a), nodeConfirmOff(a), nodeToken(a))
 	return c
 }
 
@@ -107,6 +107,13 @@ func (a *app) printNode(n *debvisorv1.NodeDetail) error {
 	f.add("node", info.GetId().GetId())
 	f.add("state", nodeStateWord(s)+", heard "+heard(s))
 	f.add("cordon reason", n.GetCordonReason())
+	if s.GetCordoned() {
+		f.add("safe to reboot", yesNo(n.GetSafeToReboot()))
+	}
+	if n.GetOffConfirmedBy() != "" {
+		f.add("powered off", "by the word of "+n.GetOffConfirmedBy()+", "+stamp(n.GetOffConfirmedAt()))
+	}
+	f.add("limits", limitsText(n.GetLimits()))
 	f.add("health", healthWord(h))
 	f.add("problems", strings.Join(h.GetProblems(), "\n"))
 	f.add("hostname", info.GetHostname())

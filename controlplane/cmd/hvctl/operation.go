@@ -73,6 +73,9 @@ func subject(op *debvisorv1.Operation) string {
 	if p := op.GetPower(); p != nil {
 		return orWord(p.GetVmName(), p.GetVmId()) + " on " + nodeName(p.GetNode())
 	}
+	if e := op.GetEvacuation(); e != nil {
+		return orWord(nodeName(e.GetNode()), vmCount(len(e.GetMoves())))
+	}
 	return strings.Join(op.GetResources(), ", ")
 }
 
@@ -116,10 +119,18 @@ func operationShow(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(op, func() error { return a.printFacts(operationFacts(op)) })
+				return a.print(op, func() error { return a.printOperation(op) })
 			})
 		},
 	}
+}
+
+// printOperation prints an operation's facts and its moves.
+func (a *app) printOperation(op *debvisorv1.Operation) error {
+	if err := a.printFacts(operationFacts(op)); err != nil || len(op.GetEvacuation().GetMoves()) == 0 {
+		return err
+	}
+	return a.printTableBelow(moveTable(op))
 }
 
 // operationFacts are what is to be said of an operation.
@@ -139,6 +150,7 @@ func operationFacts(op *debvisorv1.Operation) facts {
 	f.add("ended", stamp(op.GetEndedAt()))
 	f.add("took", took(op))
 	f.add("step", op.GetStep())
+	f.add("part of", op.GetParentId())
 	if !ended(op) {
 		f.add("progress", progressText(op.GetProgress()))
 	}
@@ -148,6 +160,10 @@ func operationFacts(op *debvisorv1.Operation) facts {
 		if op.GetState() == debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED {
 			f.add("downtime", millis(m.GetDowntimeMs()))
 		}
+	}
+	if e := op.GetEvacuation(); e != nil {
+		f.add("plan", e.GetPlanId())
+		f.add("safe to reboot", map[bool]string{true: "yes"}[e.GetSafeToReboot()])
 	}
 	if e := op.GetError(); e != nil {
 		f.add("error", orWord(e.GetCode(), "unknown")+": "+e.GetMessage())

@@ -92,7 +92,7 @@ func (l *lines) show(op *debvisorv1.Operation) {
 	l.heading, l.step, l.percent, l.at = head, op.GetStep(), p.GetPercent(), time.Now()
 	text := head
 	if !ended(op) {
-		for _, more := range []string{op.GetStep(), progressText(p)} {
+		for _, more := range []string{op.GetStep(), progressText(p), movesText(op)} {
 			if more != "" {
 				text += ", " + more
 			}
@@ -131,7 +131,7 @@ func (b *bar) show(op *debvisorv1.Operation) {
 		p := op.GetProgress()
 		done := int(min(max(p.GetPercent(), 0), 100) * barCells / 100)
 		text += " [" + strings.Repeat("#", done) + strings.Repeat(".", barCells-done) + "]"
-		for _, more := range []string{progressText(p), op.GetStep()} {
+		for _, more := range []string{progressText(p), movesText(op), op.GetStep()} {
 			if more != "" {
 				text += " " + more
 			}
