@@ -3,6 +3,7 @@ package migration
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
@@ -127,20 +128,26 @@ func (r *receiver) take(ctx context.Context) error {
 	r.taking = &taking{stop: cancel, done: make(chan struct{})}
 	go func(t *taking) {
 		defer func() {
-			_ = listener.Close()
 			close(t.done)
 			ring(r.bell)
 		}()
 		// Once it has all, it stays for a source's agent that died before it knew.
 		for t.err == nil && ctx.Err() == nil {
-			t.err = diskcopy.Receive(ctx, listener, disks.files(), diskcopy.Options{ID: r.right.GetId(), Log: r.log})
+			t.err = r.takeAll(ctx, listener, disks.files()) // closes the listener
 			if t.err == nil {
-				// gofail: var receiveAfterDisksCopied struct{}
-				t.err = r.ownDisks(ctx)
+				listener, t.err = r.tunnel.ListenCopy(ctx)
 			}
 		}
 	}(r.taking)
 	return nil
+}
+
+func (r *receiver) takeAll(ctx context.Context, listener net.Listener, files []diskcopy.File) error {
+	if err := diskcopy.Receive(ctx, listener, files, diskcopy.Options{ID: r.right.GetId(), Log: r.log}); err != nil {
+		return err
+	}
+	// gofail: var receiveAfterDisksCopied struct{}
+	return r.ownDisks(ctx)
 }
 
 // stopTaking ends the copy: nothing is written to the disks any more.
