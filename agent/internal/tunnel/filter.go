@@ -129,7 +129,7 @@ func packets(dst io.Writer, src io.Reader, see func(packet []byte) error) error 
 		}
 		n := binary.BigEndian.Uint32(length[:])
 		if n < packetHeader || n > maxPacket {
-			return fmt.Errorf("libvirt packet of %d bytes", n)
+			return &refusal{why: fmt.Errorf("libvirt packet of %d bytes", n)}
 		}
 		packet.Write(length[:])
 		if _, err := io.CopyN(&packet, src, int64(n)-4); err != nil {

@@ -9,7 +9,7 @@ if [[ $stage == outside ]]; then
   group=$dir/cgroup/debvisor-test-$$
   mkdir "$group"
   echo $$ >"$group/cgroup.procs"
-  trap 'find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true' EXIT
+  trap 'echo $$ >"$dir/cgroup/cgroup.procs"; find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true' EXIT
   echo "$group" >"$dir/group"
   timeout -k 1 120 unshare --pid --fork --mount --cgroup --kill-child --mount-proc "$0" "$dir" inside || true
   exit
