@@ -62,7 +62,7 @@ func table() []layer {
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
-			state, cp+"operations", cp+"planner", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
+			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"authn", cp+"authz", cp+"audit",

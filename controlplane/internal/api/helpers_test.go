@@ -23,8 +23,11 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -235,6 +238,24 @@ func (r *replica) lead() {
 	r.put(store.PutProto(store.ElectionPrefix()+"/1", &storev1.Leader{Name: "r1"}))
 }
 
+// computePlans does what the leader does for plans, without agents to ask.
+func (r *replica) computePlans() {
+	r.t.Helper()
+	term := r.view.Current().Leader.Term
+	c := plans.New(r.view, r.store, mute{}, hclog.NewNullLogger())
+	background(r.t, func(ctx context.Context) error {
+		return c.Lead(ctx, election.Leadership{Term: term, Fence: &store.Fence{Key: store.ElectionPrefix() + "/1", Term: term}})
+	})
+}
+
+// mute are agents that answer no question.
+type mute struct{}
+
+func (mute) CompareCPU(planner.Question) (compatible bool, detail string, known bool) {
+	return false, "", false
+}
+func (mute) Learn(context.Context, []planner.Question) (learned bool) { return false }
+
 func encode(t testing.TB, m proto.Message) []byte {
 	t.Helper()
 	b, err := proto.Marshal(m)
@@ -252,7 +273,7 @@ func (r *replica) node(id string, change func(*storev1.Node, *storev1.NodeStatus
 	node := &storev1.Node{Id: id, Hostname: id + ".example", RegisteredAt: timestamppb.Now()}
 	status := &storev1.NodeStatus{
 		Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, LastSeen: timestamppb.Now(), AgentVersion: "1.0",
-		Health:   encode(r.t, &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: id}, Overall: debvisorv1.StatusCode_STATUS_OK, CpuLoad: 0.25}),
+		Health: encode(r.t, &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: id}, Overall: debvisorv1.StatusCode_STATUS_OK, CpuLoad: 0.25}),
 		Capacity: encode(r.t, &debvisorv1.NodeCapacity{MemoryBytes: 16 * gib, MemoryAvailableBytes: 8 * gib, FileSystems: []*debvisorv1.FileSystem{
 			{MountPoint: "/shared", Type: "nfs4", StorageId: "nfs4:server:/vms", Shared: true},
 		}}),

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -19,6 +23,8 @@ type migrationService struct {
 	debvisorv1.UnimplementedMigrationServiceServer
 	view       *store.View
 	operations *operations.Operations
+	desk       *plans.Desk
+	authz      *authz.Authorizer
 }
 
 // reportWait is how long a node may take to report that a domain is gone.
@@ -31,50 +37,19 @@ type move interface {
 	GetTarget() *debvisorv1.NodeRef
 }
 
-// plan asks the planner. The error is NotFound for a VM or a node that does not
-// exist, FailedPrecondition for an ambiguous name.
-func plan(s *cluster.Snapshot, m move) (planner.Result, error) {
-	vm, err := findVM(s, m.GetVm())
+// resolve gives the UUID of the VM that a move is about and the ids of its
+// nodes. The error is NotFound for a VM or a node that does not exist, or that
+// is not the tenant's; FailedPrecondition for an ambiguous name.
+func resolve(s *cluster.Snapshot, tenant string, m move) (vm, source, target string, err error) {
+	found, err := findOwnVM(s, tenant, m.GetVm())
 	if err != nil {
-		return planner.Result{}, err
+		return "", "", "", err
 	}
-	source, err := findNode(s, m.GetSource())
-	if err != nil {
-		return planner.Result{}, err
+	if source, err = findNode(s, m.GetSource()); err != nil {
+		return "", "", "", err
 	}
-	target, err := findNode(s, m.GetTarget())
-	if err != nil {
-		return planner.Result{}, err
-	}
-	return planner.Plan(s, planner.Request{VM: vm.GetUuid(), Source: source, Target: target}), nil
-}
-
-// PrepareMigration is a dry run: allowed, or every reason why not.
-func (s *migrationService) PrepareMigration(_ context.Context, req *debvisorv1.VMMigratePlan) (*debvisorv1.MigrationPlanResult, error) {
-	result, err := plan(s.view.Current(), req)
-	if err != nil {
-		return nil, err
-	}
-	return planMessage(&result), nil
-}
-
-func planMessage(result *planner.Result) *debvisorv1.MigrationPlanResult {
-	m := &debvisorv1.MigrationPlanResult{
-		Status: debvisorv1.StatusCode_STATUS_OK, Allowed: result.Allowed,
-		Target: nodeRef(result.Target), Source: nodeRef(result.Source),
-		Message: fmt.Sprintf("VM %s can move live from %s to %s", result.Name, result.Source, result.Target),
-	}
-	if !result.Allowed {
-		m.Status, m.Message = debvisorv1.StatusCode_STATUS_ERROR, result.Refusal()
-	}
-	for _, verdict := range result.Nodes {
-		v := &debvisorv1.NodeVerdict{Node: nodeRef(verdict.Node), Allowed: verdict.Allowed, Score: verdict.Score}
-		for _, reason := range verdict.Reasons {
-			v.Reasons = append(v.Reasons, &debvisorv1.PlanReason{Code: reason.Code, Message: reason.Message})
-		}
-		m.Nodes = append(m.Nodes, v)
-	}
-	return m
+	target, err = findNode(s, m.GetTarget())
+	return found.GetUuid(), source, target, err
 }
 
 // MigrateVM moves a VM and waits until it runs on the target and the source has
@@ -132,22 +107,43 @@ func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateS
 		VmUuid: result.VM, VmName: result.Name, Source: result.Source,
 		Target: req.GetTarget().GetNodeId().GetId(), AllowDowntime: req.GetAllowDowntime(),
 	}
+	if spec.Migrate.Options, err = encodeOptions(req.GetOptions()); err != nil {
+		return "", err
+	}
 	return s.operations.Submit(ctx, spec)
 }
 
-// judge plans the move. Aborted, naming it, where another operation holds the
+// encodeOptions gives options as a record holds them; nothing for none.
+func encodeOptions(options *debvisorv1.MigrateOptions) ([]byte, error) {
+	if options == nil {
+		return nil, nil
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(options)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a migration's options: %w", err)
+	}
+	return b, nil
+}
+
+// judge plans the move on what this replica knows: CPUs, which only agents can
+// compare, are left to the leader. Aborted, naming it, where another operation holds the
 // VM: that is what the caller should hear of first. A node from which the VM
 // has just moved away is given time to say that it has let go of it.
 func (s *migrationService) judge(ctx context.Context, req *debvisorv1.VMMigrateSpec) (planner.Result, error) {
+	caller := authn.From(ctx)
 	settled := time.NewTimer(reportWait)
 	defer settled.Stop()
 	for {
 		changed := s.view.Changed()
 		snapshot := s.view.Current()
-		result, err := plan(snapshot, req)
+		tenant := tenantOf(snapshot, caller)
+		vm, source, target, err := resolve(snapshot, tenant, req)
 		if err != nil {
-			return result, err
+			return planner.Result{}, err
 		}
+		result := planner.Plan(snapshot, planner.Request{
+			VM: vm, Source: source, Target: target, AllowDowntime: req.GetAllowDowntime(), Options: req.GetOptions(), Tenant: tenant,
+		})
 		if err := operations.InUse(snapshot, vmResource(result.VM)); err != nil {
 			return result, err
 		}

@@ -30,6 +30,7 @@ func startCluster(t *testing.T) *replica {
 	t.Helper()
 	r := start(t, 0)
 	r.lead()
+	r.computePlans()
 	r.node("a", nil)
 	r.node("b", nil)
 	r.vm(web, "web", "a")

@@ -29,14 +29,22 @@ func migrationResult(op *storev1.Operation) (*debvisorv1.MigrationResult, error)
 		return nil, failure(op)
 	}
 	took := op.GetEndedAt().AsTime().Sub(op.GetCreatedAt().AsTime())
-	return &debvisorv1.MigrationResult{
+	result := &debvisorv1.MigrationResult{
 		Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(),
 		Message:    fmt.Sprintf("VM %s runs on %s; it stood still for %d ms", move.GetVmName(), move.GetTarget(), move.GetDowntimeMs()),
+		Method:     debvisorv1.MoveMethod(move.GetMethod()),
 		Source:     nodeRef(move.GetSource()),
 		Target:     nodeRef(move.GetTarget()),
 		DowntimeMs: move.GetDowntimeMs(),
 		DurationMs: uint64(max(took.Milliseconds(), 0)),
-	}, nil
+	}
+	if len(move.GetEstimate()) > 0 {
+		result.Estimate = decode(move.GetEstimate(), &debvisorv1.MoveEstimate{})
+	}
+	if !move.GetWasRunning() && result.GetMethod() == debvisorv1.MoveMethod_MOVE_METHOD_OFFLINE {
+		result.Message = fmt.Sprintf("VM %s is on %s, shut off as it was", move.GetVmName(), move.GetTarget())
+	}
+	return result, nil
 }
 
 // failure is an operation that has ended otherwise than well, as an error of the

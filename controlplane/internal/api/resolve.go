@@ -19,14 +19,22 @@ func findVM(s *cluster.Snapshot, ref *debvisorv1.VMRef) (*storev1.VM, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, errdefs.New(errdefs.NotFound, "VM_NOT_FOUND", "no VM has the UUID or the name %q", clip(ref.GetVmId())).
-			With("vm", clip(ref.GetVmId()))
+		return nil, unknownVM(ref)
 	case 1:
 		return s.VMs[found[0]].Value, nil
 	}
-	return nil, errdefs.New(errdefs.FailedPrecondition, "VM_NAME_AMBIGUOUS",
-		"%d VMs are called %q; name one by its UUID: %s", len(found), ref.GetVmId(), strings.Join(found, ", ")).
-		With("vm", ref.GetVmId()).With("uuids", strings.Join(found, ","))
+	return nil, ambiguousVM(ref, found)
+}
+
+func unknownVM(ref *debvisorv1.VMRef) error {
+	return errdefs.New(errdefs.NotFound, "VM_NOT_FOUND", "no VM has the UUID or the name %q", clip(ref.GetVmId())).
+		With("vm", clip(ref.GetVmId()))
+}
+
+func ambiguousVM(ref *debvisorv1.VMRef, uuids []string) error {
+	return errdefs.New(errdefs.FailedPrecondition, "VM_NAME_AMBIGUOUS",
+		"%d VMs are called %q; name one by its UUID: %s", len(uuids), ref.GetVmId(), strings.Join(uuids, ", ")).
+		With("vm", ref.GetVmId()).With("uuids", strings.Join(uuids, ","))
 }
 
 // findNode gives the id of the node that a reference means, "" for an empty

@@ -16,6 +16,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
@@ -71,7 +72,9 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterNodeServiceServer(to, s.nodes)
 	debvisorv1.RegisterVMServiceServer(to, &vmService{view: s.cfg.View, operations: s.cfg.Operations})
 	debvisorv1.RegisterOperationServiceServer(to, &operationService{view: s.cfg.View, operations: s.cfg.Operations})
-	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{view: s.cfg.View, operations: s.cfg.Operations})
+	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{
+		view: s.cfg.View, operations: s.cfg.Operations, desk: plans.NewDesk(s.cfg.View, s.cfg.Store), authz: s.cfg.Authz,
+	})
 	debvisorv1.RegisterStorageServiceServer(to, &storageService{})
 	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
 	healthv1.RegisterHealthServer(to, s.health)

@@ -32,6 +32,9 @@ const (
 	// JoinReplica is needed to make a token that admits a replica, which gets
 	// the keys of the CA.
 	JoinReplica = "replica:join"
+	// EvacuateNode is needed to carry out a plan that empties a node: it cordons
+	// the node for everybody.
+	EvacuateNode = "node:evacuate"
 )
 
 // Methods is the one table of who may call what, by full method name as
@@ -48,7 +51,7 @@ func Methods() map[string]Rule {
 		debvisorv1.NodeService_GetNode_FullMethodName:         read("node:get"),
 		debvisorv1.NodeService_CordonNode_FullMethodName:      change("node:cordon"),
 		debvisorv1.NodeService_UncordonNode_FullMethodName:    change("node:uncordon"),
-		debvisorv1.NodeService_EvacuateNode_FullMethodName:    change("node:evacuate"),
+		debvisorv1.NodeService_EvacuateNode_FullMethodName:    change(EvacuateNode),
 		debvisorv1.NodeService_RestoreNode_FullMethodName:     change("node:restore"),
 		debvisorv1.NodeService_ConfirmNodeOff_FullMethodName:  change("node:confirm-off"),
 		debvisorv1.NodeService_SetNodeLimits_FullMethodName:   change("node:limit"),

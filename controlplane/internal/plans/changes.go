@@ -150,9 +150,17 @@ func (c *checker) clearedBefore(m *debvisorv1.PlannedMove, code string) bool {
 	})
 }
 
-// Result reads what a plan came to, with what only its record knows. The error
-// is Internal.
+// Result reads what a plan came to, with what only its record knows. Errors:
+// Unavailable while it is not computed; where it could not be, NotFound or
+// Internal.
 func Result(p *storev1.Plan) (*debvisorv1.Plan, error) {
+	switch p.GetState() {
+	case storev1.PlanState_PLAN_STATE_READY:
+	case storev1.PlanState_PLAN_STATE_FAILED:
+		return nil, failure(p)
+	default:
+		return nil, notComputed(p.GetId())
+	}
 	plan := &debvisorv1.Plan{}
 	if err := proto.Unmarshal(p.GetResult(), plan); err != nil {
 		return nil, broken(p, err)

@@ -38,8 +38,8 @@ type Request struct {
 }
 
 // Ask writes down a request and waits until the leader has computed the plan,
-// 5 s at most. Errors: Unavailable where nobody leads or nothing was computed
-// in time; NotFound for a node that is gone; Internal.
+// 5 s at most; Result tells what came of it. Errors: Unavailable where nobody
+// leads or nothing was computed in time.
 func (d *Desk) Ask(ctx context.Context, r Request) (*storev1.Plan, error) {
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.Message)
 	if err != nil {
@@ -67,9 +67,6 @@ func (d *Desk) Ask(ctx context.Context, r Request) (*storev1.Plan, error) {
 	if err != nil {
 		return nil, ended(ctx, err)
 	}
-	if p.GetState() == storev1.PlanState_PLAN_STATE_FAILED {
-		return nil, failure(p)
-	}
 	return p, nil
 }
 
@@ -89,9 +86,7 @@ func (d *Desk) await(ctx context.Context, id string, revision int64) (*storev1.P
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, errdefs.New(errdefs.Unavailable, "PLAN_NOT_COMPUTED",
-				"plan %s is not computed yet: there is no leader, or it has much to do; ask for it later or anew", id).
-				With("plan", id).WithRetry(2 * time.Second).WithCause(ctx.Err())
+			return nil, notComputed(id)
 		}
 	}
 }
@@ -118,6 +113,12 @@ func ended(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+func notComputed(id string) error {
+	return errdefs.New(errdefs.Unavailable, "PLAN_NOT_COMPUTED",
+		"plan %s is not computed yet: there is no leader, or it has much to do; ask for it later or anew", id).
+		With("plan", id).WithRetry(2 * time.Second)
 }
 
 // failure is a plan that could not be computed, as an error.

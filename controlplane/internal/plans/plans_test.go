@@ -46,7 +46,10 @@ func TestAPlanOfAnyReplicaIsComputedByTheLeader(t *testing.T) {
 	if m := gone.GetMigration(); m.GetAllowed() || !strings.Contains(m.GetMessage(), "nope") {
 		t.Errorf("of a VM that is not there: %v", m)
 	}
-	_, err := follower.desk.Ask(t.Context(), Request{Kind: KindEvacuate, Message: &debvisorv1.EvacuationPlanRequest{Node: nodeRef("nope")}})
+	p, err := follower.desk.Ask(t.Context(), Request{Kind: KindEvacuate, Message: &debvisorv1.EvacuationPlanRequest{Node: nodeRef("nope")}})
+	if err == nil {
+		_, err = Result(p)
+	}
 	if !errdefs.Is(err, errdefs.NotFound) {
 		t.Errorf("of a node that is not there: %v", err)
 	}

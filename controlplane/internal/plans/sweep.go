@@ -1,6 +1,7 @@
 package plans
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,14 +45,9 @@ func (c *Controller) sweep(ctx context.Context, l election.Leadership, now time.
 
 // outdated gives the keys of the plans that have expired or are too many.
 func outdated(s *cluster.Snapshot, now time.Time) []string {
-	list := make([]*storev1.Plan, 0, len(s.Plans))
-	for _, p := range s.Plans {
-		list = append(list, p.Value)
-	}
-	slices.SortFunc(list, func(a, b *storev1.Plan) int { return b.GetCreatedAt().AsTime().Compare(a.GetCreatedAt().AsTime()) })
 	var keys []string
 	size, kept := 0, 0
-	for _, p := range list {
+	for _, p := range Newest(s) {
 		if !Expired(p, now) && kept < keepMost && size+proto.Size(p) <= keepBytes {
 			kept, size = kept+1, size+proto.Size(p)
 			continue
@@ -59,6 +55,18 @@ func outdated(s *cluster.Snapshot, now time.Time) []string {
 		keys = append(keys, store.PlanKey(p.GetId()))
 	}
 	return keys
+}
+
+// Newest are a snapshot's plans, newest first.
+func Newest(s *cluster.Snapshot) []*storev1.Plan {
+	list := make([]*storev1.Plan, 0, len(s.Plans))
+	for _, p := range s.Plans {
+		list = append(list, p.Value)
+	}
+	slices.SortFunc(list, func(a, b *storev1.Plan) int {
+		return cmp.Or(b.GetCreatedAt().AsTime().Compare(a.GetCreatedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	return list
 }
 
 // Expired tells whether a plan has ended, though its record may be there still.
