@@ -12,6 +12,7 @@ var actionNames = map[string]action{
 	"wait": wait, "resume-target": resumeTarget, "discard-target": discardTarget, "seal-target": sealTarget,
 	"resume-source": resumeSource, "undefine-source": undefineSource, "moved": moved, "stayed": stayed,
 	"stopped": stopped, "unclear": unclear, "lost": lost, "CONFLICT": conflict,
+	"start-target": startTarget, "start-source": startSource,
 }
 
 func (a action) String() string {
