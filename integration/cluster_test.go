@@ -90,6 +90,11 @@ func (c *cluster) repair(ctx context.Context) error {
 		}
 	}
 	for _, n := range c.Nodes {
+		if !n.On() {
+			if err := n.PowerOn(ctx); err != nil {
+				return err
+			}
+		}
 		start := func() error { return n.StartLibvirt(ctx) }
 		if err := errors.Join(revive(n.Libvirt, start), revive(n.Agent.Process, n.Agent.Start)); err != nil {
 			return err

@@ -74,41 +74,56 @@ func (c *cluster) sameProcesses() func() error {
 	}
 }
 
-// TestPartitionAgentLeader parts the source's agent from the leader while memory is copied.
-func TestPartitionAgentLeader(t *testing.T) {
+// partition is a case: who is parted, and how.
+type partition struct {
+	who string
+	cut cut
+	run func(*cluster, cut)
+}
+
+// String names the case.
+func (p partition) String() string { return p.who + "," + p.cut.name }
+
+// TestPartition parts those that need each other, in both ways, and joins them again.
+func TestPartition(t *testing.T) {
+	var all []partition
 	for _, k := range cuts() {
-		t.Run(k.name, func(t *testing.T) {
-			c := plain.use(t)
-			g := c.guest("web")
-			a, leader := c.follower()
-			same := c.sameProcesses()
-			c.must(g.from.SetMigrateSpeed(g.UUID, slow))
-			id := g.begin(a)
-			g.copying()
-			session := c.mark(g.from.Agent.LogFile())
-			heal := c.part(k, g.from.Place, leader.Place)
-			c.eventually(noticed, "the leader misses the agent", func() error {
-				s, err := c.health(c.api(leader), g.from.Name)
-				if err == nil && s.GetState() == debvisorv1.NodeState_NODE_STATE_ONLINE {
-					err = fmt.Errorf("%s is online, heard %d ms ago", g.from.Name, s.GetAgeMs())
-				}
-				return err
-			})
-			c.eventually(noticed, "the operation says for whom it waits", func() error { return c.waitsFor(a, id, g.from) })
-			c.eventually(noticed, "the agent misses the leader", func() error {
-				if len(session.lines("no session")) == 0 {
-					return errors.New("it does not say so")
-				}
-				return nil
-			})
-			heal()
-			c.must(c.whole(c.within(30 * time.Second)))
-			_ = g.from.SetMigrateSpeed(g.UUID, full)
-			c.succeeded(90*time.Second, a, id)
-			g.arrived()
-			c.must(same())
-		})
+		all = append(all, partition{"agent-leader", k, agentLeader}, partition{"leader-etcd", k, leaderEtcd}, partition{"agent-agent", k, agentAgent})
 	}
+	inTwoLabs(t, all, time.Time{}, func(c *cluster, p partition) { p.run(c, p.cut) })
+}
+
+// agentLeader parts the source's agent from the leader while memory is copied.
+func agentLeader(c *cluster, k cut) {
+	c.t.Helper()
+	g := c.guest("web")
+	a, leader := c.follower()
+	same := c.sameProcesses()
+	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
+	id := g.begin(a)
+	g.copying()
+	session := c.mark(g.from.Agent.LogFile())
+	heal := c.part(k, g.from.Place, leader.Place)
+	c.eventually(noticed, "the leader misses the agent", func() error {
+		s, err := c.health(c.api(leader), g.from.Name)
+		if err == nil && s.GetState() == debvisorv1.NodeState_NODE_STATE_ONLINE {
+			err = fmt.Errorf("%s is online, heard %d ms ago", g.from.Name, s.GetAgeMs())
+		}
+		return err
+	})
+	c.eventually(noticed, "the operation says for whom it waits", func() error { return c.waitsFor(a, id, g.from) })
+	c.eventually(noticed, "the agent misses the leader", func() error {
+		if len(session.lines("no session")) == 0 {
+			return errors.New("it does not say so")
+		}
+		return nil
+	})
+	heal()
+	c.must(c.whole(c.within(30 * time.Second)))
+	_ = g.from.SetMigrateSpeed(g.UUID, full)
+	c.succeeded(90*time.Second, a, id)
+	g.arrived()
+	c.must(same())
 }
 
 // waitsFor says what is wrong unless an operation that has not ended names the node that it waits for.
@@ -126,82 +141,74 @@ func (c *cluster) waitsFor(a *api, id string, n *lab.Node) error {
 	return nil
 }
 
-// TestPartitionLeaderEtcd parts the leader, and with it its etcd, from the other replicas.
-func TestPartitionLeaderEtcd(t *testing.T) {
-	for _, k := range cuts() {
-		t.Run(k.name, func(t *testing.T) {
-			c := plain.use(t)
-			g := c.guest("web")
-			_, leader := c.follower()
-			same := c.sameProcesses()
-			var others []*lab.Place
-			for _, r := range c.others(leader) {
-				others = append(others, r.Place)
+// leaderEtcd parts the leader, and with it its etcd, from the other replicas.
+func leaderEtcd(c *cluster, k cut) {
+	c.t.Helper()
+	g := c.guest("web")
+	_, leader := c.follower()
+	same := c.sameProcesses()
+	var others []*lab.Place
+	for _, r := range c.others(leader) {
+		others = append(others, r.Place)
+	}
+	heal := c.part(k, leader.Place, others...)
+	begin := time.Now()
+	next, err := c.Leader(c.within(noticed), leader)
+	c.must(err)
+	if !k.all { // it is reached still, and must not claim anything
+		c.eventually(noticed-time.Since(begin), "the old leader knows that it is none", func() error {
+			cluster, err := c.api(leader).cluster.GetCluster(c.within(3*time.Second), &debvisorv1.Empty{})
+			if err == nil && cluster.GetLeader() == leader.Name {
+				return errors.New("it claims to lead")
 			}
-			heal := c.part(k, leader.Place, others...)
-			begin := time.Now()
-			next, err := c.Leader(c.within(noticed), leader)
-			c.must(err)
-			if !k.all { // it is reached still, and must not claim anything
-				c.eventually(noticed-time.Since(begin), "the old leader knows that it is none", func() error {
-					cluster, err := c.api(leader).cluster.GetCluster(c.within(3*time.Second), &debvisorv1.Empty{})
-					if err == nil && cluster.GetLeader() == leader.Name {
-						return errors.New("it claims to lead")
-					}
-					return nil
-				})
-			}
-			// The others work without it.
-			a := c.api(next)
-			c.eventually(30*time.Second, "the agents are with the new leader", func() error {
-				for _, n := range c.Nodes {
-					if s, err := c.health(a, n.Name); err != nil || s.GetState() != debvisorv1.NodeState_NODE_STATE_ONLINE {
-						return fmt.Errorf("%s is %v: %w", n.Name, s.GetState(), err)
-					}
-				}
-				return nil
-			})
-			c.succeeded(time.Minute, a, g.begin(a))
-			heal()
-			c.must(c.whole(c.within(30 * time.Second)))
-			c.must(same())
-			g.arrived()
+			return nil
 		})
 	}
+	// The others work without it.
+	a := c.api(next)
+	c.eventually(30*time.Second, "the agents are with the new leader", func() error {
+		for _, n := range c.Nodes {
+			if s, err := c.health(a, n.Name); err != nil || s.GetState() != debvisorv1.NodeState_NODE_STATE_ONLINE {
+				return fmt.Errorf("%s is %v: %w", n.Name, s.GetState(), err)
+			}
+		}
+		return nil
+	})
+	c.succeeded(time.Minute, a, g.begin(a))
+	heal()
+	c.must(c.whole(c.within(30 * time.Second)))
+	c.must(same())
+	g.arrived()
 }
 
-// TestPartitionAgentAgent parts the target from the source while memory is copied.
-func TestPartitionAgentAgent(t *testing.T) {
-	for _, k := range cuts() {
-		t.Run(k.name, func(t *testing.T) {
-			c := plain.use(t)
-			g := c.guest("web")
-			a, _ := c.follower()
-			same := c.sameProcesses()
-			c.must(g.from.SetMigrateSpeed(g.UUID, slow))
-			id := g.begin(a)
-			g.copying()
-			heal := c.part(k, g.to.Place, g.from.Place)
-			c.eventually(noticed, "the operation says that it does not get on", func() error {
-				op, err := a.operations.GetOperation(c.within(5*time.Second), &debvisorv1.OperationRef{Id: id})
-				if err != nil {
-					return err
-				}
-				if isEnded(op) {
-					t.Fatalf("operation %s has ended %v: %v", id, op.GetState(), op.GetError())
-				}
-				if !holds(op.GetStep(), "nothing copied") && !holds(op.GetStep(), "waiting") && op.GetMigration().GetAttempt() == 1 {
-					return fmt.Errorf("its step is %q", op.GetStep())
-				}
-				t.Logf("noticed: attempt %d, %s", op.GetMigration().GetAttempt(), op.GetStep())
-				return nil
-			})
-			heal()
-			c.must(c.whole(c.within(30 * time.Second)))
-			_ = g.from.SetMigrateSpeed(g.UUID, full)
-			c.succeeded(2*time.Minute, a, id)
-			g.arrived()
-			c.must(same())
-		})
-	}
+// agentAgent parts the target from the source while memory is copied.
+func agentAgent(c *cluster, k cut) {
+	c.t.Helper()
+	g := c.guest("web")
+	a, _ := c.follower()
+	same := c.sameProcesses()
+	c.must(g.from.SetMigrateSpeed(g.UUID, slow))
+	id := g.begin(a)
+	g.copying()
+	heal := c.part(k, g.to.Place, g.from.Place)
+	c.eventually(noticed, "the operation says that it does not get on", func() error {
+		op, err := a.operations.GetOperation(c.within(5*time.Second), &debvisorv1.OperationRef{Id: id})
+		if err != nil {
+			return err
+		}
+		if isEnded(op) {
+			c.t.Fatalf("operation %s has ended %v: %v", id, op.GetState(), op.GetError())
+		}
+		if !holds(op.GetStep(), "nothing copied") && !holds(op.GetStep(), "waiting") && op.GetMigration().GetAttempt() == 1 {
+			return fmt.Errorf("its step is %q", op.GetStep())
+		}
+		c.t.Logf("noticed: attempt %d, %s", op.GetMigration().GetAttempt(), op.GetStep())
+		return nil
+	})
+	heal()
+	c.must(c.whole(c.within(30 * time.Second)))
+	_ = g.from.SetMigrateSpeed(g.UUID, full)
+	c.succeeded(2*time.Minute, a, id)
+	g.arrived()
+	c.must(same())
 }

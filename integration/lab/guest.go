@@ -130,6 +130,9 @@ func (n *Node) Destroy(vm string) error {
 	return n.withDomain(vm, func(dom *libvirt.Domain) error { return dom.Destroy() })
 }
 
+// Resume lets a paused VM go on, past our daemons.
+func (n *Node) Resume(vm string) error { return n.withDomain(vm, (*libvirt.Domain).Resume) }
+
 // Undefine takes a VM's definition off the node, past our daemons.
 func (n *Node) Undefine(vm string) error {
 	return n.withDomain(vm, func(dom *libvirt.Domain) error { return dom.Undefine() })

@@ -133,8 +133,8 @@ func (h History) Last() Record {
 }
 
 // Check says what is wrong with a history: a value that is missing or out of place, an uptime that went back, a guest that was
-// started anew. The earlier history, of the same disk, must be the beginning of this one: a record that was written again,
-// by a second copy of the guest say, differs.
+// started anew, all since the earlier history. That one, of the same disk, must be the beginning of this one: a record that was
+// written again, by a second copy of the guest say, differs.
 func (h History) Check(earlier History) error { return h.check(earlier, false) }
 
 // CheckRestarted is Check for a guest that may have been started anew since the earlier history: shut down and started elsewhere,
@@ -153,7 +153,7 @@ func (h History) check(earlier History, restarted bool) error {
 		if i < len(earlier) && r != earlier[i] {
 			failed = append(failed, fmt.Errorf("counter %d was written again: first %v, now %v", i+1, earlier[i], r))
 		}
-		if i == 0 || r.Boot != h[i-1].Boot && restarted && i >= len(earlier) {
+		if i == 0 || i < len(earlier) || r.Boot != h[i-1].Boot && restarted {
 			continue
 		}
 		if r.Boot != h[i-1].Boot {
