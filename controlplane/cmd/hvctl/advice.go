@@ -16,6 +16,7 @@ const (
 	codeInterrupted   = "INTERRUPTED"
 	codeTimeout       = "TIMEOUT"
 	codeRefused       = "PLAN_REFUSED"
+	codeBlocked       = "PLAN_BLOCKED"
 	codeUnreachable   = "UNREACHABLE"
 	codeLost          = "CONNECTION_LOST"
 	codeServerCA      = "SERVER_CERTIFICATE"
@@ -54,6 +55,12 @@ func adviceByCode(e *errdefs.Error) []string {
 		return []string{"check that --cert was made by this cluster and is not expired; debvisor-rpcd client makes a new one"}
 	case codeRefused:
 		return []string{"choose another node with --to, or clear the reasons above"}
+	case codeBlocked:
+		return []string{"clear the reasons above; what can move moves with hvctl plan execute all the same"}
+	case "PLAN_STALE", "PLAN_EMPTY":
+		return []string{"make another plan: hvctl migrate plan VM, hvctl plan evacuate NODE or hvctl plan rebalance"}
+	case "PLAN_EXECUTED":
+		return []string{"hvctl operation show " + orWord(e.Context["operation"], "OPERATION")}
 	case "EVACUATION_BLOCKED", "NODE_UNCORDONED":
 		node := orWord(e.Context["node"], "NODE")
 		return []string{"clear what is in the way; hvctl node evacuate " + node + " goes on from here", "or give it up: hvctl node evacuate " + node + " --restore"}
@@ -122,7 +129,7 @@ func refusedAdvice(what string) []string {
 
 // listOf is the command that lists what was not found.
 func listOf(code, what string) string {
-	for _, noun := range []string{"OPERATION", "TOKEN", "NODE", "VM"} {
+	for _, noun := range []string{"OPERATION", "TOKEN", "PLAN", "NODE", "VM"} {
 		if strings.Contains(code, noun) {
 			return "hvctl " + strings.ToLower(noun) + " list"
 		}

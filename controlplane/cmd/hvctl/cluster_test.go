@@ -211,14 +211,13 @@ func (f *fakeMigrations) PrepareMigration(_ context.Context, req *debvisorv1.VMM
 		return nil, err
 	}
 	target := orWord(nodeName(req.GetTarget()), "n3")
-	plan := &debvisorv1.MigrationPlanResult{
-		Status: debvisorv1.StatusCode_STATUS_OK, Allowed: target == "n3", Source: vm.GetNode(), Target: nodeRef(target),
-		Message: "VM " + vm.GetName() + " can move", Nodes: madeVerdicts(),
-	}
+	plan := madePlan(vm)
+	plan.Target, plan.Allowed = nodeRef(target), target == "n3"
 	if !plan.GetAllowed() {
 		plan.Status, plan.Message = debvisorv1.StatusCode_STATUS_ERROR, "n2: not heard for 2 minutes; n2: 2 GiB are missing"
+		plan.PlanId, plan.ExpiresAt, plan.Method, plan.Estimate, plan.Disks = "", nil, 0, nil, nil
 	}
-	return plan, nil
+	return plan, f.told(req.GetAllowDowntime(), req.GetOptions())
 }
 
 func (f *fakeMigrations) MigrateVM(ctx context.Context, req *debvisorv1.VMMigrateSpec) (*debvisorv1.MigrationResult, error) {
@@ -235,6 +234,9 @@ func (f *fakeMigrations) MigrateVM(ctx context.Context, req *debvisorv1.VMMigrat
 	}
 	if v := metadata.ValueFromIncomingContext(ctx, "debvisor-wait"); len(v) != 1 || v[0] != "none" {
 		return nil, errdefs.New(errdefs.Internal, "TEST", "hvctl must not wait here")
+	}
+	if err := f.told(req.GetAllowDowntime(), req.GetOptions()); err != nil {
+		return nil, err
 	}
 	if err := grpc.SetHeader(ctx, metadata.Pairs("debvisor-operation", id)); err != nil {
 		return nil, err

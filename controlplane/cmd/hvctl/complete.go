@@ -75,6 +75,10 @@ func (a *app) completeTokens(cmd *cobra.Command, args []string, typed string) ([
 	return a.first(cmd, args, typed, tokenIDs)
 }
 
+func (a *app) completePlans(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.first(cmd, args, typed, planIDs)
+}
+
 // completeContexts completes the name of a context of the configuration file.
 func (a *app) completeContexts(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	file, err := loadConfig()
@@ -127,6 +131,18 @@ func operationIDs(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	var out []cobra.Completion
 	for _, op := range list.GetOperations() {
 		out = append(out, described(op.GetId(), op.GetKind()+" "+subject(op)+" "+stateWord(op.GetState())))
+	}
+	return out, nil
+}
+
+func planIDs(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	list, err := c.migrations.ListPlans(ctx, &debvisorv1.Empty{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, p := range list.GetPlans() {
+		out = append(out, described(p.GetId(), p.GetKind()+" "+planSubject(p)))
 	}
 	return out, nil
 }

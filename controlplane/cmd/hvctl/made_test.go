@@ -42,7 +42,11 @@ func madeVM(uuid, name, node string) *debvisorv1.VM {
 
 func madeVerdicts() []*debvisorv1.NodeVerdict {
 	return []*debvisorv1.NodeVerdict{
-		{Node: nodeRef("n3"), Allowed: true, Score: 0.825},
+		{
+			Node: nodeRef("n3"), Allowed: true, Score: 0.825, Method: debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY,
+			Estimate: &debvisorv1.MoveEstimate{DurationMs: 14200, DowntimeMs: 300, Bytes: 3 << 29},
+			Parts:    []*debvisorv1.ScorePart{{Name: "memory", Weight: 50, Value: 0.01}, {Name: "cpu", Weight: 1, Value: 0.325}},
+		},
 		{Node: nodeRef("n1"), Reasons: []*debvisorv1.PlanReason{{Code: "ALREADY_THERE", Message: "the VM is there"}}},
 		{Node: nodeRef("n2"), Reasons: []*debvisorv1.PlanReason{
 			{Code: "NODE_NOT_REACHABLE", Message: "not heard for 2 minutes"},

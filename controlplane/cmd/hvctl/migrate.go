@@ -33,15 +33,22 @@ func (e *ends) addFlags(a *app, c *cobra.Command) {
 
 func migratePlan(a *app) *cobra.Command {
 	var e ends
+	var o moveOptions
 	c := &cobra.Command{
 		Use: "plan VM", Short: "Tell whether a VM can move, and every reason why not, for every node",
 		Long: "Tell whether a VM can move, and every reason why not, for every node. Nothing is changed.\n" +
-			"The exit code is 4 when it cannot.",
+			"The exit code is 4 when it cannot. One that is allowed has an id, by which hvctl plan execute\n" +
+			"carries it out as it is; plans are kept for 10 minutes.",
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			options, err := o.message()
+			if err != nil {
+				return err
+			}
 			return a.ask(cmd.Context(), func(ctx context.Context, c *client) error {
 				plan, err := c.migrations.PrepareMigration(ctx, &debvisorv1.VMMigratePlan{
 					Vm: &debvisorv1.VMRef{VmId: args[0]}, Source: nodeRef(e.from), Target: nodeRef(e.to),
+					AllowDowntime: o.downtime, Options: options,
 				})
 				if err != nil {
 					return err
@@ -57,10 +64,12 @@ func migratePlan(a *app) *cobra.Command {
 		},
 	}
 	e.addFlags(a, c)
+	o.addFlags(c)
 	return c
 }
 
-// printPlan prints the verdict, then every node with its score and reasons.
+// printPlan prints the verdict, what the move would take, then every node with
+// its score and reasons.
 func (a *app) printPlan(plan *debvisorv1.MigrationPlanResult) error {
 	verdict := "refused"
 	if plan.GetAllowed() {
@@ -72,38 +81,99 @@ func (a *app) printPlan(plan *debvisorv1.MigrationPlanResult) error {
 	if message := plan.GetMessage(); message != "" {
 		verdict += "\n" + message
 	}
-	if _, err := fmt.Fprintln(a.out, indent(clean(verdict))); err != nil || len(plan.GetNodes()) == 0 {
+	if _, err := fmt.Fprintln(a.out, indent(clean(verdict))); err != nil {
 		return err
 	}
-	t := table{head: []string{"NODE", "ALLOWED", "SCORE", "REASONS"}}
-	for _, n := range plan.GetNodes() {
-		var reasons []string
-		for _, r := range n.GetReasons() {
-			reasons = append(reasons, r.GetCode()+": "+r.GetMessage())
+	if f := moveFacts(plan); len(f) > 0 {
+		if _, err := fmt.Fprintln(a.out); err != nil {
+			return err
 		}
-		t.add(nodeName(n.GetNode()), yesNo(n.GetAllowed()), fmt.Sprintf("%.2f", n.GetScore()), strings.Join(reasons, "\n"))
+		if err := a.printFacts(f); err != nil {
+			return err
+		}
 	}
-	return a.printTableBelow(t)
+	if len(plan.GetNodes()) == 0 {
+		return nil
+	}
+	return a.printTableBelow(verdictTable(plan, a.wide()))
+}
+
+// moveFacts are what a move would be, and under which id it can be had.
+func moveFacts(plan *debvisorv1.MigrationPlanResult) facts {
+	var f facts
+	f.add("method", methodWord(plan.GetMethod()))
+	f.add("not live", reasonText(plan.GetNotLive()))
+	f.add("estimate", estimateText(plan.GetEstimate()))
+	f.add("disks", disksText(plan.GetDisks()))
+	f.add("plan", plan.GetPlanId())
+	f.add("ends", stamp(plan.GetExpiresAt()))
+	return f
+}
+
+// disksText tells what becomes of disks, one a line.
+func disksText(disks []*debvisorv1.DiskAction) string {
+	var lines []string
+	for _, d := range disks {
+		text := d.GetTarget() + " " + d.GetAction()
+		if d.GetBytes() > 0 {
+			text += " (" + size(d.GetBytes()) + ")"
+		}
+		lines = append(lines, text)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// verdictTable lists every node that was looked at.
+func verdictTable(plan *debvisorv1.MigrationPlanResult, wide bool) table {
+	t := table{head: []string{"NODE", "ALLOWED", "SCORE", "METHOD", "REASONS"}}
+	if wide {
+		t.head = []string{"NODE", "ALLOWED", "SCORE", "METHOD", "ESTIMATE", "PARTS", "REASONS"}
+	}
+	for _, n := range plan.GetNodes() {
+		row := []string{nodeName(n.GetNode()), yesNo(n.GetAllowed()), fmt.Sprintf("%.2f", n.GetScore()), methodWord(n.GetMethod())}
+		if wide {
+			row = append(row, estimateText(n.GetEstimate()), partsText(n.GetParts()))
+		}
+		t.add(append(row, reasonText(n.GetReasons()))...)
+	}
+	if left := plan.GetNodesLeftOut(); left > 0 {
+		t.add(fmt.Sprintf("(%d more, not listed)", left))
+	}
+	return t
+}
+
+// partsText lists the parts of a score, one a line: name, value of weight.
+func partsText(parts []*debvisorv1.ScorePart) string {
+	var lines []string
+	for _, p := range parts {
+		lines = append(lines, fmt.Sprintf("%s %.1f of %.0f", p.GetName(), p.GetValue()*p.GetWeight(), p.GetWeight()))
+	}
+	return strings.Join(lines, "\n")
 }
 
 func migrateRun(a *app) *cobra.Command {
 	var e ends
-	var downtime bool
+	var o moveOptions
 	c := &cobra.Command{
 		Use: "run VM", Short: "Move a VM and follow the move to its end",
 		Long: "Move a VM and follow the move to its end. Interrupting hvctl leaves the operation running.\n" +
 			"With --no-wait only the operation's id goes to standard output.",
-		Example: "  hvctl migrate run web1\n  hvctl migrate run web1 --to node-2 --no-wait",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.completeVMs,
+		Example: "  hvctl migrate run web1\n  hvctl migrate run web1 --to node-2 --no-wait\n" +
+			"  hvctl migrate run db1 --bandwidth 200 --deadline 30m --on-deadline pause",
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			options, err := o.message()
+			if err != nil {
+				return err
+			}
 			spec := &debvisorv1.VMMigrateSpec{
-				Vm: &debvisorv1.VMRef{VmId: args[0]}, Source: nodeRef(e.from), Target: nodeRef(e.to), AllowDowntime: downtime,
+				Vm: &debvisorv1.VMRef{VmId: args[0]}, Source: nodeRef(e.from), Target: nodeRef(e.to), AllowDowntime: o.downtime, Options: options,
 			}
 			return a.await(cmd.Context(), func(ctx context.Context, c *client) error { return a.migrate(ctx, c, spec) })
 		},
 	}
 	e.addFlags(a, c)
-	c.Flags().BoolVar(&downtime, "allow-downtime", false, "let the VM stand still while it is moved, where it cannot move live")
+	o.addFlags(c)
 	return c
 }
 

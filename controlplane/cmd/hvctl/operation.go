@@ -160,6 +160,10 @@ func operationFacts(op *debvisorv1.Operation) facts {
 		if op.GetState() == debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED {
 			f.add("downtime", millis(m.GetDowntimeMs()))
 		}
+		f.add("method", methodWord(m.GetMethod()))
+		f.add("estimate", estimateText(m.GetEstimate()))
+		f.add("disks", disksText(m.GetDisks()))
+		f.add("plan", m.GetPlanId())
 	}
 	if e := op.GetEvacuation(); e != nil {
 		f.add("plan", e.GetPlanId())

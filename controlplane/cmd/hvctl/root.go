@@ -27,7 +27,7 @@ Answers go to standard output; hints, progress and errors to standard error.`,
 		},
 	}
 	root.AddCommand(
-		clusterCommand(a), nodeCommand(a), vmCommand(a), migrateCommand(a), operationCommand(a),
+		clusterCommand(a), nodeCommand(a), vmCommand(a), migrateCommand(a), planCommand(a), operationCommand(a),
 		tokenCommand(a), configCommand(a), versionCommand(a),
 		exitCodesTopic(), configurationTopic(),
 	)
