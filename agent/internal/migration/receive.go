@@ -387,7 +387,7 @@ func (r *receiver) letRunStep(ctx context.Context, seen hypervisor.Sighting) err
 		if err := r.startStep(ctx, seen); err != nil || seen.State == shutoff {
 			return err
 		}
-		// gofail: var receiveAfterResume struct{}
+		// gofail: var receiveAfterStart struct{}
 		r.ran(r.stoodStill())
 		return nil
 	}
