@@ -144,11 +144,6 @@ func active(job *libvirt.DomainJobInfo) bool {
 	return job.Type == libvirt.DOMAIN_JOB_BOUNDED || job.Type == libvirt.DOMAIN_JOB_UNBOUNDED
 }
 
-// active tells whether there is a QEMU.
-func (s Sighting) active() bool {
-	return s.state != libvirt.DOMAIN_SHUTOFF && s.state != libvirt.DOMAIN_CRASHED && s.state != libvirt.DOMAIN_NOSTATE
-}
-
 // vmState is the state for the inventory. A domain whose CPUs run is RUNNING
 // though libvirt has still to end the job that brought it.
 func (s Sighting) vmState() debvisorv1.VMState {
