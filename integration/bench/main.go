@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -20,7 +21,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: migrate, failover, heartbeats or list-nodes; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, migrate, failover, heartbeats or list-nodes; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -42,16 +43,60 @@ func main() {
 	}
 }
 
-// run brings up one lab and measures everything on it.
-func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut string) (err error) {
-	bin, err = filepath.Abs(bin)
+// group is figures that are measured together.
+type group struct {
+	name    string
+	measure func(context.Context) error
+}
+
+// run measures everything: first what needs no lab, then the rest on one lab.
+func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut string) error {
+	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", bin, err)
 	}
 	say := func(format string, args ...any) {
 		fmt.Printf("%s "+format+"\n", append([]any{time.Now().Format("15:04:05")}, args...)...)
 	}
-	l, err := lab.New(ctx, lab.Options{Replicas: 3, Nodes: 2, Bin: bin, LibvirtTCP: true, Kind: "bench", Log: say})
+	b := &bench{bin: bin, only: only, rounds: rounds, say: say}
+	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}}); err != nil {
+		return err
+	}
+	if err := b.onLab(ctx, []group{
+		{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes},
+	}); err != nil {
+		return err
+	}
+	for _, f := range b.figures {
+		say("%s = %.4g %s (goal %g, %s is better): %s", f.Name, f.Value, f.Unit, f.Goal, f.Better, f.Detail)
+	}
+	if only != "" {
+		return nil
+	}
+	return write(b.figures, jsonOut, mdOut)
+}
+
+// wanted tells whether a group is to be measured.
+func (b *bench) wanted(g group) bool { return b.only == "" || b.only == g.name }
+
+func (b *bench) measure(ctx context.Context, groups []group) error {
+	for _, g := range groups {
+		if !b.wanted(g) {
+			continue
+		}
+		if err := g.measure(ctx); err != nil {
+			return fmt.Errorf("%s: %w", g.name, err)
+		}
+	}
+	return nil
+}
+
+// onLab brings up one lab for all of the groups.
+func (b *bench) onLab(ctx context.Context, groups []group) (err error) {
+	if !slices.ContainsFunc(groups, b.wanted) {
+		return nil
+	}
+	l, err := lab.New(ctx, lab.Options{Replicas: 3, Nodes: 2, Bin: b.bin, LibvirtTCP: true, Kind: "bench", Log: b.say})
 	if err != nil {
 		return fmt.Errorf("the lab: %w", err)
 	}
@@ -66,30 +111,15 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 	if err := l.StartCluster(ctx); err != nil {
 		return fmt.Errorf("the cluster: %w", err)
 	}
-	b := &bench{lab: l, rounds: rounds, say: say}
-	for _, group := range []struct {
-		name    string
-		measure func(context.Context) error
-	}{{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes}} {
-		if only != "" && only != group.name {
-			continue
-		}
-		if err := group.measure(ctx); err != nil {
-			return err
-		}
-	}
-	for _, f := range b.figures {
-		say("%s = %.4g %s (goal %g, %s is better): %s", f.Name, f.Value, f.Unit, f.Goal, f.Better, f.Detail)
-	}
-	if only != "" {
-		return nil
-	}
-	return write(b.figures, jsonOut, mdOut)
+	b.lab = l
+	return b.measure(ctx, groups)
 }
 
 // bench is one run of all measurements.
 type bench struct {
-	lab     *lab.Lab
+	bin     string   // where the programs are
+	only    string   // the one group to measure; empty: all
+	lab     *lab.Lab // while groups that need it are measured
 	rounds  int
 	say     func(format string, args ...any)
 	figures []Figure
