@@ -13,6 +13,11 @@ import (
 // call runs f on the connection, and returns when f has, when ctx ends or when
 // the call timeout has passed; f then goes on alone. doing is for the error.
 func call[T any](ctx context.Context, h *Hypervisor, doing string, f func(*libvirt.Connect) (T, error)) (T, error) {
+	return patient(ctx, h, h.cfg.CallTimeout, doing, f)
+}
+
+// patient is call with a timeout of its own, for what libvirt takes long over.
+func patient[T any](ctx context.Context, h *Hypervisor, most time.Duration, doing string, f func(*libvirt.Connect) (T, error)) (T, error) {
 	var none T
 	h.mu.Lock()
 	l, down := h.link, h.down
@@ -20,7 +25,7 @@ func call[T any](ctx context.Context, h *Hypervisor, doing string, f func(*libvi
 	if l == nil {
 		return none, unavailable(fmt.Errorf("%s: %w", doing, down))
 	}
-	timeout := time.NewTimer(h.cfg.CallTimeout)
+	timeout := time.NewTimer(most)
 	defer timeout.Stop()
 	select {
 	case l.slots <- struct{}{}:

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -21,27 +20,45 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// hostFor is how long what libvirt told of the host and its emulators is good:
-// it takes libvirt a second or more to tell, and an upgrade has to be noticed.
-const hostFor = 15 * time.Minute
+const (
+	// hostFor is how long what libvirt told of the host and its emulators is
+	// good: it takes libvirt a second or more to tell, and an upgrade has to be
+	// noticed.
+	hostFor = 15 * time.Minute
+	// emulatorTimeout bounds a call for which libvirt asks an emulator: it starts
+	// one, and waits for it.
+	emulatorTimeout = 30 * time.Second
+)
 
-// host is what libvirt tells of the host and its emulators.
+// host is what libvirt tells of the host and its emulators. It is not changed
+// once stored.
 type host struct {
 	caps libvirtxml.Caps
-	cpus map[string]*libvirtxml.DomainCPU // that a guest may have, by virt type
+	cpus map[string]*libvirtxml.DomainCPU // that a guest may have, by virt type; nil: not known yet
 	at   time.Time
 }
 
 // Capabilities tells what the host and its hypervisor can do. What takes
 // libvirt long is asked for once for each connection, and then every quarter of
-// an hour.
+// an hour; the CPU's hash comes later than the rest, and that it is there is
+// told as a change of everything.
 func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error) {
 	known := h.host.Load()
 	if known == nil || time.Since(known.at) > hostFor {
-		var err error
-		if known, err = h.learnHost(ctx); err != nil {
+		caps, err := call(ctx, h, "asking for the capabilities", capabilities)
+		if err != nil {
 			return nil, err
 		}
+		h.owner.Store(ownerIn(caps))
+		now := &host{caps: caps, at: time.Now()}
+		if known != nil {
+			now.cpus = known.cpus // until they are known anew
+		}
+		h.host.Store(now)
+		go h.learnCPUs(now) //nolint:contextcheck // it outlives who asked
+		known = now
+	} else if known.cpus == nil {
+		go h.learnCPUs(known) //nolint:contextcheck // it outlives who asked
 	}
 	return call(ctx, h, "asking for the capabilities", func(c *libvirt.Connect) (*debvisorv1.NodeCapabilities, error) {
 		out := &debvisorv1.NodeCapabilities{
@@ -60,46 +77,41 @@ func (h *Hypervisor) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabili
 		if out.Networks, err = networks(c); err != nil {
 			return nil, err
 		}
-		out.CpuHash, err = known.hash(out)
+		if current := h.host.Load(); current != nil && current.cpus != nil {
+			out.CpuHash, err = current.hash(out)
+		}
 		return out, err
 	})
 }
 
-// learnHost asks libvirt for what takes it long: all at once, since it asks its
-// emulators about each.
-func (h *Hypervisor) learnHost(ctx context.Context) (*host, error) {
-	caps, err := call(ctx, h, "asking for the capabilities", capabilities)
-	if err != nil {
-		return nil, err
+// learnCPUs asks for the CPUs that the host provides and has everything looked
+// at again. It ends with the connection, or with its timeouts.
+func (h *Hypervisor) learnCPUs(of *host) {
+	if !h.learning.CompareAndSwap(false, true) {
+		return
 	}
-	h.owner.Store(ownerIn(caps))
-	now := &host{caps: caps, cpus: map[string]*libvirtxml.DomainCPU{}, at: time.Now()}
-	kinds := virtTypes(caps)
-	found, failed := make([]*libvirtxml.DomainCPU, len(kinds)), make([]error, len(kinds))
-	var group sync.WaitGroup
-	for i, kind := range kinds {
-		group.Go(func() {
-			found[i], failed[i] = call(ctx, h, "asking for the CPU that "+kind+" provides", func(c *libvirt.Connect) (*libvirtxml.DomainCPU, error) {
-				return providedCPU(c, caps.Host.CPU.Arch, kind)
-			})
+	defer h.learning.Store(false)
+	now := &host{caps: of.caps, at: of.at, cpus: map[string]*libvirtxml.DomainCPU{}}
+	for _, kind := range virtTypes(of.caps) {
+		cpu, err := patient(context.Background(), h, emulatorTimeout, "asking for the CPU that "+kind+" provides", func(c *libvirt.Connect) (*libvirtxml.DomainCPU, error) {
+			return providedCPU(c, of.caps.Host.CPU.Arch, kind)
 		})
+		if err != nil {
+			h.cfg.Log.Warn("what CPUs this host provides is not known", "error", err)
+			return
+		}
+		now.cpus[kind] = cpu
 	}
-	group.Wait()
-	if err := errors.Join(failed...); err != nil {
-		return nil, err
+	if h.host.CompareAndSwap(of, now) {
+		h.tell("")
 	}
-	for i, kind := range kinds {
-		now.cpus[kind] = found[i]
-	}
-	h.host.Store(now)
-	return now, nil
 }
 
 // providedCPU is the CPU that the hypervisor gives a guest which asks for its
 // host's; nil: libvirt does not tell.
 func providedCPU(c *libvirt.Connect, arch, kind string) (*libvirtxml.DomainCPU, error) {
 	text, err := c.GetDomainCapabilities("", arch, "", kind, 0)
-	if has(err, libvirt.ERR_NO_SUPPORT) || has(err, libvirt.ERR_INVALID_ARG) || has(err, libvirt.ERR_CONFIG_UNSUPPORTED) {
+	if has(err, libvirt.ERR_NO_SUPPORT) || has(err, libvirt.ERR_INVALID_ARG) || has(err, libvirt.ERR_CONFIG_UNSUPPORTED) || has(err, libvirt.ERR_INTERNAL_ERROR) {
 		return nil, nil
 	}
 	if err != nil {
@@ -121,7 +133,7 @@ func providedCPU(c *libvirt.Connect, arch, kind string) (*libvirtxml.DomainCPU, 
 			Model: &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: mode.Models[0].Name},
 		}
 		for _, f := range mode.Features {
-			cpu.Features = append(cpu.Features, libvirtxml.DomainCPUFeature{Policy: f.Policy, Name: f.Name})
+			cpu.Features = append(cpu.Features, libvirtxml.DomainCPUFeature(f))
 		}
 		return cpu, nil
 	}

@@ -96,8 +96,7 @@ func describeCPU(def libvirtxml.Domain, active bool, host *libvirtxml.DomainCPU)
 	needs := *cpu
 	needs.Topology, needs.Numa, needs.Cache = nil, nil, nil // no matter of the host's CPU
 	if whole && host != nil {
-		needs.Model, needs.Vendor = host.Model, host.Vendor
-		needs.Features = append(slices.Clone(host.Features), needs.Features...)
+		needs.Model, needs.Vendor, needs.Features = host.Model, host.Vendor, host.Features
 	}
 	needs.Features = slices.Clone(needs.Features)
 	slices.SortStableFunc(needs.Features, func(a, b libvirtxml.DomainCPUFeature) int { return cmp.Compare(a.Name, b.Name) })
@@ -133,25 +132,45 @@ func (h *Hypervisor) CompareCPU(ctx context.Context, d *agentv1.CPUDescription) 
 	if err != nil {
 		return nil, err
 	}
-	return call(ctx, h, "comparing a CPU", func(c *libvirt.Connect) (*agentv1.CPUComparison, error) {
-		result, err := c.CompareHypervisorCPU("", d.GetArch(), "", d.GetVirtType(), cpu, libvirt.CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
+	refused, err := patient(ctx, h, emulatorTimeout, "comparing a CPU", func(c *libvirt.Connect) (*agentv1.CPUComparison, error) {
+		_, err := c.CompareHypervisorCPU("", d.GetArch(), "", d.GetVirtType(), cpu, libvirt.CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
 		if v := verdict(err); v != nil {
 			return v, nil
 		}
-		if err != nil {
-			return nil, err
-		}
-		if whole && result != libvirt.CPU_COMPARE_IDENTICAL {
-			return &agentv1.CPUComparison{Detail: "the guest has the whole of its host's CPU, and this host's is another: it provides more"}, nil
-		}
-		return &agentv1.CPUComparison{Compatible: true}, nil
+		return nil, err
 	})
+	switch {
+	case err != nil:
+		return nil, err
+	case refused != nil:
+		return refused, nil
+	case whole && !h.provides(d.GetVirtType(), cpu):
+		return &agentv1.CPUComparison{Detail: "the guest has the whole of its host's CPU, and this host's is another, which provides more"}, nil
+	default:
+		return &agentv1.CPUComparison{Compatible: true}, nil
+	}
 }
 
-// inLibvirtsTerms gives a description as libvirt compares it: libvirt takes every
-// host-passthrough for compatible, so such a one is compared by the model and
-// the features that its host has put in.
-func inLibvirtsTerms(d *agentv1.CPUDescription) (cpuXML string, whole bool, err error) {
+// provides tells whether this host gives a guest of that type, which asks for
+// all, the very CPU described. libvirt's comparison does not tell: to it, a
+// feature that the guest must not have is no difference.
+func (h *Hypervisor) provides(kind, cpu string) bool {
+	host := h.hostCPU(kind)
+	if host == nil {
+		return false
+	}
+	own, err := describeCPU(libvirtxml.Domain{Type: kind, CPU: &libvirtxml.DomainCPU{Mode: modePassthrough}}, true, host)
+	if err != nil {
+		return false
+	}
+	text, _, err := inLibvirtsTerms(own)
+	return err == nil && text == cpu
+}
+
+// inLibvirtsTerms gives a description as libvirt compares it: libvirt takes
+// every host-passthrough for compatible, so such a one is compared by the model
+// and the features that its host has put in.
+func inLibvirtsTerms(d *agentv1.CPUDescription) (text string, whole bool, err error) {
 	var cpu libvirtxml.DomainCPU
 	if len(d.GetXml()) > maxCPU {
 		return "", false, errdefs.Field("cpu.xml", fmt.Sprintf("%d bytes", len(d.GetXml())), fmt.Sprintf("at most %d bytes", maxCPU))
@@ -165,9 +184,10 @@ func inLibvirtsTerms(d *agentv1.CPUDescription) (cpuXML string, whole bool, err 
 	if cpu.Model == nil {
 		return "", true, errdefs.New(errdefs.FailedPrecondition, "CPU_UNKNOWN", "the guest has the whole of its host's CPU, which its host's libvirt does not tell")
 	}
+	whole = true
 	cpu.Mode, cpu.Match, cpu.Check, cpu.Migratable = "custom", "exact", "", ""
-	text, err := xml.Marshal(cpu)
-	return string(text), true, err
+	b, err := xml.Marshal(cpu)
+	return string(b), whole, err
 }
 
 // verdict reads a refusal out of libvirt's error; nil: it is none. That libvirt

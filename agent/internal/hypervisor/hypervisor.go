@@ -45,6 +45,8 @@ type Hypervisor struct {
 	owner atomic.Pointer[owner] // as last told; nil: not yet
 	host  atomic.Pointer[host]  // as last told; nil: not yet
 	cpus  cpus
+
+	learning atomic.Bool // the CPUs that the host provides are being asked for
 }
 
 // New makes a Hypervisor; Run connects it.

@@ -3,18 +3,21 @@ package inventory
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -31,11 +34,12 @@ type libvirtd struct {
 	asked   int
 	rate    uint64 // of every guest's dirtying
 	rated   []string
+	cpu     string // every description's XML
 	tell    func(string)
 }
 
 func (l *libvirtd) CPU(hash string) (*agentv1.CPUDescription, bool) {
-	return &agentv1.CPUDescription{Hash: hash, Xml: "<cpu/>"}, true
+	return &agentv1.CPUDescription{Hash: hash, Xml: l.cpu}, true
 }
 
 func (l *libvirtd) DirtyRate(_ context.Context, uuid string) (uint64, error) {
@@ -387,5 +391,154 @@ func TestRoomThatHardlyMoves(t *testing.T) {
 	}
 	if differs(at(50<<30), at(51<<30)) || !differs(at(50<<30), at(47<<30)) || !differs(at(1), &debvisorv1.NodeCapacity{}) {
 		t.Error("a fiftieth of the whole is what counts")
+	}
+}
+
+func TestCPUsAreToldOnceInASession(t *testing.T) {
+	with := func(uuid, hash string) *agentv1.Domain {
+		d := domain(uuid, running)
+		d.CpuHash = hash
+		return d
+	}
+	cpus := func(inv *agentv1.Inventory) string {
+		var words []string
+		for _, c := range inv.GetCpus() {
+			words = append(words, c.GetHash())
+		}
+		return strings.Join(words, " ")
+	}
+	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": with("a", "x"), "b": with("b", "x"), "c": domain("c", running)}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		if got := cpus(c.Inventory(true)); got != "x" {
+			t.Errorf("at first: %q", got)
+		}
+		l.set("d", with("d", "x"))
+		l.set("e", with("e", "y"))
+		synctest.Wait()
+		if got := cpus(c.Inventory(false)); got != "y" {
+			t.Errorf("what is new: %q", got)
+		}
+		if got := cpus(c.Inventory(true)); got != "x y" {
+			t.Errorf("another session: %q", got)
+		}
+		l.set("e", nil)
+		time.Sleep(resyncEvery + time.Second) // y is forgotten
+		c.Inventory(false)
+		l.set("f", with("f", "y"))
+		synctest.Wait()
+		if got := cpus(c.Inventory(false)); got != "y" {
+			t.Errorf("what was forgotten and is back: %q", got)
+		}
+	})
+}
+
+func TestDirtyRatesInTurn(t *testing.T) {
+	l := &libvirtd{rate: 100 << 20, domains: map[string]*agentv1.Domain{
+		"a": domain("a", running), "b": domain("b", running), "c": domain("c", debvisorv1.VMState_VM_STATE_SHUTOFF),
+	}}
+	dir, busy := root(t), atomic.Bool{}
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Node: "n", Hypervisor: l, Root: dir, DirtyRateEvery: 5 * time.Minute, Busy: busy.Load, Log: hclog.NewNullLogger()})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		busy.Store(true)
+		time.Sleep(time.Minute)
+		if len(l.rated) != 0 {
+			t.Errorf("measured while something moves: %v", l.rated)
+		}
+		c.Inventory(true)
+		busy.Store(false)
+		time.Sleep(2*dirtyTick + time.Second)
+		if slices.Sort(l.rated); strings.Join(l.rated, "") != "ab" {
+			t.Errorf("measured: %v", l.rated)
+		}
+		for _, d := range c.Inventory(false).GetDomains() {
+			if d.GetDirtyBytesPerSecond() != 100<<20 {
+				t.Errorf("told: %v", d)
+			}
+		}
+		l.mu.Lock()
+		l.rate = 110 << 20
+		l.mu.Unlock()
+		l.set("a", domain("a", running)) // libvirt knows nothing of rates
+		time.Sleep(6 * time.Minute)
+		if inv := c.Inventory(false); inv != nil || len(l.rated) != 4 {
+			t.Errorf("it has hardly moved: %v, measured %v", inv, l.rated)
+		}
+		l.mu.Lock()
+		l.rate = 200 << 20
+		l.mu.Unlock()
+		time.Sleep(6 * time.Minute)
+		if inv := c.Inventory(false); len(inv.GetDomains()) != 2 || inv.GetDomains()[0].GetDirtyBytesPerSecond() != 200<<20 {
+			t.Errorf("it has moved: %v", inv)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestACompleteInventoryFitsOneMessage measures one of 500 VMs with long names
+// and ten kinds of CPU.
+func TestACompleteInventoryFitsOneMessage(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{}, cpu: "<cpu>" + strings.Repeat("<feature policy='require' name='avx512vnni'></feature>", 80) + "</cpu>"}
+	for i := range 500 {
+		uuid := fmt.Sprintf("44444444-0000-0000-0000-%012d", i)
+		d := domain(uuid, running)
+		d.Name, d.MachineType, d.VirtType, d.Arch = strings.Repeat("n", 40), "pc-q35-7.2", "kvm", "x86_64"
+		d.CpuHash, d.DirtyBytesPerSecond = fmt.Sprintf("%064d", i%10), 1<<30
+		for j := range 3 {
+			path := fmt.Sprintf("/var/lib/libvirt/images/%s/%s-%d.qcow2", uuid, d.GetName(), j)
+			d.Disks = append(d.Disks, &debvisorv1.VMDisk{
+				Target: "vda", Type: "network", Source: path, Format: "qcow2", Cache: "none", CapacityBytes: 1 << 40, AllocatedBytes: 1 << 39, Device: "disk",
+				StorageId: "nfs4:nas.example.org:/export/virtual-machines", Shared: true, BackingFile: path, Inode: 1 << 40,
+			})
+		}
+		d.Interfaces = []*debvisorv1.VMInterface{{Type: "bridge", Source: "br-tenant-0042", Mac: "52:54:00:00:00:01"}, {Type: "network", Source: "default", Mac: "52:54:00:00:00:02"}}
+		l.domains[uuid] = d
+	}
+	in(t, l, func(t *testing.T, c *Collector) {
+		inv := c.Inventory(true)
+		size := proto.Size(inv)
+		t.Logf("%d VMs, %d CPUs: %d bytes", len(inv.GetDomains()), len(inv.GetCpus()), size)
+		if len(inv.GetDomains()) != 500 || len(inv.GetCpus()) != 10 || size > 768<<10 {
+			t.Errorf("%d bytes", size)
+		}
+	})
+}
+
+func TestLinks(t *testing.T) {
+	dir := root(t)
+	for file, content := range map[string]string{
+		"lo/type": "772", "eno1/type": "1", "eno1/speed": "25000", "eno1/brport/x": "", "eno2/type": "1", "eno2/speed": "-1",
+		"br0/type": "1", "br0/brif/eno1/x": "", "br0/brif/vnet0/x": "", "vnet0/type": "1", "vnet0/tun_flags": "x", "vnet0/speed": "90000",
+		"bond0/type": "1", "bond0/speed": "20000", "eno3/type": "1", "eno3/bonding_slave/x": "", "macvtap0/type": "1",
+	} {
+		path := filepath.Join(dir, "sys/class/net", file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := host{root: dir}
+	if got := strings.Join(h.interfaces(), " "); got != "bond0 br0 eno2" {
+		t.Errorf("interfaces: %s", got)
+	}
+	for name, want := range map[string]uint64{"eno1": 3_125_000_000, "eno2": 0, "br0": 3_125_000_000, "bond0": 2_500_000_000, "none": 0} {
+		if got := h.linkSpeed(name); got != want {
+			t.Errorf("%s: %d bytes a second", name, got)
+		}
+	}
+	if got := interfaceOf("127.0.0.1"); got != "lo" {
+		t.Errorf("127.0.0.1 is held by %q", got)
+	}
+	for _, none := range []string{"", "192.0.2.77", "host"} {
+		if got := interfaceOf(none); got != "" {
+			t.Errorf("%q is held by %q", none, got)
+		}
 	}
 }
