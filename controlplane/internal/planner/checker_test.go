@@ -357,7 +357,12 @@ func (m *model) score(v *vm, to string) float64 {
 				}
 			}
 		}
+		seen := map[string]bool{}
 		for _, g := range v.policy.GetAntiAffinity() {
+			if seen[g.GetGroup()] {
+				continue
+			}
+			seen[g.GetGroup()] = true
 			if !slices.ContainsFunc(other.policy.GetAntiAffinity(), func(o *debvisorv1.AntiAffinity) bool { return o.GetGroup() == g.GetGroup() }) {
 				continue
 			}

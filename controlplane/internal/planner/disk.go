@@ -163,22 +163,19 @@ func reach(_ *World, h *host, m *mover, o *objections) {
 // sees tells whether a path means the same bytes on two nodes: the same storage
 // mounted at the same place, and nothing over it.
 func sees(h, source *host, path, storage string) bool {
+	is := func(v *volume) bool { return v != nil && v.GetStorageId() == storage }
 	there := h.volume(path)
-	if there != nil && there.GetStorageId() == storage {
-		here := there
-		if source != nil && source.volume(path) != nil {
-			here = source.volume(path)
-		}
-		return here.GetMountPoint() == there.GetMountPoint()
+	switch {
+	case source == nil || !slices.ContainsFunc(source.volumes, is):
+		return is(there) // what the source has there is not reported now
+	case is(source.volume(path)):
+		return is(there) && there.GetMountPoint() == source.volume(path).GetMountPoint()
 	}
-	// The path may lead to the storage by a symbolic link; whether it does there
+	// The path leads to the storage by a symbolic link; whether it does there
 	// too the target's agent sees.
-	if source == nil || source.volume(path) == nil || source.volume(path).GetStorageId() == storage {
-		return false
-	}
 	return slices.ContainsFunc(source.volumes, func(here *volume) bool {
-		return here.GetStorageId() == storage && slices.ContainsFunc(h.volumes, func(there *volume) bool {
-			return there.GetStorageId() == storage && there.GetMountPoint() == here.GetMountPoint()
+		return is(here) && slices.ContainsFunc(h.volumes, func(there *volume) bool {
+			return is(there) && there.GetMountPoint() == here.GetMountPoint()
 		})
 	})
 }

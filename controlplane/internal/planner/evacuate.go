@@ -23,8 +23,8 @@ type EvacuationRequest struct {
 // are shut off. As many VMs as possible of the highest priority get a place,
 // then of the next, and so on; each gets the node that is best when its turn
 // comes, VMs of higher priority and more memory first. A VM has its turn later
-// where it can only go once another is gone. The VMs of other nodes stay where
-// they are.
+// where it can only go once another is gone; one that something speaks against
+// wherever to is blocked. The VMs of other nodes stay where they are.
 //
 // That no more can be placed is certain on small clusters only: the search for
 // a better plan than the first is bounded by searchBudget.

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -29,11 +30,26 @@ const (
 	spreadZone = debvisorv1.SpreadLevel_SPREAD_LEVEL_ZONE
 )
 
+// levels gives the groups that a policy keeps a VM apart in, each once, at the
+// widest level that is asked for.
+func levels(policy *debvisorv1.VMPolicy) []*debvisorv1.AntiAffinity {
+	var once []*debvisorv1.AntiAffinity
+	for _, a := range policy.GetAntiAffinity() {
+		one := &debvisorv1.AntiAffinity{Group: a.GetGroup(), Level: max(a.GetLevel(), spreadNode)}
+		if i := slices.IndexFunc(once, func(o *debvisorv1.AntiAffinity) bool { return o.GetGroup() == a.GetGroup() }); i >= 0 {
+			once[i].Level = max(once[i].GetLevel(), one.GetLevel())
+		} else {
+			once = append(once, one)
+		}
+	}
+	return once
+}
+
 // enter puts a VM in the groups of its policy.
 func (w *World) enter(g *guest) {
-	for _, a := range g.policy.GetAntiAffinity() {
+	for _, a := range levels(g.policy) {
 		key := group{g.policy.GetTenant(), a.GetGroup()}
-		w.apart[key] = append(w.apart[key], member{g, max(a.GetLevel(), spreadNode)})
+		w.apart[key] = append(w.apart[key], member{g, a.GetLevel()})
 	}
 	for _, name := range g.policy.GetAffinityGroups() {
 		key := group{g.policy.GetTenant(), name}
@@ -44,7 +60,7 @@ func (w *World) enter(g *guest) {
 // rivals are the other VMs of the groups that a VM is kept apart in.
 func (w *World) rivals(g *guest) []rival {
 	var rivals []rival
-	for _, a := range g.policy.GetAntiAffinity() {
+	for _, a := range levels(g.policy) {
 		for _, other := range w.apart[group{g.policy.GetTenant(), a.GetGroup()}] {
 			if other.guest != g {
 				rivals = append(rivals, rival{other.guest, a.GetGroup(), max(a.GetLevel(), other.level)})

@@ -19,6 +19,8 @@ type guest struct {
 	at *host
 	// coming is where unfinished migrations take it: it counts there as well.
 	coming []*host
+	// seen are other nodes that reported it as defined there.
+	seen []*host
 	// policy is empty where there is none.
 	policy *debvisorv1.VMPolicy
 	// decoded is the domain once somebody wanted all of it.

@@ -3,7 +3,6 @@ package planner
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -22,33 +21,52 @@ const (
 	mib     = 1 << 20
 )
 
-// sample is how fast one migration was.
-type sample struct {
-	source, target string
-	// speed is bytes a second.
-	speed uint64
-	ended time.Time
+// links is what past migrations tell of the links between nodes, bytes a second.
+type links struct {
+	// between is by source and target, of a node alone.
+	between map[[2]string]uint64
+	of      map[string]uint64
 }
-
-// links is what past migrations tell of the links between nodes.
-type links struct{ past []sample }
 
 // learn reads the migrations that ended well. Those that were limited, or had
 // to wait for a guest to shut down, say nothing of a link.
 func learn(s *cluster.Snapshot) *links {
-	l := &links{}
+	var past []*storev1.Operation
 	for _, entry := range s.Operations {
-		op, m := entry.Value, entry.Value.GetMigrate()
-		if op.GetState() != task.OpSucceeded || m.GetBytes() < leastSample || m.GetDurationMs() == 0 ||
-			debvisorv1.MoveMethod(m.GetMethod()) == offline || limited(m) {
-			continue
+		m := entry.Value.GetMigrate()
+		if entry.Value.GetState() == task.OpSucceeded && m.GetBytes() >= leastSample && m.GetDurationMs() > 0 &&
+			debvisorv1.MoveMethod(m.GetMethod()) != offline && !limited(m) {
+			past = append(past, entry.Value)
 		}
-		l.past = append(l.past, sample{m.GetSource(), m.GetTarget(), perSecond(m.GetBytes(), m.GetDurationMs()), op.GetEndedAt().AsTime()})
 	}
-	slices.SortFunc(l.past, func(a, b sample) int {
-		return cmp.Or(b.ended.Compare(a.ended), cmp.Compare(b.speed, a.speed))
+	slices.SortFunc(past, func(a, b *storev1.Operation) int { // the last first
+		return cmp.Or(b.GetEndedAt().AsTime().Compare(a.GetEndedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
 	})
-	return l
+	between, of := map[[2]string][]uint64{}, map[string][]uint64{}
+	for _, op := range past {
+		m := op.GetMigrate()
+		speed := perSecond(m.GetBytes(), m.GetDurationMs())
+		note(between, [2]string{m.GetSource(), m.GetTarget()}, speed)
+		note(of, m.GetSource(), speed)
+		note(of, m.GetTarget(), speed)
+	}
+	return &links{medians(between), medians(of)}
+}
+
+// note keeps the first few.
+func note[K comparable](speeds map[K][]uint64, key K, speed uint64) {
+	if len(speeds[key]) < samples {
+		speeds[key] = append(speeds[key], speed)
+	}
+}
+
+func medians[K comparable](speeds map[K][]uint64) map[K]uint64 {
+	middle := make(map[K]uint64, len(speeds))
+	for key, all := range speeds {
+		slices.Sort(all)
+		middle[key] = all[len(all)/2]
+	}
+	return middle
 }
 
 func limited(m *storev1.Migrate) bool {
@@ -59,25 +77,13 @@ func limited(m *storev1.Migrate) bool {
 func perSecond(bytes, ms uint64) uint64 { return uint64(float64(bytes) / float64(ms) * 1000) }
 
 // speed is what the link between two nodes was measured to do, bytes a second:
-// the median of the last migrations between the two, else of those that one of
-// the two took part in; 0: there were none.
+// the median of the last migrations between the two, else the less of those
+// that each of them took part in; 0: there were none.
 func (l *links) speed(source, target string) uint64 {
-	for _, about := range []func(sample) bool{
-		func(s sample) bool { return s.source == source && s.target == target },
-		func(s sample) bool { return s.source == source || s.target == target },
-	} {
-		var speeds []uint64
-		for _, s := range l.past {
-			if len(speeds) < samples && about(s) {
-				speeds = append(speeds, s.speed)
-			}
-		}
-		if len(speeds) > 0 {
-			slices.Sort(speeds)
-			return speeds[len(speeds)/2]
-		}
+	if speed := l.between[[2]string{source, target}]; speed > 0 {
+		return speed
 	}
-	return 0
+	return least(l.of[source], l.of[target])
 }
 
 // link is what a migration between two nodes gets, bytes a second; 0: unknown.

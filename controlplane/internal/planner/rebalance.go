@@ -2,6 +2,7 @@ package planner
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
@@ -62,75 +63,82 @@ func (w *World) Rebalance(r RebalanceRequest) MovePlan {
 type balance struct {
 	world *World
 	hosts []*host
-	mean  float64
+	// off is how far the share of each node is from the mean, in order of hosts.
+	off []float64
+	// smallest is the least memory of a node.
+	smallest uint64
 	// movers are the VMs that were looked at; nil: it stays.
 	movers map[*guest]*mover
 	// asked are they in the order in which they were looked at.
 	asked []*mover
 }
 
-// option is a move that may be worth it.
-type option struct {
-	guest *guest
-	to    *host
-	gain  float64
+// measure puts the fullest nodes first and tells how far each is off.
+func (b *balance) measure() {
+	slices.SortStableFunc(b.hosts, func(x, y *host) int {
+		return cmp.Or(cmp.Compare(y.share(), x.share()), cmp.Compare(x.id, y.id))
+	})
+	mean := 0.
+	b.smallest = math.MaxUint64
+	for _, h := range b.hosts {
+		mean += h.share() / float64(len(b.hosts))
+		b.smallest = min(b.smallest, h.total)
+	}
+	b.off = b.off[:0]
+	for _, h := range b.hosts {
+		b.off = append(b.off, h.share()-mean)
+	}
 }
 
-// next gives the move that lowers the imbalance most.
+// next gives the move that lowers the imbalance most. Of several that are as
+// good it is the first: from the fullest node, of the first VM by UUID.
 func (b *balance) next() (placement, bool) {
-	b.mean = 0
-	for _, h := range b.hosts {
-		b.mean += h.share() / float64(len(b.hosts))
-	}
-	full := slices.SortedStableFunc(slices.Values(b.hosts), func(x, y *host) int { return cmp.Compare(y.share(), x.share()) })
+	b.measure()
 	var top placement
 	gain := leastGain
-	for _, from := range full {
-		// What is left of from's distance and the emptiest node's cannot be
-		// less than nothing.
-		if square(from.share()-b.mean)+square(full[len(full)-1].share()-b.mean) <= gain {
-			break
-		}
-		for _, o := range b.options(from, full, gain) {
-			if o.gain <= gain {
-				break
-			}
-			if m := b.mover(o.guest); m != nil && b.valid(m, o.to) {
-				top, gain = placement{m, o.to}, o.gain
-				break
+	for from, h := range b.hosts {
+		for _, g := range h.guests {
+			if g.active() && g.at == h && b.promise(from, g.memory) > gain {
+				if to, more := b.target(from, g, gain); to != nil {
+					top, gain = placement{b.movers[g], to}, more
+				}
 			}
 		}
 	}
 	return top, top.to != nil
 }
 
-// options gives the moves from a node that gain more than that, the best first;
-// of several targets that are as good, the first by id.
-func (b *balance) options(from *host, hosts []*host, least float64) []option {
-	var options []option
-	for _, g := range from.guests {
-		m, seen := b.movers[g]
-		if !g.active() || g.at != from || seen && m == nil {
+// promise is more than what any move of a VM from a node can gain.
+func (b *balance) promise(from int, memory uint64) float64 {
+	a, most := float64(memory)/float64(b.hosts[from].total), float64(memory)/float64(b.smallest)
+	return 2*a*b.off[from] - a*a + 2*most*max(0, -b.off[len(b.off)-1])
+}
+
+// target gives the best node for a VM, if it gains more than that; the emptiest
+// are tried first, since most gain most.
+func (b *balance) target(from int, g *guest, least float64) (*host, float64) {
+	var best *host
+	for to := len(b.hosts) - 1; to >= 0; to-- {
+		gain := b.gain(from, to, g.memory)
+		if to == from || gain <= least {
 			continue
 		}
-		for _, to := range hosts {
-			if gain := b.gain(from, to, g.memory); to != from && gain > least {
-				options = append(options, option{g, to, gain})
-			}
+		m := b.mover(g)
+		if m == nil {
+			break
+		}
+		if b.valid(m, b.hosts[to]) {
+			best, least = b.hosts[to], gain
 		}
 	}
-	slices.SortFunc(options, func(x, y option) int {
-		return cmp.Or(cmp.Compare(y.gain, x.gain), cmp.Compare(x.guest.memory, y.guest.memory),
-			cmp.Compare(x.guest.uuid(), y.guest.uuid()), cmp.Compare(x.to.id, y.to.id))
-	})
-	return options
+	return best, least
 }
 
 // gain is what a move takes off the sum of squares.
-func (b *balance) gain(from, to *host, memory uint64) float64 {
-	a, c := from.share()-b.mean, to.share()-b.mean
+func (b *balance) gain(from, to int, memory uint64) float64 {
+	a, c := b.off[from], b.off[to]
 	return square(a) + square(c) -
-		square(a-float64(memory)/float64(from.total)) - square(c+float64(memory)/float64(to.total))
+		square(a-float64(memory)/float64(b.hosts[from].total)) - square(c+float64(memory)/float64(b.hosts[to].total))
 }
 
 func square(x float64) float64 { return x * x }

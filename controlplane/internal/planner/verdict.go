@@ -72,7 +72,7 @@ func clashes(w *World, h *host, m *mover, o *objections) {
 			o.no(NameClash, "another VM there is called %s too%s", m.guest.name(), m.whose(other))
 		}
 	}
-	if slices.Contains(h.status.GetDomains(), m.guest.uuid()) {
+	if slices.Contains(m.guest.seen, h) {
 		o.no(UUIDClash, "a domain with the VM's UUID %s is defined there already", m.guest.uuid())
 	}
 }

@@ -58,6 +58,11 @@ func NewWorld(s *cluster.Snapshot, facts Facts) *World {
 		w.add(s.VMs[id].Value)
 	}
 	for _, h := range w.hosts {
+		for _, id := range h.status.GetDomains() {
+			if g := w.guests[id]; g != nil && g.at != h {
+				g.seen = append(g.seen, h)
+			}
+		}
 		var placed uint64
 		for _, g := range h.guests {
 			if g.active() {
