@@ -41,10 +41,10 @@ func newMaintenance(c *cluster) *maintenance {
 	c.t.Helper()
 	m := &maintenance{cluster: c, host: c.Nodes[0]}
 	m.a, _ = c.follower()
-	neighbour, err := c.Nodes[1].StartGuest(c.within(90*time.Second), lab.GuestSpec{Name: "neighbour", MemoryMiB: 64})
+	neighbour, err := c.Nodes[1].StartGuest(c.within(90*time.Second), lab.GuestSpec{Name: "neighbour"})
 	c.must(err)
 	for _, name := range []string{"one", "two", "apart"} {
-		m.guests = append(m.guests, c.guestLike(lab.GuestSpec{Name: name, MemoryMiB: 64}))
+		m.guests = append(m.guests, c.guestLike(lab.GuestSpec{Name: name}))
 	}
 	m.apart = m.guests[2]
 	c.eventually(30*time.Second, "the neighbour is known", func() error {
