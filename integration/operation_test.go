@@ -35,11 +35,17 @@ func withRequestID(ctx context.Context, id string) context.Context {
 // begin asks for a move without waiting for its end, again as long as no replica leads, and gives the operation's id.
 func (m *mover) begin(a *api) string {
 	m.c.t.Helper()
+	return m.beginSpec(a, m.spec())
+}
+
+// beginSpec is begin for a move to a specification.
+func (m *mover) beginSpec(a *api, spec *debvisorv1.VMMigrateSpec) string {
+	m.c.t.Helper()
 	ctx := m.c.within(30 * time.Second)
 	asking := metadata.AppendToOutgoingContext(withRequestID(ctx, requestID()), "debvisor-wait", "none")
 	var id string
 	err := lab.Eventually(ctx, "the operation is taken", func() error {
-		result, err := a.migrations.MigrateVM(asking, m.spec())
+		result, err := a.migrations.MigrateVM(asking, spec)
 		if err != nil && status.Code(err) != codes.Unavailable {
 			m.c.t.Fatalf("asking %s to move %s: %v", a.replica.Name, m.Name, err)
 		}

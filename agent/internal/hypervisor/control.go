@@ -82,6 +82,10 @@ func undefine(d *libvirt.Domain) error {
 		libvirt.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
 }
 
+// Changed has whoever subscribed look at a domain of which libvirt may have told
+// nothing: that a definition left by an offline migration has no event.
+func (h *Hypervisor) Changed(uuid string) { h.tell(uuid) }
+
 // Saved tells whether the domain's memory was saved, to go on from at its next
 // start (virsh managedsave).
 func (h *Hypervisor) Saved(ctx context.Context, uuid string) (bool, error) {

@@ -20,8 +20,11 @@ func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
 		if s.callErr != nil {
 			reason = s.callErr.Error()
 		}
-		if seen.State == absent {
+		if seen.State == absent && !s.progress.GetSwitchingOver() {
 			s.progress.SwitchingOver = true
+			if s.offline {
+				s.hypervisor().Changed(s.right.GetVmUuid())
+			}
 		}
 		s.tell(s.side(seen.State, !s.leftOver(seen), reason))
 		out, again := s.step(ctx, seen)
