@@ -48,9 +48,10 @@ bench: build ## docs/benchmarks.md and build/bench.json, from what is measured
 	go run ./integration/bench --bin bin
 
 N ?= 5
-chaos: build ## The fault tests N times; docs/reliability.md
+CHAOS ?=
+chaos: build ## The whole fault matrix N times, CHAOS="-seed 7 -budget 2h -resume" as wanted; docs/reliability.md
 	@.ci/failpoint-build
-	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin go run ./integration/chaos -n $(N)
+	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin go run ./integration/chaos -n $(N) $(CHAOS)
 
 FUZZTIME ?= 30s
 fuzz: deps ## Every fuzz target for FUZZTIME each

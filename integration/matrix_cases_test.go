@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -107,6 +108,12 @@ type campaign struct {
 	faults []fault
 	seed   uint64
 	until  time.Time // zero: no limit
+	done   []string  // names of cases that are left out
+}
+
+// left are the cases that are not left out.
+func left[T fmt.Stringer](c campaign, cases []T) []T {
+	return slices.DeleteFunc(cases, func(one T) bool { return slices.Contains(c.done, one.String()) })
 }
 
 // campaignOf reads what to run from the environment, as make chaos sets it. DEBVISOR_MATRIX=full is the whole matrix, else
@@ -140,9 +147,9 @@ func campaignOf(t *testing.T) campaign {
 		if err != nil {
 			t.Fatal(err)
 		}
-		done := strings.Fields(string(raw))
-		c.faults = slices.DeleteFunc(c.faults, func(f fault) bool { return slices.Contains(done, f.String()) })
+		c.done = strings.Fields(string(raw))
 	}
+	c.faults = left(c, c.faults)
 	random := rand.New(rand.NewPCG(c.seed, 0))
 	random.Shuffle(len(c.faults), func(i, j int) { c.faults[i], c.faults[j] = c.faults[j], c.faults[i] })
 	return c

@@ -86,7 +86,7 @@ func (f fault) run(c *cluster, delay time.Duration) {
 	}
 	c.must(s.watched.stop())
 	s.check(op)
-	c.t.Logf("outcome: %v %s, attempt %d; %.1f s, %.1f s of it after the strike's end; downtime %d ms: %s", op.GetState(),
+	c.t.Logf("outcome: %v %s, attempt %d; %.1f s, %.1f s of it for the checks; downtime %d ms: %s", op.GetState(),
 		op.GetError().GetCode(), op.GetMigration().GetAttempt(), time.Since(s.begun).Seconds(), time.Since(ended).Seconds(),
 		op.GetMigration().GetDowntimeMs(), op.GetError().GetMessage())
 }
@@ -125,9 +125,23 @@ func (s *struck) strike(delay time.Duration) string {
 		c.must(v.cont())
 	}
 	if f.phase == copying {
-		_ = s.from.SetMigrateSpeed(s.UUID, full) // it need not be there any more
+		s.unbrake()
 	}
 	return id
+}
+
+// unbrake ends what slow began, for what is copied now and for the next attempt: a long copy is what QEMU is not good at.
+func (m *mover) unbrake() {
+	m.c.t.Helper()
+	m.c.eventually(20*time.Second, "memory may be copied fast again", func() error {
+		err := m.from.SetMigrateSpeed(m.UUID, full)
+		if err != nil {
+			if d, gone := m.from.Domain(m.UUID); gone == nil && d.State != lab.DomainRunning && d.State != lab.DomainPaused {
+				return nil // nobody is left to be fast
+			}
+		}
+		return err
+	})
 }
 
 // pause lets time go by, which is part of what a case does.

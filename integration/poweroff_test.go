@@ -90,7 +90,8 @@ func (o outage) want() wanted {
 // TestPowerOff takes the power from a whole node in every phase of a move.
 func TestPowerOff(t *testing.T) {
 	todo := campaignOf(t)
-	inTwoLabs(t, allOutages(os.Getenv("DEBVISOR_MATRIX") == "full"), todo.until, func(c *cluster, o outage) { o.run(c) })
+	cases := left(todo, allOutages(os.Getenv("DEBVISOR_MATRIX") == "full"))
+	inTwoLabs(t, cases, todo.until, func(c *cluster, o outage) { o.run(c) })
 }
 
 func (o outage) run(c *cluster) {

@@ -2,8 +2,9 @@
 // network namespaces, hypervisors in network, mount, UTS, IPC and PID namespaces with a real libvirtd each, a bridge between
 // all of them, and guests under TCG that write a counter to a disk which both hypervisors see.
 //
-// It promises that nothing outside of its namespaces and its one directory changes, that several labs run at once, and that
-// all of a lab is gone when its owner (the process that called New) is: after Close, and after a kill -9 of the owner as well.
+// It promises that nothing outside of its namespaces and its one directory changes but for loop devices, which belong to the
+// machine, that several labs run at once, and that all of a lab is gone when its owner (the process that called New) is, its loop
+// devices too: after Close, and after a kill -9 of the owner as well.
 // It needs root and what .ci/deps installs. What the daemons do is left to them; the lab only starts, stops and looks, from
 // outside: at libvirt, at the process tables, at the guests' disks.
 //

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// event is one line of `go test -json`.
+type event struct {
+	Action  string
+	Test    string
+	Elapsed float64
+	Output  string
+}
+
+// reader turns events into results.
+type reader struct {
+	seed     uint64
+	outcomes map[string]string // by the test's full name
+	keep     *json.Encoder
+	results  []result
+	said     string // the last that go test said outside of cases
+}
+
+// take takes in one line of `go test -json`. What is no event is what go says
+// before it comes to testing.
+func (r *reader) take(line []byte) error {
+	var e event
+	if json.Unmarshal(line, &e) != nil {
+		r.said = string(line)
+		return nil
+	}
+	test, name, isCase := caseOf(e.Test)
+	switch {
+	case !isCase:
+		if strings.TrimSpace(e.Output) != "" {
+			r.said = strings.TrimSpace(e.Output)
+		}
+	case e.Action == "output":
+		if _, outcome, ok := strings.Cut(e.Output, "outcome: "); ok {
+			r.outcomes[e.Test] = strings.TrimSpace(strings.ReplaceAll(outcome, "OPERATION_STATE_", ""))
+		}
+	case e.Action == "pass", e.Action == "fail":
+		one := result{Seed: r.seed, Test: test, Case: name, Passed: e.Action == "pass", Seconds: e.Elapsed, Outcome: r.outcomes[e.Test]}
+		r.results = append(r.results, one)
+		fmt.Printf("%s %s %.1fs %s\n", e.Action, name, e.Elapsed, one.Outcome)
+		if err := r.keep.Encode(one); err != nil {
+			return fmt.Errorf("keeping a result: %w", err)
+		}
+	}
+	return nil
+}
+
+// caseOf reads a name like "TestMatrix/lab#01/leader,killed,accepted,shared".
+func caseOf(full string) (test, name string, ok bool) {
+	parts := strings.Split(full, "/")
+	if len(parts) != 3 || !strings.Contains(parts[2], ",") {
+		return "", "", false
+	}
+	return parts[0], parts[2], true
+}
+
+func (r *reader) anyFailed() bool {
+	for _, one := range r.results {
+		if !one.Passed {
+			return true
+		}
+	}
+	return false
+}
