@@ -171,7 +171,9 @@ func (h *Hypervisor) setUp(l *link) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.link, h.down = l, nil
-	h.host.Store(nil) // another libvirtd may say otherwise
+	if known := h.host.Load(); known != nil { // another libvirtd may say otherwise
+		h.host.Store(&host{caps: known.caps, cpus: known.cpus})
+	}
 	close(h.up)
 }
 

@@ -39,6 +39,8 @@ const (
 	capacityEvery = 10 * time.Second
 	arrivalEvery  = 500 * time.Millisecond
 	filesEvery    = time.Minute
+	// halfKnownFor is less than a resync, which tells what is known.
+	halfKnownFor = time.Minute
 )
 
 // Config is what a collector is made of.
@@ -70,6 +72,7 @@ type Collector struct {
 	files   *sampler[struct{}]
 	pending pending
 	changed chan struct{}
+	born    time.Time
 
 	mu           sync.Mutex
 	seen         map[string]*agentv1.Domain         // when libvirt last answered
@@ -84,7 +87,7 @@ type Collector struct {
 // New makes a collector; it knows nothing of VMs before Run has looked.
 func New(cfg Config) *Collector {
 	c := &Collector{
-		cfg: cfg, host: host{root: cfg.Root}, changed: make(chan struct{}, 1),
+		cfg: cfg, host: host{root: cfg.Root}, changed: make(chan struct{}, 1), born: time.Now(),
 		pending: newPending(), seen: map[string]*agentv1.Domain{}, down: errNotAsked,
 		cpus: map[string]*agentv1.CPUDescription{}, told: map[string]bool{},
 	}
@@ -227,6 +230,12 @@ func (c *Collector) noteCPU(hash string) {
 	}
 }
 
+// halfKnown tells whether libvirt has still to say what CPUs the host provides,
+// shortly after the start: what the leader knows of the host is better.
+func (c *Collector) halfKnown(k *debvisorv1.NodeCapabilities) bool {
+	return k.GetCpuHash() == "" && c.capabilities == nil && time.Since(c.born) < halfKnownFor
+}
+
 // forgetCPUs forgets what no domain refers to any more; callers hold mu.
 func (c *Collector) forgetCPUs() {
 	used := map[string]bool{}
@@ -257,7 +266,7 @@ func (c *Collector) noteAll(domains []*agentv1.Domain, capabilities *debvisorv1.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgetCPUs()
-	if !proto.Equal(capabilities, c.capabilities) {
+	if !c.halfKnown(capabilities) && !proto.Equal(capabilities, c.capabilities) {
 		c.capabilities, c.news.capabilities = capabilities, true
 		c.ring()
 	}

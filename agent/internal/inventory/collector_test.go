@@ -35,6 +35,7 @@ type libvirtd struct {
 	rate    uint64 // of every guest's dirtying
 	rated   []string
 	cpu     string // every description's XML
+	hash    string // of the host's CPU
 	tell    func(string)
 }
 
@@ -47,6 +48,13 @@ func (l *libvirtd) DirtyRate(_ context.Context, uuid string) (uint64, error) {
 	defer l.mu.Unlock()
 	l.rated = append(l.rated, uuid)
 	return l.rate, nil
+}
+
+// measured are the guests whose dirty rates were asked for, in order of name.
+func (l *libvirtd) measured() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(slices.Sorted(slices.Values(l.rated)), "")
 }
 
 func (l *libvirtd) answer(ctx context.Context) error {
@@ -80,7 +88,10 @@ func (l *libvirtd) Domain(ctx context.Context, uuid string) (*agentv1.Domain, er
 }
 
 func (l *libvirtd) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error) {
-	return &debvisorv1.NodeCapabilities{Arch: "x86_64"}, l.answer(ctx)
+	l.mu.Lock()
+	hash := l.hash
+	l.mu.Unlock()
+	return &debvisorv1.NodeCapabilities{Arch: "x86_64", CpuHash: hash}, l.answer(ctx)
 }
 
 func (l *libvirtd) Subscribe(changed func(string)) {
@@ -170,7 +181,7 @@ func names(inv *agentv1.Inventory) string {
 }
 
 func TestEventsAndNotPolling(t *testing.T) {
-	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": domain("a", running)}}
+	l := &libvirtd{hash: "h", domains: map[string]*agentv1.Domain{"a": domain("a", running)}}
 	in(t, l, func(t *testing.T, c *Collector) {
 		inv := c.Inventory(true)
 		if !inv.GetComplete() || inv.GetLibvirtDown() || names(inv) != "aRUNNING" || inv.GetCapabilities().GetArch() != "x86_64" {
@@ -433,7 +444,7 @@ func TestCPUsAreToldOnceInASession(t *testing.T) {
 }
 
 func TestDirtyRatesInTurn(t *testing.T) {
-	l := &libvirtd{rate: 100 << 20, domains: map[string]*agentv1.Domain{
+	l := &libvirtd{rate: 100 << 20, hash: "h", domains: map[string]*agentv1.Domain{
 		"a": domain("a", running), "b": domain("b", running), "c": domain("c", debvisorv1.VMState_VM_STATE_SHUTOFF),
 	}}
 	dir, busy := root(t), atomic.Bool{}
@@ -444,14 +455,14 @@ func TestDirtyRatesInTurn(t *testing.T) {
 		go func() { done <- c.Run(ctx) }()
 		busy.Store(true)
 		time.Sleep(time.Minute)
-		if len(l.rated) != 0 {
-			t.Errorf("measured while something moves: %v", l.rated)
+		if got := l.measured(); got != "" {
+			t.Errorf("measured while something moves: %s", got)
 		}
 		c.Inventory(true)
 		busy.Store(false)
 		time.Sleep(2*dirtyTick + time.Second)
-		if slices.Sort(l.rated); strings.Join(l.rated, "") != "ab" {
-			t.Errorf("measured: %v", l.rated)
+		if got := l.measured(); got != "ab" {
+			t.Errorf("measured: %s", got)
 		}
 		for _, d := range c.Inventory(false).GetDomains() {
 			if d.GetDirtyBytesPerSecond() != 100<<20 {
@@ -463,8 +474,8 @@ func TestDirtyRatesInTurn(t *testing.T) {
 		l.mu.Unlock()
 		l.set("a", domain("a", running)) // libvirt knows nothing of rates
 		time.Sleep(6 * time.Minute)
-		if inv := c.Inventory(false); inv != nil || len(l.rated) != 4 {
-			t.Errorf("it has hardly moved: %v, measured %v", inv, l.rated)
+		if inv := c.Inventory(false); inv != nil || l.measured() != "aabb" {
+			t.Errorf("it has hardly moved: %v, measured %s", inv, l.measured())
 		}
 		l.mu.Lock()
 		l.rate = 200 << 20
@@ -541,4 +552,28 @@ func TestLinks(t *testing.T) {
 			t.Errorf("%q is held by %q", none, got)
 		}
 	}
+}
+
+func TestAHostThatIsHalfKnownIsLeftAsItWas(t *testing.T) {
+	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": domain("a", running)}}
+	in(t, l, func(t *testing.T, c *Collector) {
+		if inv := c.Inventory(true); inv.GetCapabilities() != nil || names(inv) != "aRUNNING" {
+			t.Errorf("its CPU is not known yet: %v", inv)
+		}
+		l.mu.Lock()
+		l.hash = "h"
+		l.mu.Unlock()
+		l.tell("")
+		synctest.Wait()
+		if inv := c.Inventory(false); inv.GetCapabilities().GetCpuHash() != "h" || len(inv.GetDomains()) != 0 {
+			t.Errorf("once it is: %v", inv)
+		}
+	})
+	l = &libvirtd{}
+	in(t, l, func(t *testing.T, c *Collector) {
+		time.Sleep(resyncEvery + time.Second)
+		if inv := c.Inventory(true); inv.GetCapabilities().GetArch() != "x86_64" {
+			t.Errorf("where it never is: %v", inv)
+		}
+	})
 }
