@@ -149,8 +149,14 @@ func TestCompromisedSource(t *testing.T) {
 	id := g.begin(a)
 	g.copying()
 	i := g.intrude()
-	before, err := g.to.Domains()
-	c.must(err)
+	var before map[string]lab.Domain
+	c.eventually(20*time.Second, "the target has the copy that is to come", func() (err error) {
+		before, err = g.to.Domains()
+		if _, has := before[g.UUID]; err == nil && !has {
+			err = fmt.Errorf("it has %v", before)
+		}
+		return err
+	})
 	log := c.mark(g.to.Agent.LogFile())
 
 	attempts := i.forbidden(g.Name)

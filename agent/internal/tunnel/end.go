@@ -158,7 +158,7 @@ func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
 	defer func() { _ = local.Close() }()
 	far, err := e.dial(ctx, c)
 	if err != nil {
-		return e.noteBroken(ctx, fmt.Errorf("%s: %w", c, err))
+		return e.noteBroken(ctx, c, fmt.Errorf("%s: %w", c, err))
 	}
 	defer func() { _ = far.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = far.Close() })
@@ -167,7 +167,7 @@ func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
 	// An end that the target did not announce broke the tunnel; all else is
 	// libvirt's or QEMU's own doing, here or there.
 	if err := networkFailure(in); err != nil {
-		return e.noteBroken(ctx, fmt.Errorf("%s: %w", c, err))
+		return e.noteBroken(ctx, c, fmt.Errorf("%s: %w", c, err))
 	}
 	return errors.Join(out, in)
 }
@@ -206,9 +206,11 @@ func networkFailure(err error) error {
 	}
 }
 
-// noteBroken leaves word for the agent that the way to the target failed.
-func (e *end) noteBroken(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+// noteBroken leaves word for the agent that the way to the target failed. A copy
+// of ours connects anew by itself, and is cut off whenever the target's agent
+// ends.
+func (e *end) noteBroken(ctx context.Context, c channel, err error) error {
+	if ctx.Err() != nil || c == copyChannel {
 		return err
 	}
 	return errors.Join(err, writeFile(e.layout.broken(), err.Error()))

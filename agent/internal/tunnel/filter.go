@@ -57,7 +57,7 @@ const (
 // asks for. Missing are what would have QEMU listen on a network.
 var migrationParams = map[string]bool{
 	paramXML: true, paramName: true, paramURI: true, paramDisks: true, paramDisksURI: true, "bandwidth": true,
-	"bandwidth.postcopy": true, // goes along with a limit, and has no effect without post-copy
+	"bandwidth.postcopy":    true, // goes along with a limit, and has no effect without post-copy
 	"auto_converge.initial": true, "auto_converge.increment": true, "parallel.connections": true,
 }
 
