@@ -188,7 +188,7 @@ func (m *model) stays(v *vm, downtime bool) (why string, live bool) {
 		return "snapshots or devices", live
 	case home.status.GetLiveness() != storev1.NodeLiveness_NODE_LIVENESS_ONLINE, home.status.GetLibvirtDown():
 		return "source", live
-	case !v.off() && !live && !(downtime && v.dom.GetPersistent()):
+	case !v.off() && !live && (!downtime || !v.dom.GetPersistent()):
 		return "not live", live
 	}
 	return "", live

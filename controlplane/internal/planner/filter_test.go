@@ -3,8 +3,6 @@ package planner
 import (
 	"strings"
 	"testing"
-
-	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
 // Each filter has a case that it refuses, and one beside it, as close as can
@@ -145,7 +143,7 @@ func TestDisks(t *testing.T) {
 			}
 			var disks []string
 			for _, d := range result.Disks {
-				one := d.GetTarget() + ":" + strings.TrimPrefix(agentv1.DiskAction(d.GetAction()).String(), "DISK_ACTION_")
+				one := d.GetTarget() + ":" + strings.TrimPrefix(d.GetAction().String(), "DISK_ACTION_")
 				if d.GetRemoveSource() {
 					one += "-"
 				}
