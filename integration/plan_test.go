@@ -135,7 +135,7 @@ func TestPlansOfManyMoves(t *testing.T) {
 	if at < 0 || plan.GetMoves().GetMoves()[at].GetTarget().GetNodeId().GetId() != g.to.Name {
 		t.Errorf("planned as %v", plan)
 	}
-	out, err := c.Hvctl(c.within(time.Minute), c.Replicas[0], "plan", "show", plan.GetId())
+	out, err := c.Hvctl(c.within(time.Minute), a.replica, "plan", "show", plan.GetId())
 	if err != nil || !strings.Contains(out, g.from.Name+" → "+g.to.Name) {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -143,12 +143,14 @@ func TestPlansOfManyMoves(t *testing.T) {
 	if err != nil || even.GetMoves().GetImbalanceAfter() > even.GetMoves().GetImbalanceBefore() {
 		t.Errorf("evened out: %v, %v", even, err)
 	}
-	list, err := c.api(c.Replicas[0]).migrations.ListPlans(c.within(10*time.Second), &debvisorv1.Empty{})
-	c.must(err)
 	for _, id := range []string{plan.GetId(), even.GetId()} {
-		if !slices.ContainsFunc(list.GetPlans(), func(p *debvisorv1.Plan) bool { return p.GetId() == id }) {
-			t.Errorf("plan %s is not listed", id)
-		}
+		c.eventually(10*time.Second, "another replica lists plan "+id, func() error {
+			list, err := c.api(c.Replicas[0]).migrations.ListPlans(c.within(10*time.Second), &debvisorv1.Empty{})
+			if err == nil && !slices.ContainsFunc(list.GetPlans(), func(p *debvisorv1.Plan) bool { return p.GetId() == id }) {
+				err = fmt.Errorf("it lists %d others", len(list.GetPlans()))
+			}
+			return err
+		})
 	}
 	g.stayed()
 }

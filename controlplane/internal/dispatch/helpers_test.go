@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -224,9 +225,11 @@ func (r *replica) session(t *testing.T, node, journal string, tasks ...*agentv1.
 	}
 }
 
+// say sends a message. That the stream has ended meanwhile, which a Send tells
+// as io.EOF, is for awaitEnd to tell why.
 func (a *agent) say(t *testing.T, m *agentv1.AgentMessage) {
 	t.Helper()
-	if err := a.stream.Send(m); err != nil {
+	if err := a.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 }

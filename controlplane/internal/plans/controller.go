@@ -102,6 +102,9 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 			if errors.Is(one.err, store.ErrFenced) {
 				return fmt.Errorf("computing plans: %w", one.err)
 			}
+			if len(busy) == 0 {
+				c.world.drop() // it would keep an old snapshot alive
+			}
 		case now := <-tick.C:
 			if err := c.sweep(ctx, l, now); err != nil {
 				return err
