@@ -63,9 +63,13 @@ func TestStall(t *testing.T) {
 		done  uint64
 		want  time.Duration
 	}{
-		{0, 0, 0}, {5 * time.Second, 0, 5 * time.Second}, // before the first byte as well
-		{6 * time.Second, 10, 0}, {7 * time.Second, 10, time.Second}, {9 * time.Second, 10, 3 * time.Second},
-		{10 * time.Second, 11, 0}, {12 * time.Second, 5, 0}, // begun anew: that is something
+		{0, 0, 0},
+		{5 * time.Second, 0, 5 * time.Second}, // before the first byte as well
+		{6 * time.Second, 10, 0},
+		{7 * time.Second, 10, time.Second},
+		{9 * time.Second, 10, 3 * time.Second},
+		{10 * time.Second, 11, 0},
+		{12 * time.Second, 5, 0}, // begun anew: that is something
 	} {
 		if got := s.look(c.done, at.Add(c.after)); got != c.want {
 			t.Errorf("%d bytes after %s: stalled %s, want %s", c.done, c.after, got, c.want)

@@ -88,6 +88,10 @@ type sender struct {
 	heldMarks    int
 	// end is why the migration was given up; nil: it was not.
 	end *agentv1.TaskOutcome
+	// aborted is when libvirt was first told to give up; cut: the tunnel was
+	// closed because it did not.
+	aborted time.Time
+	cut     bool
 	// off is when the guest was seen to have shut down.
 	off time.Time
 }

@@ -137,14 +137,14 @@ type sending struct {
 	begun time.Time
 	err   error
 	// before is what former files came to, done what this one does.
-	before, done, total, sent atomic.Uint64
+	before, done, sent atomic.Uint64
 }
 
 func (c *sending) send(ctx context.Context) error {
 	for _, f := range c.files {
 		result, err := diskcopy.Send(ctx, c.tunnel.DialCopy, f, diskcopy.Options{
 			ID: c.right.GetId(), Limit: func() uint64 { return c.limit() << 20 }, Log: c.log,
-			Progress: func(done, total uint64) { c.done.Store(done) },
+			Progress: func(done, _ uint64) { c.done.Store(done) },
 		})
 		if err != nil {
 			return err

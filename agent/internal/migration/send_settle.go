@@ -154,7 +154,7 @@ func (s *sender) leftOver(seen hypervisor.Sighting) bool {
 func (s *sender) why() *agentv1.TaskOutcome {
 	var e *errdefs.Error
 	switch {
-	case s.cancelled() && errdefs.Is(s.callErr, errdefs.Cancelled):
+	case s.cancelled() && (s.cut || errdefs.Is(s.callErr, errdefs.Cancelled)):
 		return cancelled()
 	case s.end != nil:
 		return s.end

@@ -15,6 +15,8 @@ const (
 	// longer.
 	statsSoon  = 400 * time.Millisecond
 	statsEvery = time.Second
+	// abortWithin is how long libvirt may take to give a migration up.
+	abortWithin = 10 * time.Second
 	// markPaused is in the journal before the guest is paused at its deadline:
 	// it is let run again wherever it ends.
 	markPaused = "paused-at-deadline"
@@ -102,6 +104,7 @@ func (s *sender) watchJob(ctx context.Context) {
 		if err := s.hypervisor().AbortJob(ctx, uuid); err != nil {
 			s.log.Debug("nothing to abort", "error", err)
 		}
+		s.cutLate()
 	}
 	seen, err := s.hypervisor().Look(ctx, uuid)
 	if err != nil {
@@ -249,6 +252,19 @@ func (s *sender) endIt(ctx context.Context, code string) {
 	s.end = endOf(code, s.spec)
 	s.log.Warn("the migration is given up", "why", s.end.GetErrorMessage())
 	s.act("aborting", s.hypervisor().AbortJob(ctx, s.right.GetVmUuid()))
+}
+
+// cutLate closes the tunnel where libvirt does not come to an end though it was
+// told to: it waits for the target's, which may itself wait for a QEMU that hangs.
+// What that may leave on either side is settle's, as after any cut.
+func (s *sender) cutLate() {
+	switch {
+	case s.aborted.IsZero():
+		s.aborted = time.Now()
+	case !s.cut && time.Since(s.aborted) >= abortWithin:
+		s.log.Warn("libvirt does not give the migration up: the tunnel is closed", "after", abortWithin)
+		s.cut = s.act("closing the tunnel", s.tunnel.Stop())
+	}
 }
 
 func (s *sender) report(now bool) {
