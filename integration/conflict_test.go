@@ -140,11 +140,10 @@ func TestConflict(t *testing.T) {
 			}
 			fallthrough
 		default:
-			if d := refused(t, err, codes.FailedPrecondition); !holds(err.Error(), "conflict") {
-				t.Errorf("%s is refused with %v: %v", name, d.GetCode(), err)
+			if d := refused(t, err, codes.FailedPrecondition); !holds(fmt.Sprint(d.GetCode(), d.GetContext()), "VM_CONFLICT") || !holds(err.Error(), n.Name, other.Name) {
+				t.Errorf("%s is refused with %v: %v", name, d, err)
 			}
 		}
-		t.Logf("%s: %v", name, err)
 	}
 	after := c.revisions(leader, "vms/"+g.UUID, "operations/", "tasks/", "inuse/")
 	for key, revision := range after {

@@ -126,6 +126,9 @@ func (o outage) run(c *cluster) {
 	c.must(off.PowerOff(c.within(10 * time.Second)))
 	guesses := c.watchGuess(g, other, before.State == lab.DomainRunning)
 	c.eventually(30*time.Second, "the operation says for whom it waits", func() error { return c.waitsFor(a, id, off) })
+	if o.phase == copying && o.side == "target" {
+		g.unbrake() // for the next attempt
+	}
 	// What one agent does not know, the next start of it does not either.
 	log := c.mark(other.Agent.LogFile())
 	c.must(errors.Join(other.Agent.Kill(), other.Agent.Start()))
@@ -213,7 +216,7 @@ func (o outage) check(g *mover, op *debvisorv1.Operation, off *lab.Node, said in
 	case lab.DomainPaused: // an operator's decision, and the right one
 		c.must(at.Resume(g.UUID))
 	case lab.DomainShutOff:
-		c.must(at.Boot(g.UUID))
+		c.must(errors.Join(at.Boot(g.UUID), g.Ticks(c.within(time.Minute))))
 	}
 	g.goesOn()
 	c.eventually(20*time.Second, "nothing is left of the move", func() error { return errors.Join(c.clean(), g.tasksEnded(op.GetId())) })
