@@ -9,8 +9,18 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/libvirt /run/lock
-# The machine's KVM may be one that Debian's kernels do not come up under: the lab's guests use TCG, so nobody asks it.
-if [[ -e /dev/kvm ]]; then mount --bind /dev/null /dev/kvm; fi
+# A /dev of its own, without kvm: the machine's may be one that Debian's kernels do not come up under, and one that is there and
+# does not work has libvirt try it again with each call, which takes seconds. The lab's guests use TCG.
+mkdir -p "$dir/dev"
+mount -t tmpfs -o mode=755,size=1m tmpfs "$dir/dev"
+cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty "$dir/dev"
+mkdir "$dir/dev/pts" "$dir/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts "$dir/dev/pts"
+ln -s pts/ptmx "$dir/dev/ptmx"
+ln -s /proc/self/fd "$dir/dev/fd"
+mount -t tmpfs -o mode=1777 tmpfs "$dir/dev/shm"
+umount -l -R /dev # libvirt looks at every mount that is there, also at hidden ones
+mount --move "$dir/dev" /dev
 mkdir -p "$dir/lib/images" "$dir/lib/qemu"
 mount --bind "$dir/etc" /etc/libvirt
 mount --bind "$dir/lib" /var/lib/libvirt
