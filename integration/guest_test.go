@@ -242,21 +242,3 @@ func tunnels(n *lab.Node) ([]lab.Task, error) {
 	}
 	return found, err
 }
-
-// atMostOne says what is wrong when more than one node runs the guest's CPUs.
-func (m *mover) atMostOne() error {
-	running := 0
-	for _, n := range m.c.Nodes {
-		d, err := n.Domain(m.UUID)
-		if err != nil {
-			return err
-		}
-		if d.State == lab.DomainRunning {
-			running++
-		}
-	}
-	if running > 1 {
-		return errors.New("both nodes run the guest")
-	}
-	return nil
-}
