@@ -235,7 +235,8 @@ func (m *model) refuses(v *vm, to string, downtime bool) (why string, offline bo
 		}
 	}
 	for _, dir := range v.dom.GetSharedDirectories() {
-		if fs := n.storage(dir); fs == nil || fs.GetStorageId() != "nfs" {
+		here, there := m.nodes[v.home].storage(dir), n.storage(dir)
+		if here == nil || there == nil || !here.GetShared() || here.GetStorageId() != there.GetStorageId() {
 			return "directory", offline
 		}
 	}

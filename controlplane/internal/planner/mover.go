@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -119,7 +120,12 @@ func (m *mover) fixed(d disk, o *objections) {
 	if why := d.whyNotCopyable(); why != "" {
 		o.no(DiskNotCopyable, "disk %s of VM %s (%s) is on storage of its node only and %s", d.GetTarget(), m.guest.name(), d.GetSource(), why)
 	}
-	if other := d.userOn(m.guest.at); other != nil && !d.GetReadOnly() {
+	// Also of one that the plan at hand moves away: it may not be gone in time.
+	at := slices.IndexFunc(d.users, func(g *guest) bool {
+		return g.on(m.guest.at) || g.record.GetNode() == m.guest.record.GetNode()
+	})
+	if at >= 0 && !d.GetReadOnly() {
+		other := d.users[at]
 		o.no(DiskNotCopyable, "disk %s of VM %s (%s) is on storage of its node only, and %s uses it too",
 			d.GetTarget(), m.guest.name(), d.GetSource(), m.sees(other))
 	}

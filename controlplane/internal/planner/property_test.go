@@ -248,7 +248,12 @@ func checkRebalance(t testing.TB, w *World, s *cluster.Snapshot, known compariso
 	if got, want := plan.Before, m.imbalance(nil); math.Abs(got-want) > 1e-9 {
 		t.Errorf("imbalance before is %g, brute force: %g", got, want)
 	}
-	moved := map[string]bool{}
+	moved := map[string]bool{} // or stays from the beginning
+	for id, v := range m.vms {
+		if why, _ := m.stays(v, false); why != "" {
+			moved[id] = true
+		}
+	}
 	for _, move := range plan.Moves {
 		if moved[move.VM] || move.Method == offline {
 			t.Errorf("%s moves twice, or shut down", move.VM)
