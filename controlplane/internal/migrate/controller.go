@@ -15,6 +15,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/shared/task"
 )
 
 // Kind is the kind of the operations that this controller advances.
@@ -130,29 +131,37 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 	}
 }
 
-// round takes one step of every migration that has one to take. It tells
-// whether any was taken: then there may be more. What one migration's step
-// fails of does not hold up the others.
+// round takes one step of every migration that has one to take, each decided on
+// the snapshot that holds the steps before it: what they begin reserves room.
+// All have their turn before any has another. It tells whether any was taken:
+// then there may be more. What one migration's step fails of does not hold up
+// the others.
 func (c *Controller) round(ctx context.Context, l election.Leadership) (again bool, err error) {
-	snapshot := c.view.Current()
-	now := time.Now()
-	for _, op := range snapshot.ActiveOperations() {
-		if op.Value.GetKind() != Kind || now.Before(c.pauses[op.Value.GetId()]) {
+	var world *planner.World
+	var worldOf *cluster.Snapshot
+	for _, was := range c.view.Current().ActiveOperations() {
+		now, snapshot := time.Now(), c.view.Current()
+		op, ok := snapshot.Operations[was.Value.GetId()]
+		if !ok || op.Value.GetKind() != Kind || task.OpEnded(op.Value.GetState()) || now.Before(c.pauses[op.Value.GetId()]) {
 			continue
 		}
 		id, err := newRightID()
 		if err != nil {
 			return again, err
 		}
-		s := decide(snapshot, op, moment{now: now, rightID: id, term: l.Term, facts: c.facts, ask: c.ask})
+		s := decide(snapshot, op, moment{now: now, rightID: id, term: l.Term, facts: c.facts, ask: c.ask, world: func() *planner.World {
+			if worldOf != snapshot {
+				worldOf, world = snapshot, planner.NewWorld(snapshot, nil) // each request has the facts
+			}
+			return world
+		}})
 		if s == nil {
 			continue
 		}
 		switch err := c.take(ctx, l, s); {
 		case err == nil:
 			delete(c.pauses, s.operation)
-			// Two migrations must not be planned on one snapshot: each reserves.
-			return true, nil
+			again = true
 		case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 			return again, err
 		default:

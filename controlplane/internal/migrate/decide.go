@@ -25,8 +25,8 @@ const (
 	maxAttempts = 5
 	// rightLife is how long an attempt's tunnel may be used.
 	rightLife = 24 * time.Hour
-	// clearUpTime is how long after an attempt's begin what it left behind may
-	// still show in the inventory.
+	// clearUpTime is how long after an attempt's end what it left behind may still
+	// show in the inventory.
 	clearUpTime = 10 * time.Minute
 )
 
@@ -38,6 +38,9 @@ type moment struct {
 	// facts are what agents were asked; ask has more asked. Both may be nil.
 	facts planner.Facts
 	ask   func([]planner.Question)
+	// world is the snapshot, read for planning once for all that is decided on it;
+	// nil: it is read when it is needed.
+	world func() *planner.World
 }
 
 // stepName names a step, for logs and failpoints.
@@ -178,7 +181,7 @@ func (m *migration) passing(plan planner.Result) bool {
 	codes := []string{
 		planner.SourceNotHeard, planner.SourceLibvirt, planner.NodeNotHeard, planner.NodeLibvirt, planner.CPUNotCompared,
 	}
-	if m.m.GetAttempt() > 0 && m.now.Sub(m.m.GetAttemptAt().AsTime()) < clearUpTime {
+	if m.m.GetAttempt() > 0 && m.now.Sub(m.brokeOff()) < clearUpTime {
 		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict)
 	}
 	passes := func(r planner.Reason) bool { return slices.Contains(codes, r.Code) }
@@ -188,6 +191,21 @@ func (m *migration) passing(plan planner.Result) bool {
 	return all(plan.Reasons) && slices.ContainsFunc(plan.Nodes, func(v planner.Verdict) bool {
 		return (plan.Target == "" || v.Node == plan.Target) && all(v.Reasons)
 	})
+}
+
+// brokeOff is when the last of an attempt's tasks ended, which may be hours after
+// it began.
+func (m *migration) brokeOff() time.Time {
+	last := m.m.GetAttemptAt().AsTime()
+	for _, h := range []*half{m.receive, m.send} {
+		if h == nil {
+			continue
+		}
+		if at := h.task.GetEndedAt(); at != nil && at.AsTime().After(last) {
+			last = at.AsTime()
+		}
+	}
+	return last
 }
 
 // refused is what comes of a plan that is not allowed when the leader makes it:
@@ -221,10 +239,7 @@ func (m *migration) begin() *step {
 	if why := m.full(vm.Value.GetNode(), m.m.GetTarget()); first && why != "" {
 		return m.note("waiting to begin: " + why)
 	}
-	plan := planner.Plan(m.snapshot, planner.Request{
-		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
-		AllowDowntime: m.m.GetAllowDowntime(), Options: m.options(), Facts: m.facts,
-	})
+	plan := m.plan()
 	if len(plan.Questions) > 0 && m.ask != nil {
 		m.ask(plan.Questions)
 		if m.m.GetTarget() == "" && m.now.Sub(m.op.GetCreatedAt().AsTime()) < comparing {
@@ -248,6 +263,18 @@ func (m *migration) begin() *step {
 		m.m.Estimate = encoded(plan.Estimate)
 	}
 	return m.attempt(plan, vm)
+}
+
+// plan judges the move as things are now.
+func (m *migration) plan() planner.Result {
+	r := planner.Request{
+		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
+		AllowDowntime: m.m.GetAllowDowntime(), Options: m.options(), Facts: m.facts,
+	}
+	if m.world == nil {
+		return planner.Plan(m.snapshot, r)
+	}
+	return m.world().Plan(r)
 }
 
 // attempt writes the first task of what was planned.
@@ -313,6 +340,7 @@ func (m *migration) cancelTask(h *half, why string) *step {
 // end is the last step of an attempt whose tasks have all ended.
 func (m *migration) end() *step {
 	interrupted := m.receive.outcome.GetInterrupted() || (m.send != nil && m.send.outcome.GetInterrupted())
+	cancel := m.op.GetCancelRequested()
 	source := m.send.sideState()
 	switch {
 	case m.receive.succeeded() && (source == agentv1.SideState_SIDE_STATE_ABSENT || m.off() == m.send):
@@ -323,11 +351,11 @@ func (m *migration) end() *step {
 			m.m.GetVmName(), m.m.GetTarget(), m.m.GetSource(), m.send.why()))
 	case m.off() != nil:
 		return m.nodeLost()
-	case m.op.GetCancelRequested():
+	case cancel && holds(source): // otherwise it came too late, and the VM has left
 		return m.cancelled()
-	case interrupted && m.m.GetAttempt() < maxAttempts:
+	case interrupted && !cancel && m.m.GetAttempt() < maxAttempts:
 		return m.begin()
-	case interrupted:
+	case interrupted && !cancel:
 		return m.fail("INTERRUPTED", fmt.Sprintf("%d attempts were interrupted, the last: %s", maxAttempts, m.why()))
 	}
 	return m.fail("MIGRATION_FAILED", m.where()+": "+m.why())

@@ -153,6 +153,8 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 			outcome.Interrupted = true
 		case "asked":
 			k.CancelRequested = true
+		case "just":
+			k.EndedAt = timestamppb.New(noon.Add(-time.Second))
 		default:
 			t.Fatalf("what is %q?", word)
 		}
@@ -209,11 +211,15 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, receive failed here, send failed gone", "fail: failed: web is on b now, but not as it was"},
 		{"running 1, receive failed gone, send failed gone", "fail: failed: neither a nor b has web any more"},
 		{"running 1, cancel, receive failed, send cancelled", "cancelled"},
+		// It was asked for too late: the VM has left, whatever came of it there.
+		{"running 1, cancel, switched, receive failed here, send succeeded gone", "fail: failed: web is on b now, but not as it was"},
+		{"running 1, cancel, switched, receive failed here interrupted, send succeeded gone", "fail: failed: web is on b now"},
 		{"running 1, receive failed, send failed interrupted", "begin"},
 		{"running 5, receive failed, send failed interrupted", "fail: INTERRUPTED"},
 		// The target's inventory may still show what the attempt left.
 		{"running 1, holds b, receive failed, send failed interrupted", "progress: waiting"},
 		{"running 1, age 11m, holds b, receive failed, send failed interrupted", "fail: PLAN_REFUSED"},
+		{"running 1, age 5h, holds b, receive failed, send failed interrupted just", "progress: waiting"},
 		{"running 1, down b, receive failed, send failed interrupted", "progress: waiting"},
 		{"running 1", "fail: BROKEN_RECORD"},
 		// Nothing is left to those tasks that a node without power will do.
