@@ -34,7 +34,7 @@ func (p *placer) takeAutostart(uuid string, vm *storev1.VM) []*storev1.Operation
 		return nil // nothing is done to it
 	}
 	var orders []*storev1.Operation
-	for _, id := range p.ids {
+	for _, id := range p.tellers(uuid) {
 		d, ok := p.claim(id, uuid)
 		if !ok || !d.GetAutostart() || d.GetState() == debvisorv1.VMState_VM_STATE_INCOMING || p.nodes[id].libvirtDown {
 			continue

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -20,7 +22,7 @@ const awaitTimeout = 2 * time.Second
 func (i *Inventory) placeVMs(ctx context.Context, l election.Leadership, s *cluster.Snapshot) error {
 	changes := i.decideAll(s)
 	for len(changes) > 0 {
-		chunk := changes[:min(len(changes), chunkRecords/4)]
+		chunk := firstChanges(changes)
 		changes = changes[len(chunk):]
 		err := i.commitVMs(ctx, l, chunk)
 		var conflict *store.ConflictError
@@ -41,6 +43,18 @@ func (i *Inventory) placeVMs(ctx context.Context, l election.Leadership, s *clus
 		}
 	}
 	return nil
+}
+
+// firstChanges is as many of the changes as one transaction takes.
+func firstChanges(changes []*vmChange) []*vmChange {
+	size := 0
+	for k, c := range changes {
+		size += proto.Size(c.vm) + proto.Size(c.was)
+		if k > 0 && (size > chunkBytes || k >= chunkRecords/4) {
+			return changes[:k]
+		}
+	}
+	return changes
 }
 
 func (i *Inventory) decideAll(s *cluster.Snapshot) []*vmChange {

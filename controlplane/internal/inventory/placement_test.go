@@ -180,3 +180,25 @@ func TestReports(t *testing.T) {
 		t.Errorf("after a boot: %v", n.uuids())
 	}
 }
+
+func TestWhatVMsTellFitsIntoTransactions(t *testing.T) {
+	var changes []*vmChange
+	for range 300 {
+		changes = append(changes, &vmChange{vm: &storev1.VM{Domain: make([]byte, 20_000)}})
+	}
+	for left := changes; len(left) > 0; {
+		chunk := firstChanges(left)
+		left = left[len(chunk):]
+		if bytes := len(chunk) * 20_000; bytes > 1_000_000 || len(chunk) == 0 {
+			t.Fatalf("a transaction is to take %d VMs of %d bytes in all", len(chunk), bytes)
+		}
+	}
+	w := world{"a 3", map[string]string{"a": "R"}, false}
+	p := w.placer(t, time.Now(), map[string]time.Time{})
+	d := p.nodes["a"].domains["v"]
+	d.encoded = make([]byte, 2_000_000)
+	p.nodes["a"].domains["v"] = d
+	if got := p.decide("v"); got != nil {
+		t.Errorf("a VM of which an agent tells %d bytes is written: etcd takes no such record, nor the others with it", len(d.encoded))
+	}
+}
