@@ -71,7 +71,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	r.led = &led{
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
-		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, log.Named("migrate")),
+		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),
 		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()

@@ -191,6 +191,9 @@ func TestCompromisedSource(t *testing.T) {
 	if len(log.lines("tunnel_refused", `"procedure":13,`)) == 0 && len(log.lines("tunnel_refused", "procedure=13 ")) == 0 {
 		t.Error("the log does not tell the procedure")
 	}
+	leader, err := c.Leader(c.within(10 * time.Second))
+	c.must(err)
+	c.log(leader.Audit()).says("permission_denied", "TUNNEL_REFUSED", "agent:"+g.from.Name, id)
 	if active, err := g.from.Migrating(g.UUID); err != nil || !active {
 		t.Errorf("the migration has ended meanwhile: %v", err)
 	}

@@ -57,7 +57,7 @@ func table() []layer {
 		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
-		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
+		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd; what tunnels refused is audited", with(append(state, cp+"election", cp+"planner", cp+"audit")...)},
 		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},

@@ -71,6 +71,10 @@ type receiver struct {
 	// pending is until when the copy may still appear though the tunnel is
 	// closed: libvirtd was asked for it and had not answered.
 	pending time.Time
+	// refusals is how much the tunnel was asked for that it did not let in.
+	refusals    uint32
+	refusedLast string
+
 	fault   *agentv1.TaskOutcome
 	arrived time.Time // when the copy was whole
 	copied  bool      // the copy was seen while it was not whole
@@ -92,6 +96,7 @@ func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 			return nil
 		}
 		seen = r.notice(seen)
+		r.hearRefusals()
 		out, again := r.step(ctx, seen)
 		if out != nil {
 			return r.finish(ctx, seen, out)
@@ -267,8 +272,19 @@ func (r *receiver) tell(side *agentv1.Side) {
 
 func (r *receiver) report() {
 	r.run.ProgressNow(&agentv1.TaskProgress{Kind: &agentv1.TaskProgress_MigrateReceive{
-		MigrateReceive: &agentv1.MigrateReceiveProgress{TunnelAddress: r.address, Side: r.cell.get()},
+		MigrateReceive: &agentv1.MigrateReceiveProgress{
+			TunnelAddress: r.address, Side: r.cell.get(), Refused: r.refusals, RefusedLast: r.refusedLast,
+		},
 	}})
+}
+
+// hearRefusals has the leader told what the tunnel did not let in.
+func (r *receiver) hearRefusals() {
+	all := r.tunnel.Refusals()
+	if n := uint32(len(all)); n > r.refusals {
+		r.refusals, r.refusedLast = n, all[n-1].Reason
+		r.report()
+	}
 }
 
 func (r *receiver) lookAfter(seen hypervisor.Sighting) time.Duration {

@@ -104,7 +104,8 @@ func isNews(t *storev1.Task, r *agentv1.TaskReport) bool {
 		return true
 	}
 	now := r.GetProgress()
-	return was.GetMigrateReceive().GetTunnelAddress() != now.GetMigrateReceive().GetTunnelAddress() ||
+	return was.GetMigrateReceive().GetRefused() != now.GetMigrateReceive().GetRefused() ||
+		was.GetMigrateReceive().GetTunnelAddress() != now.GetMigrateReceive().GetTunnelAddress() ||
 		was.GetMigrateReceive().GetSide().GetState() != now.GetMigrateReceive().GetSide().GetState() ||
 		was.GetMigrateSend().GetSwitchingOver() != now.GetMigrateSend().GetSwitchingOver() ||
 		was.GetMigrateSend().GetSide().GetState() != now.GetMigrateSend().GetSide().GetState()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
@@ -51,11 +52,17 @@ type Facts interface {
 	Learn(ctx context.Context, questions []planner.Question) (learned bool)
 }
 
+// Auditor writes the audit log (audit.Log).
+type Auditor interface {
+	Add(e *audit.Event)
+}
+
 // Controller advances migrations while its replica leads.
 type Controller struct {
 	view  View
 	store Committer
 	facts Facts
+	audit Auditor
 	log   hclog.Logger
 
 	// pauses is until when an operation whose step was not taken is let be.
@@ -66,8 +73,8 @@ type Controller struct {
 }
 
 // New makes a controller.
-func New(view View, committer Committer, facts Facts, log hclog.Logger) *Controller {
-	return &Controller{view: view, store: committer, facts: facts, log: log}
+func New(view View, committer Committer, facts Facts, auditor Auditor, log hclog.Logger) *Controller {
+	return &Controller{view: view, store: committer, facts: facts, audit: auditor, log: log}
 }
 
 // ask has questions asked, unless others are just being asked: then they will
@@ -177,6 +184,9 @@ func (c *Controller) round(ctx context.Context, l election.Leadership) (again bo
 func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) error {
 	holdAt(s.name)
 	s.change.Fence = l.Fence
+	if s.audit != nil {
+		c.audit.Add(s.audit) // rather twice than never
+	}
 	revision, err := c.store.Commit(ctx, s.change)
 	var conflict *store.ConflictError
 	switch {

@@ -41,7 +41,7 @@ func TestEachMigrationHasItsTurnInARound(t *testing.T) {
 		d.Tasks.Put(receive.GetId(), receive, 7)
 	}
 	etcd := &still{snapshot: d.Snapshot(10)}
-	c := New(etcd, etcd, nil, hclog.NewNullLogger())
+	c := New(etcd, etcd, nil, nil, hclog.NewNullLogger())
 	again, err := c.round(t.Context(), election.Leadership{})
 	if err != nil || !again || etcd.taken != 3 {
 		t.Errorf("a round took %d steps, again %v, error %v; want one of each of the 3", etcd.taken, again, err)

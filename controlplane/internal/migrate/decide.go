@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -57,6 +58,7 @@ const (
 	stepFail         stepName = "fail"
 	stepCancelled    stepName = "cancelled"
 	stepOff          stepName = "node-off"
+	stepRefused      stepName = "tunnel-refused"
 )
 
 // step is one transaction of one operation.
@@ -71,6 +73,7 @@ type step struct {
 	vm        *storev1.VM   // where the placement moves
 	task      *storev1.Task // with stepOff, and the new one with stepBegin and stepSend
 	errorCode string
+	audit     *audit.Event // what is in the audit log before the step is taken
 }
 
 // migration is one operation with all that is decided on.
@@ -120,6 +123,9 @@ func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at mom
 	}
 	if m.receive == nil {
 		return m.broken("the task of the target is missing from the records")
+	}
+	if s := m.refusals(); s != nil {
+		return s
 	}
 	if s := m.told(); s != nil {
 		return s

@@ -443,3 +443,22 @@ func TestOptionsReachTheSource(t *testing.T) {
 		t.Errorf("a disk that cannot be read: got %s", describe(got))
 	}
 }
+
+func TestWhatATunnelRefusedIsAuditedOnce(t *testing.T) {
+	s, entry := records(t, "running 1, receive running ready, send running copying")
+	d := s.Draft()
+	receive := proto.CloneOf(s.Tasks["op-1/1/migrate-receive"].Value)
+	receive.Progress = encode(t, &agentv1.TaskProgress{Kind: &agentv1.TaskProgress_MigrateReceive{
+		MigrateReceive: &agentv1.MigrateReceiveProgress{TunnelAddress: "b:7450", Refused: 3, RefusedLast: "procedure 13 is not let in"},
+	}})
+	d.Tasks.Put(receive.GetId(), receive, 8)
+	got := decide(d.Snapshot(10), entry, moment{now: noon})
+	if got == nil || got.audit == nil || got.audit.Principal != "agent:a" || !strings.Contains(got.audit.Reason, "3 requests") ||
+		!strings.Contains(got.audit.Reason, "procedure 13") || got.audit.Operation != opID {
+		t.Fatalf("got %s with %+v", describe(got), got)
+	}
+	entry.Value = got.op
+	if again := decide(d.Snapshot(10), entry, moment{now: noon}); again == nil || again.audit != nil {
+		t.Errorf("the same is audited again: %s", describe(again))
+	}
+}

@@ -1254,6 +1254,10 @@ type MigrateReceiveProgress struct {
 	// Where the tunnel listens, host:port; set once it does.
 	TunnelAddress string `protobuf:"bytes,1,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	Side          *Side  `protobuf:"bytes,2,opt,name=side,proto3" json:"side,omitempty"`
+	// How often the target's end of the tunnel refused what the source's key
+	// asked for, and what it was the last time.
+	Refused       uint32 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	RefusedLast   string `protobuf:"bytes,4,opt,name=refused_last,json=refusedLast,proto3" json:"refused_last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1300,6 +1304,20 @@ func (x *MigrateReceiveProgress) GetSide() *Side {
 		return x.Side
 	}
 	return nil
+}
+
+func (x *MigrateReceiveProgress) GetRefused() uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *MigrateReceiveProgress) GetRefusedLast() string {
+	if x != nil {
+		return x.RefusedLast
+	}
+	return ""
 }
 
 // MigrateSendProgress is libvirt's job information. Sizes are bytes.
@@ -1715,10 +1733,12 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\fTaskProgress\x12T\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2).debvisor.agent.v1.MigrateReceiveProgressH\x00R\x0emigrateReceive\x12K\n" +
 	"\fmigrate_send\x18\x02 \x01(\v2&.debvisor.agent.v1.MigrateSendProgressH\x00R\vmigrateSendB\x06\n" +
-	"\x04kind\"l\n" +
+	"\x04kind\"\xa9\x01\n" +
 	"\x16MigrateReceiveProgress\x12%\n" +
 	"\x0etunnel_address\x18\x01 \x01(\tR\rtunnelAddress\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xfc\x03\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\rR\arefused\x12!\n" +
+	"\frefused_last\x18\x04 \x01(\tR\vrefusedLast\"\xfc\x03\n" +
 	"\x13MigrateSendProgress\x12\x1f\n" +
 	"\vbytes_total\x18\x01 \x01(\x04R\n" +
 	"bytesTotal\x12\x1d\n" +

@@ -1759,7 +1759,9 @@ type Migrate struct {
 	// Encoded debvisor.agent.v1.DiskTransfer, of the attempt at work.
 	Disks [][]byte `protobuf:"bytes,17,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Milliseconds from its first step to its end.
-	DurationMs    uint64 `protobuf:"varint,18,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	DurationMs uint64 `protobuf:"varint,18,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// How many refusals of the tunnel are in the audit log.
+	Refused       uint32 `protobuf:"varint,19,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1916,6 +1918,13 @@ func (x *Migrate) GetDisks() [][]byte {
 func (x *Migrate) GetDurationMs() uint64 {
 	if x != nil {
 		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *Migrate) GetRefused() uint32 {
+	if x != nil {
+		return x.Refused
 	}
 	return 0
 }
@@ -2561,7 +2570,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x06action\x18\x05 \x01(\x05R\x06action\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x06 \x01(\x04R\ttimeoutMs\x12\x14\n" +
-	"\x05force\x18\a \x01(\bR\x05force\"\x98\x04\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"\xb2\x04\n" +
 	"\aMigrate\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
@@ -2585,7 +2594,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05bytes\x18\x10 \x01(\x04R\x05bytes\x12\x14\n" +
 	"\x05disks\x18\x11 \x03(\fR\x05disks\x12\x1f\n" +
 	"\vduration_ms\x18\x12 \x01(\x04R\n" +
-	"durationMs\"\xd0\x03\n" +
+	"durationMs\x12\x18\n" +
+	"\arefused\x18\x13 \x01(\rR\arefused\"\xd0\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
