@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -130,17 +131,20 @@ func (s *struck) strike(delay time.Duration) string {
 	return id
 }
 
-// unbrake ends what slow began, for what is copied now and for the next attempt: a long copy is what QEMU is not good at.
+// unbrake ends what slow began, for what is copied now and for the next attempts: a long copy is what QEMU is not good at. It is
+// done again and again until the test ends, as libvirt puts back the speed of before when an attempt fails.
 func (m *mover) unbrake() {
 	m.c.t.Helper()
-	m.c.eventually(20*time.Second, "memory may be copied fast again", func() error {
-		err := m.from.SetMigrateSpeed(m.UUID, full)
-		if err != nil {
-			if d, gone := m.from.Domain(m.UUID); gone == nil && d.State != lab.DomainRunning && d.State != lab.DomainPaused {
-				return nil // nobody is left to be fast
+	m.c.play(func(ctx context.Context) {
+		tick := time.NewTicker(300 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			_ = m.from.SetMigrateSpeed(m.UUID, full) // it need not be there any more
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
 			}
 		}
-		return err
 	})
 }
 
