@@ -44,7 +44,7 @@ type state struct {
 //	cordoned NODE, down NODE, libvirt-down NODE, parallel NODE N
 //	move VM FROM TO STATE [try N] [wave N] [was TEXT]
 //	child VM STATE [CODE] [D] the move's own operation, ended D ago; switched, percent N
-//	other VM FROM TO         somebody else's migration at work
+//	other VM FROM TO         somebody else's migration at work; queued: not begun
 //	earlier KIND STATE VM FROM TO  an ended operation with one move that is done
 func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation]) {
 	t.Helper()
@@ -100,9 +100,13 @@ func (s *state) fact(w []string) {
 		s.move(w)
 	case "child":
 		s.child(w)
-	case "other":
+	case "other", "queued":
+		state := task.OpRunning
+		if w[0] == "queued" {
+			state = task.OpPending
+		}
 		s.operations = append(s.operations, &storev1.Operation{
-			Id: "op-other-" + w[1], Kind: moveKind, State: task.OpRunning, Resources: []string{"vm/" + w[1]},
+			Id: "op-other-" + w[1], Kind: moveKind, State: state, Resources: []string{"vm/" + w[1]},
 			Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmUuid: w[1], VmName: w[1], Source: w[2], Target: w[3]}},
 		})
 	case "earlier":

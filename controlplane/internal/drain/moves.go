@@ -141,12 +141,14 @@ func (t traffic) add(source, target string) {
 	t.arriving[target]++
 }
 
-// count counts the unfinished migrations.
+// count counts the unfinished migrations. What somebody else asked for and has
+// not begun has no place yet: it may wait for a node for as long as that takes,
+// and whose turn it is at last is the migrations' own to say.
 func (d *drain) count() {
 	d.all, d.own = newTraffic(), newTraffic()
 	for _, entry := range d.snapshot.ActiveOperations() {
 		m := entry.Value.GetMigrate()
-		if m == nil {
+		if m == nil || entry.Value.GetState() == task.OpPending && entry.Value.GetParent() == "" {
 			continue
 		}
 		d.all.add(m.GetSource(), m.GetTarget())

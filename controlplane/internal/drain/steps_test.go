@@ -27,6 +27,8 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{two + "vm u a, vm v a, vm w a, cordoned a, parallel a 3, parallel b 3, evacuate running", "move u>b v>b w>b", ""},
 		{two + "vm u a, vm v a, cordoned a, parallel b 1, evacuate running", "move u>b", ""},
 		{two + "vm u a, vm v b, cordoned a, parallel b 1, other v a b, evacuate running", "note", "u waiting b"},
+		// What others asked for may wait for a node for ever; it takes no place.
+		{two + "vm u a, vm v a, vm w a, cordoned a, queued v a b, queued w a b, evacuate running", "move u>b", "u moving b, v blocked, w blocked"},
 
 		// Its moves end.
 		{two + "vm web b, cordoned a, evacuate running, move web a b moving, child web succeeded", "end SUCCEEDED safe", "web moved b"},

@@ -76,6 +76,7 @@ func NewWorld(s *cluster.Snapshot, facts Facts) *World {
 	}
 	for _, entry := range s.ActiveOperations() {
 		w.claim(entry.Value)
+		w.starting(entry.Value)
 	}
 	return w
 }
@@ -108,6 +109,16 @@ func (w *World) claim(op *storev1.Operation) {
 	}
 	w.claims[op.GetId()] = c
 	w.hold(c)
+}
+
+// starting takes in that a VM which is off is being started on its node: after a
+// boot all that belong there are, and the node's memory is free only until then.
+func (w *World) starting(op *storev1.Operation) {
+	g := w.guests[op.GetPower().GetVmUuid()]
+	if op.GetPower().GetAction() != int32(agentv1.PowerAction_POWER_ACTION_START) || g == nil || g.at == nil || !g.off() {
+		return
+	}
+	g.at.reserved += Need(g.memory)
 }
 
 // incoming gives the files that a migration copies: as its tasks were told or,

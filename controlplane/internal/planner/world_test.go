@@ -30,7 +30,7 @@ func (c comparisons) CompareCPU(q Question) (compatible bool, detail string, kno
 //
 //	node ID TOTAL FREE [marks]      see addNode
 //	vm NAME NODE MEMORY [marks]     see addVM
-//	op ID VM TARGET [ended] [ran] [from=NODE] [mib=N] [ms=N] [limited] [offline]
+//	op ID VM TARGET|start [ended] [ran] [from=NODE] [mib=N] [ms=N] [limited] [offline]
 //	cpu GUEST HOST yes|WHAT-IS-MISSING
 //
 // Sizes are in GiB; a VM's UUID is its name where none is given. All nodes see
@@ -310,6 +310,11 @@ func addOp(t testing.TB, d *cluster.Draft, id, vm, target string, marks []string
 		default:
 			t.Fatalf("op: what is %q?", mark)
 		}
+	}
+	if target == "start" {
+		op.Kind, op.Detail = "vm.start", &storev1.Operation_Power{Power: &storev1.Power{
+			VmUuid: vm, Action: int32(agentv1.PowerAction_POWER_ACTION_START),
+		}}
 	}
 	if op.GetState() == task.OpRunning {
 		d.InUse.Put("vm/"+vm, id, 1)
