@@ -155,7 +155,7 @@ func (m *maintenance) leaderDies() {
 	if m.a.replica == leader {
 		m.a, leader = m.follower()
 	}
-	points := leader.Place.Failpoints()
+	points := leader.Failpoints()
 	m.must(points.Arm(m.within(10*time.Second), "drainBeforeMove", hold))
 	id := m.evacuate("--wait-blocked", "1h")
 	m.must(points.AwaitHit(m.within(30*time.Second), "drainBeforeMove"))

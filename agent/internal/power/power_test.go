@@ -86,7 +86,9 @@ func withLibvirt(run func() int) int {
 	go func() { done <- host.Run(ctx) }()
 	defer func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			fmt.Fprintln(os.Stderr, "the connection to libvirt ended:", err)
+		}
 	}()
 	// Finding out what QEMU can do takes long where nobody has asked before.
 	ready, stop := context.WithTimeout(ctx, 2*time.Minute)

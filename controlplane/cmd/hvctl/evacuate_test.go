@@ -115,10 +115,10 @@ func madeEvacuation(id, kind, node string, end func(*debvisorv1.Operation)) []*d
 		moves[0].State, moves[0].Percent = stateMoved, 100
 		moves[1].State, moves[1].Message = stateWaiting, "try 1 of 3 failed: libvirt says no"
 	})
-	next(func(op *debvisorv1.Operation, moves []*debvisorv1.VMMove) {
+	next(func(_ *debvisorv1.Operation, moves []*debvisorv1.VMMove) {
 		moves[1].State, moves[1].Target, moves[1].OperationId, moves[1].Message = stateMoving, nodeRef("n4"), "op-m3", ""
 	})
-	next(func(op *debvisorv1.Operation, moves []*debvisorv1.VMMove) {
+	next(func(op *debvisorv1.Operation, _ []*debvisorv1.VMMove) {
 		op.EndedAt, op.Step = madeTime(40), ""
 		end(op)
 	})
