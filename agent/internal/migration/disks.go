@@ -65,9 +65,10 @@ func (s diskset) targets() []string {
 	return out
 }
 
-// paths are where they are; nil where there are none.
+// paths are where they are; never nil, so that a definition that has others is
+// refused also where there are none.
 func (s diskset) paths() []string {
-	var out []string
+	out := []string{}
 	for _, d := range s {
 		if d.GetPath() != "" {
 			out = append(out, d.GetPath())
@@ -87,6 +88,27 @@ func (s diskset) files() []diskcopy.File {
 		out = append(out, f)
 	}
 	return out
+}
+
+// on gives the disk on a block device, whichever of its names that is (an LV has
+// three at least); nil: there is none.
+func (s diskset) on(device string) *agentv1.DiskTransfer {
+	number := numberOf(device)
+	for _, d := range s {
+		if d.GetPath() == device || number != 0 && numberOf(d.GetPath()) == number {
+			return d
+		}
+	}
+	return nil
+}
+
+// numberOf is the kernel's number of a block device; 0: it is none.
+func numberOf(path string) uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0
+	}
+	return st.Rdev
 }
 
 // leftovers are the files that go from the source once the VM is elsewhere.

@@ -95,6 +95,11 @@ func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 		if !ok {
 			return nil
 		}
+		if r.offline && seen.State == shutoff {
+			if err := r.run.Mark(ctx, markDefined); err != nil {
+				return nil // the agent stops: nobody is told
+			}
+		}
 		seen = r.notice(seen)
 		r.hearRefusals()
 		out, again := r.step(ctx, seen)

@@ -11,6 +11,10 @@ import (
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
+// markDefined is in the journal before the source hears that the definition of a
+// VM that is shut off is here: it lets go of its own then, and of its files.
+const markDefined = "defined"
+
 // markMaking is in the journal before the first file is made.
 const markMaking = "making-disks"
 
@@ -72,10 +76,10 @@ func (r *receiver) checkDisk(d *agentv1.DiskTransfer, space room) error {
 // foreign makes sure that no other VM of this node has a block device that is to
 // be written to.
 func (r *receiver) foreign(ctx context.Context) error {
-	devices := map[string]*agentv1.DiskTransfer{}
+	var devices diskset
 	for _, d := range r.disks {
 		if d.GetType() == typeBlock && d.GetAction() != shared {
-			devices[d.GetPath()] = d
+			devices = append(devices, d)
 		}
 	}
 	if len(devices) == 0 {
@@ -86,9 +90,15 @@ func (r *receiver) foreign(ctx context.Context) error {
 		return err
 	}
 	for _, domain := range domains {
+		if domain.GetUuid() == r.right.GetVmUuid() {
+			continue
+		}
 		for _, disk := range domain.GetDisks() {
-			if d := devices[disk.GetSource()]; d != nil && domain.GetUuid() != r.right.GetVmUuid() {
-				return diskError(codeDiskInUse, d, "%s is a disk of VM %s on the target", d.GetPath(), domain.GetName())
+			if disk.GetType() != typeBlock {
+				continue
+			}
+			if d := devices.on(disk.GetSource()); d != nil {
+				return diskError(codeDiskInUse, d, "%s is a disk of VM %s on the target (%s)", d.GetPath(), domain.GetName(), disk.GetSource())
 			}
 		}
 	}
@@ -188,7 +198,7 @@ func (r *receiver) settleDisks(ctx context.Context, seen hypervisor.Sighting) bo
 		do, what := r.keepDisks, "keeping the disks"
 		fate := filesKeep
 		if seen.State == absent {
-			fate = fateOfCopies(!r.tunnel.Arrived().IsZero(), r.other)
+			fate = fateOfCopies(r.whole(), r.other)
 		}
 		switch {
 		case fate == filesRemove:
@@ -204,6 +214,12 @@ func (r *receiver) settleDisks(ctx context.Context, seen hypervisor.Sighting) bo
 			return false
 		}
 	}
+}
+
+// whole tells whether the source may have been told that the VM was here: it may
+// have removed its files since.
+func (r *receiver) whole() bool {
+	return !r.tunnel.Arrived().IsZero() || r.tunnel.Noted(noteStandstill) != "" || r.run.Marked(markDefined)
 }
 
 // fateOfCopies decides about copies of disks without a VM. whole: its memory may

@@ -83,9 +83,10 @@ type sender struct {
 	// one before the first time, 0 where there was none.
 	speed, formerSpeed uint64
 	// held: somebody paused the guest while it was copied; heldMarks counts what
-	// the journal knows of that. paused: we did.
-	held, paused bool
-	heldMarks    int
+	// the journal knows of that. paused: we did, or were about to; suspended: this
+	// process has.
+	held, paused, suspended bool
+	heldMarks               int
 	// end is why the migration was given up; nil: it was not.
 	end *agentv1.TaskOutcome
 	// aborted is when libvirt was first told to give up; cut: the tunnel was
@@ -257,12 +258,15 @@ func (s *sender) giveUp(ctx context.Context, out *agentv1.TaskOutcome) *agentv1.
 // startAgain has a guest run that was shut down; it is false when ctx has ended.
 // That it does not start is added to the outcome.
 func (s *sender) startAgain(ctx context.Context, out *agentv1.TaskOutcome) bool {
+	resumed := false
 	for try := 1; ; try++ {
 		seen, ok := s.look(ctx)
 		if !ok {
 			return false
 		}
 		switch {
+		case resumed && seen.State == paused:
+			return true // it ran: something else has it stand still, such as a full disk
 		case seen.State == incoming: // it starts
 			if !s.await(ctx, nil, resumeAgain) {
 				return false
@@ -273,6 +277,7 @@ func (s *sender) startAgain(ctx context.Context, out *agentv1.TaskOutcome) bool 
 		}
 		err := s.startStep(ctx, seen)
 		if err == nil {
+			resumed = seen.State == paused
 			continue
 		}
 		s.log.Error("the guest cannot be started again", "error", err)

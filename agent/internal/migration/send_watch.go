@@ -229,14 +229,15 @@ func (s *sender) treat(ctx context.Context, job *hypervisor.Job, stalled time.Du
 	if s.end != nil || s.cancelled() {
 		return
 	}
-	switch remedyFor(s.spec, job.Elapsed, stalled, seen.Switching || s.paused) {
+	switch remedyFor(s.spec, job.Elapsed, stalled, seen.Switching || s.suspended) {
 	case pauseGuest:
 		if err := s.run.Mark(ctx, markPaused); err != nil {
 			return
 		}
 		s.paused = true
 		s.log.Warn("the guest is paused: its deadline has passed", "elapsed", job.Elapsed)
-		s.act("pausing the guest", s.hypervisor().Suspend(ctx, s.right.GetVmUuid()))
+		// Again with the next look if it did not succeed.
+		s.suspended = s.act("pausing the guest", s.hypervisor().Suspend(ctx, s.right.GetVmUuid()))
 	case endLate:
 		s.endIt(ctx, codeDeadline)
 	case endStalled:
