@@ -229,6 +229,45 @@ func TestCompromisedSourceReachesNothing(t *testing.T) {
 	}
 }
 
+// TestFewConnectionsToLibvirt: each may have the target hold much, so there are few.
+func TestFewConnectionsToLibvirt(t *testing.T) {
+	p := newPair(t)
+	record(t, p.in.LibvirtSocket)
+	target := p.open(p.target, p.in)
+	a := newAttacker(p, target)
+	open := func() *tls.Conn {
+		t.Helper()
+		conn, err := tls.Dial("tcp", a.address, a.tls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if err := writeOpening(conn, libvirtChannel, a.right); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	hungUp := func(conn *tls.Conn, within time.Duration) bool {
+		_ = conn.SetReadDeadline(time.Now().Add(within))
+		_, err := conn.Read(make([]byte, 1))
+		var late net.Error
+		return !errors.As(err, &late) || !late.Timeout()
+	}
+	var kept []*tls.Conn
+	for range maxLibvirts {
+		conn := open()
+		if hungUp(conn, 100*time.Millisecond) {
+			t.Fatalf("connection %d was refused", len(kept)+1)
+		}
+		kept = append(kept, conn)
+	}
+	if !hungUp(open(), 10*time.Second) {
+		t.Error("one more is let in")
+	}
+	_ = kept[0].Close()
+	eventually(t, "there is room again", func() bool { return !hungUp(open(), 100*time.Millisecond) })
+}
+
 // TestRightOfTheOtherKind has an offline right asked for a live migration.
 func TestRightOfTheOtherKind(t *testing.T) {
 	p := newPair(t)

@@ -27,6 +27,9 @@ const (
 	// and the first), one a disk, our copy's, and what a retry of any of them
 	// leaves for a moment.
 	maxConnections = 48
+	// maxLibvirts is how many of them may be libvirt's, of which each may have the
+	// end hold a packet of 32 MiB: one, and what retries leave for a moment.
+	maxLibvirts = 4
 	// maxKnocking is how many more may be open that have not shown the right
 	// yet, so that strangers who only connect keep the source out no sooner.
 	maxKnocking = 56
@@ -40,6 +43,8 @@ type end struct {
 	log    hclog.Logger
 	// carried has a place for each connection that is carried at once.
 	carried chan struct{}
+	// libvirts is how many of them are libvirt's.
+	libvirts atomic.Int32
 	// memories is how many of them carry memory.
 	memories atomic.Int32
 }
@@ -241,6 +246,10 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	path := e.layout.socket(c)
 	if c == libvirtChannel {
 		path = e.cfg.LibvirtSocket
+		defer e.libvirts.Add(-1)
+		if e.libvirts.Add(1) > maxLibvirts {
+			return errors.New("connection refused: the source has too many to libvirt")
+		}
 	}
 	local, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
