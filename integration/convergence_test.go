@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -178,4 +179,48 @@ func TestBandwidth(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestParallelConnections moves a guest's memory in several streams: QEMU has them all, between the two hosts as well.
+func TestParallelConnections(t *testing.T) {
+	const streams = 3
+	c := plain.use(t)
+	g := c.guestLike(lab.GuestSpec{Name: "mixed", Disks: everyDisk})
+	a, _ := c.follower()
+	before := g.contents(g.from)
+	c.must(g.from.SetMigrateSpeed(g.UUID, steady))
+	id := g.beginWith(a, &debvisorv1.MigrateOptions{ParallelConnections: streams})
+	c.eventually(time.Minute, "memory has several streams", func() error {
+		n, err := g.memoryStreams(g.to)
+		if err == nil && n != streams+1 { // and the one that tells them what to do
+			err = fmt.Errorf("%d connections at the target's QEMU", n)
+		}
+		return err
+	})
+	c.must(g.from.SetMigrateSpeed(g.UUID, full))
+	c.succeeded(time.Minute, a, id)
+	g.arrived()
+	g.holds(g.to, before, false)
+	c.must(g.filesOnly(g.to))
+}
+
+// memoryStreams counts the connections for memory that the guest's QEMU has taken on a node, as the kernel tells.
+func (m *mover) memoryStreams(n *lab.Node) (int, error) {
+	qemus, err := n.QEMUs(m.UUID)
+	if err != nil || len(qemus) == 0 {
+		return 0, errors.Join(errors.New("no QEMU"), err)
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/unix", qemus[0].Pid))
+	if err != nil {
+		return 0, err
+	}
+	streams := 0
+	for line := range strings.Lines(string(table)) {
+		const state, path, connected = 5, 7, "03"
+		words := strings.Fields(line)
+		if len(words) > path && words[state] == connected && strings.HasSuffix(words[path], "/io/mig.sock") {
+			streams++
+		}
+	}
+	return streams, nil
 }
