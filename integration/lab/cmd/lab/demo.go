@@ -38,7 +38,7 @@ func demo(ctx context.Context, s settings) (err error) {
 		}
 	}()
 	d := &show{lab: l, from: l.Nodes[0], to: l.Nodes[1]}
-	for _, step := range []func(context.Context) error{d.start, d.move} {
+	for _, step := range []func(context.Context) error{d.start, d.move, d.evacuate} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -73,7 +73,10 @@ func (d *show) start(ctx context.Context) error {
 	if err := d.hvctl(ctx, "node", "list"); err != nil {
 		return err
 	}
-	return d.hvctl(ctx, "vm", "list")
+	if err := d.hvctl(ctx, "vm", "list"); err != nil {
+		return err
+	}
+	return d.hvctl(ctx, "migrate", "plan", d.guest.Name)
 }
 
 // move migrates the guest and checks what came of it.
@@ -119,6 +122,16 @@ func (d *show) move(ctx context.Context) error {
 		"written twice (%d values, all in order), and its console was silent for %d ms at most.",
 		d.from.Name, d.to.Name, before.Last().Uptime.Seconds(), after.Last().Uptime.Seconds(), len(after), silence.Milliseconds())
 	return nil
+}
+
+// evacuate empties the node that the guest has moved to, as before a reboot.
+func (d *show) evacuate(ctx context.Context) error {
+	say("\n== Maintenance of %s: it is emptied", d.to.Name)
+	if err := d.hvctl(ctx, "node", "evacuate", d.to.Name, "--reason", "new kernel"); err != nil {
+		return err
+	}
+	_, err := d.look(d.from, d.to)
+	return err
 }
 
 // look prints who runs the guest, by libvirt and by the process table of both nodes, with the end of its disk and console; it
