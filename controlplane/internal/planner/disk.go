@@ -1,9 +1,10 @@
 package planner
 
 import (
-	"bytes"
 	"cmp"
 	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -38,20 +39,73 @@ func (w *World) disks(g *guest) []disk {
 
 // users gives the other VMs that have a path on a disk of their node's own.
 func (w *World) users(path string, but *guest) []*guest {
-	var users []*guest
-	for _, g := range w.list {
-		// Text is in an encoded message as it is: only those are decoded that
-		// have it.
-		if g == but || !bytes.Contains(g.record.GetDomain(), []byte(path)) {
-			continue
-		}
-		if slices.ContainsFunc(g.domain().GetDisks(), func(d *debvisorv1.VMDisk) bool {
-			return d.GetSource() == path && !d.GetShared() && d.GetType() != "network"
-		}) {
-			users = append(users, g)
+	if w.byPath == nil {
+		w.byPath = make(map[string][]*guest, len(w.list))
+		for _, g := range w.list {
+			for _, local := range localPaths(g.record.GetDomain()) {
+				if users := w.byPath[local]; len(users) == 0 || users[len(users)-1] != g { // each once
+					w.byPath[local] = append(users, g)
+				}
+			}
 		}
 	}
-	return users
+	return slices.DeleteFunc(slices.Clone(w.byPath[path]), func(g *guest) bool { return g == but })
+}
+
+// localPaths finds in an encoded Domain where its disks are that are its node's
+// own; decoding all of 50,000 would take most of a plan's time.
+func localPaths(b []byte) (paths []string) {
+	const disksField = 8
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return nil
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
+			return nil
+		}
+		if number == disksField && kind == protowire.BytesType {
+			disk, _ := protowire.ConsumeBytes(b)
+			if path := localPath(disk); path != "" {
+				paths = append(paths, path)
+			}
+		}
+		b = b[n:]
+	}
+	return paths
+}
+
+// localPath finds in an encoded VMDisk where it is; empty: on storage that is
+// not its node's own, or nowhere.
+func localPath(b []byte) string {
+	const typeField, sourceField, sharedField = 2, 3, 11
+	var of, path []byte
+	shared := false
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return ""
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
+			return ""
+		}
+		switch {
+		case number == typeField && kind == protowire.BytesType:
+			of, _ = protowire.ConsumeBytes(b)
+		case number == sourceField && kind == protowire.BytesType:
+			path, _ = protowire.ConsumeBytes(b)
+		case number == sharedField && kind == protowire.VarintType:
+			value, _ := protowire.ConsumeVarint(b)
+			shared = value != 0
+		}
+		b = b[n:]
+	}
+	if shared || string(of) == "network" {
+		return ""
+	}
+	return string(path)
 }
 
 // whyNotCopyable tells what keeps a local disk from being copied; empty:
@@ -121,9 +175,11 @@ func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTran
 		Target: d.GetTarget(), Type: d.GetType(), Path: d.GetSource(), Format: d.GetFormat(),
 		CapacityBytes: d.GetCapacityBytes(), ReadOnly: d.GetReadOnly(), Action: agentv1.DiskAction_DISK_ACTION_SHARED,
 	}
+	if !d.copied || d.GetType() == "block" {
+		t.Inode = d.GetInode()
+	}
 	switch {
 	case !d.copied:
-		t.Inode = d.GetInode()
 	case method == debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY && !d.GetReadOnly():
 		t.Action = agentv1.DiskAction_DISK_ACTION_COPY_LIVE
 	default:

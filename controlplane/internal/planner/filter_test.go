@@ -1,8 +1,12 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
 // Each filter has a case that it refuses, and one beside it, as close as can
@@ -217,5 +221,30 @@ func TestScoreIsTheSumOfItsParts(t *testing.T) {
 	}
 	if values["cpu"] != 0.75 || values["memory"] != 5.75/16 || values["affinity"] != 1 || values["disk"] < 0.47 || values["disk"] > 0.48 {
 		t.Errorf("%v", values)
+	}
+}
+
+// The places of disks are found without decoding: what is found must be what
+// decoding would find.
+func TestPlacesOfLocalDisksAreFoundInEncodedDomains(t *testing.T) {
+	domain := &agentv1.Domain{Uuid: "u", Name: "/srv/name", Vcpus: 2, Disks: []*debvisorv1.VMDisk{
+		{Target: "vda", Type: "file", Source: "/srv/a.qcow2", Format: "qcow2", CapacityBytes: 1 << 40},
+		{Target: "vdb", Type: "block", Source: "/dev/vg/b", StorageId: "local:m:1", ReadOnly: true, Inode: 9},
+		{Target: "vdc", Type: "file", Source: "/shared/c.raw", Shared: true},
+		{Target: "vdd", Type: "network", Source: "pool/d"},
+		{Target: "sda", Type: "file"},
+	}}
+	var want []string
+	for _, d := range domain.GetDisks() {
+		if d.GetSource() != "" && !d.GetShared() && d.GetType() != "network" {
+			want = append(want, d.GetSource())
+		}
+	}
+	encoded := encode(t, domain)
+	if got := localPaths(encoded); len(want) != 2 || !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
+	}
+	for n := range encoded {
+		localPaths(encoded[:n]) // whatever it finds, it ends
 	}
 }

@@ -22,6 +22,9 @@ type World struct {
 	list   []*guest
 	guests map[string]*guest
 	byName map[string][]*guest
+	// byPath are the VMs with a disk there that is their node's own; nil: nobody
+	// has asked yet.
+	byPath map[string][]*guest
 	// apart and together are the VMs of each group.
 	apart    map[group][]member
 	together map[group][]*guest
