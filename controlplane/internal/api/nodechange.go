@@ -87,7 +87,7 @@ func (s *nodeService) ConfirmNodeOff(ctx context.Context, req *debvisorv1.NodeOf
 		}
 		node := proto.CloneOf(entry.Value)
 		node.OffConfirmedAt, node.OffConfirmedBy = timestamppb.New(time.Now()), authn.From(ctx).Name
-		node.OffReason, node.OffBootId = req.GetReason(), status.GetBootId()
+		node.OffReason, node.OffBootId, node.OffLastSeen = req.GetReason(), status.GetBootId(), status.GetLastSeen()
 		return node, nil
 	}, "node "+id+" counts as powered off until it is heard again")
 }

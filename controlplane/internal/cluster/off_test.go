@@ -13,7 +13,7 @@ import (
 func TestAWordThatANodeIsOffCountsUntilItIsHeard(t *testing.T) {
 	noon := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	said := func() *storev1.Node {
-		return &storev1.Node{Id: "a", OffConfirmedAt: timestamppb.New(noon), OffBootId: "boot-1"}
+		return &storev1.Node{Id: "a", OffConfirmedAt: timestamppb.New(noon), OffBootId: "boot-1", OffLastSeen: timestamppb.New(noon.Add(-time.Minute))}
 	}
 	silent := func() *storev1.NodeStatus {
 		return &storev1.NodeStatus{
@@ -30,7 +30,9 @@ func TestAWordThatANodeIsOffCountsUntilItIsHeard(t *testing.T) {
 		"it is heard":           {status: func(s *storev1.NodeStatus) { s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_ONLINE }},
 		"it is only late":       {status: func(s *storev1.NodeStatus) { s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_SUSPECT }},
 		"it was heard since":    {status: func(s *storev1.NodeStatus) { s.LastSeen = timestamppb.New(noon.Add(time.Second)) }},
-		"it has booted since":   {status: func(s *storev1.NodeStatus) { s.BootId = "boot-2" }},
+		// The clock of the replica that took the word down may be ahead.
+		"it was heard since, by a clock that is late": {status: func(s *storev1.NodeStatus) { s.LastSeen = timestamppb.New(noon.Add(-time.Second)) }},
+		"it has booted since":                         {status: func(s *storev1.NodeStatus) { s.BootId = "boot-2" }},
 	} {
 		node, status := said(), silent()
 		if c.node != nil {

@@ -93,6 +93,7 @@ func world(t *testing.T, d *cluster.Draft, down, holds, off string) {
 		node := &storev1.Node{Id: id}
 		if id == off {
 			node.OffConfirmedAt, node.OffConfirmedBy, node.OffReason = timestamppb.New(noon.Add(time.Minute)), "ann", "I pulled the plug"
+			node.OffLastSeen = timestamppb.New(noon)
 		}
 		d.Nodes.Put(id, node, 3)
 		status := &storev1.NodeStatus{

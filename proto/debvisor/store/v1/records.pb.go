@@ -383,8 +383,10 @@ type Node struct {
 	OffConfirmedBy string                 `protobuf:"bytes,14,opt,name=off_confirmed_by,json=offConfirmedBy,proto3" json:"off_confirmed_by,omitempty"`
 	OffReason      string                 `protobuf:"bytes,15,opt,name=off_reason,json=offReason,proto3" json:"off_reason,omitempty"`
 	OffBootId      string                 `protobuf:"bytes,16,opt,name=off_boot_id,json=offBootId,proto3" json:"off_boot_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// When it had last been heard when that was said (NodeStatus.last_seen).
+	OffLastSeen   *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=off_last_seen,json=offLastSeen,proto3" json:"off_last_seen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -527,6 +529,13 @@ func (x *Node) GetOffBootId() string {
 		return x.OffBootId
 	}
 	return ""
+}
+
+func (x *Node) GetOffLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OffLastSeen
+	}
+	return nil
 }
 
 // NodeStatus is nodestatus/<id>: what the leader last knew. Written on a
@@ -2417,7 +2426,7 @@ var File_debvisor_store_v1_records_proto protoreflect.FileDescriptor
 
 const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x04\n" +
+	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x0e\n" +
@@ -2437,7 +2446,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x10off_confirmed_by\x18\x0e \x01(\tR\x0eoffConfirmedBy\x12\x1d\n" +
 	"\n" +
 	"off_reason\x18\x0f \x01(\tR\toffReason\x12\x1e\n" +
-	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\"\x95\x04\n" +
+	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\x12>\n" +
+	"\roff_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\voffLastSeen\"\x95\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
@@ -2728,40 +2738,41 @@ var file_debvisor_store_v1_records_proto_depIdxs = []int32{
 	24, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
 	24, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
 	24, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
-	0,  // 3: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	24, // 4: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 5: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	24, // 6: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	24, // 7: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
-	1,  // 8: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	24, // 9: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	24, // 10: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
-	12, // 11: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
-	2,  // 12: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	24, // 13: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	24, // 14: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	24, // 15: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	23, // 16: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	17, // 17: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	14, // 18: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
-	16, // 19: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
-	15, // 20: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	24, // 21: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
-	3,  // 22: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	24, // 23: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	4,  // 24: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	9,  // 25: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	24, // 26: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	24, // 27: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 28: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	24, // 29: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	24, // 30: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 31: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	24, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
+	0,  // 4: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
+	24, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
+	24, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	24, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	1,  // 9: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
+	24, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	24, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	2,  // 13: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
+	24, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	24, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	24, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	17, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	14, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	16, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	15, // 21: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	24, // 22: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 23: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	24, // 24: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 25: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	9,  // 26: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	24, // 27: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	24, // 28: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 29: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	24, // 30: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	24, // 31: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 32: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
