@@ -78,7 +78,7 @@ func table() []layer {
 		{[]string{ag + "storage"}, "what disks lie on; knows no libvirt", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
-		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"worker")},
+		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
+	"github.com/debvisor/debvisor/agent/internal/storage"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -23,6 +24,7 @@ const (
 	codeDiskDirectory = "DISK_DIRECTORY_MISSING"
 	codeDiskSpace     = "DISK_SPACE"
 	codeDiskMissing   = "DISK_MISSING"
+	codeDiskShared    = "DISK_SHARED"
 	codeDiskOther     = "DISK_NOT_SHARED"
 	codeDiskSmall     = "DISK_TOO_SMALL"
 	codeDiskInUse     = "DISK_IN_USE"
@@ -156,8 +158,25 @@ func checkShared(d *agentv1.DiskTransfer) error {
 		return diskError(codeDiskOther, d, "%s is another file on the target (inode %d, on the source %d)", d.GetPath(), st.Ino, d.GetInode())
 	case d.GetType() == typeBlock && st.Mode&unix.S_IFMT != unix.S_IFBLK:
 		return diskError(codeDiskOther, d, "%s is no block device on the target", d.GetPath())
+	case d.GetType() == typeBlock:
+		return checkIdentity(d, storage.DeviceID(d.GetPath()))
 	}
 	return nil
+}
+
+// checkIdentity compares a block device's identity here with the source's (0: it
+// has none, and nobody can tell).
+func checkIdentity(d *agentv1.DiskTransfer, here uint64) error {
+	switch known, same := here != 0 && d.GetInode() != 0, here == d.GetInode(); {
+	case known && !same && d.GetAction() == shared:
+		return diskError(codeDiskOther, d, "%s is another device on the target than on the source", d.GetPath())
+	case known && same && d.GetAction() == copyLive:
+		// The guest's writes and their copies would overwrite each other.
+		return diskError(codeDiskShared, d, "%s is the same device on both nodes, and is not copied onto itself: declare it shared (debvisor-agent run --shared-dir %s)",
+			d.GetPath(), filepath.Dir(d.GetPath()))
+	default:
+		return nil
+	}
 }
 
 // checkBlock makes sure that a block device takes the disk, and that nobody on
@@ -179,6 +198,9 @@ func checkBlock(d *agentv1.DiskTransfer) error {
 	}
 	if st.Mode()&fs.ModeDevice == 0 || st.Mode()&fs.ModeCharDevice != 0 {
 		return diskError(codeDiskMissing, d, "%s is no block device on the target", d.GetPath())
+	}
+	if err := checkIdentity(d, storage.DeviceID(d.GetPath())); err != nil {
+		return err
 	}
 	size, err := f.Seek(0, 2)
 	if err != nil {

@@ -130,3 +130,26 @@ func TestADefinitionIsNoted(t *testing.T) {
 		t.Errorf("outcome %v, told %v, in the journal %v", out, r.cell.get(), j.marks)
 	}
 }
+
+// TestADeviceIsNotCopiedOntoItself, nor another one taken for the VM's.
+func TestADeviceIsNotCopiedOntoItself(t *testing.T) {
+	for name, c := range map[string]struct {
+		action      agentv1.DiskAction
+		here, there uint64
+		want        string
+	}{
+		"copied onto itself":      {copyLive, 7, 7, codeDiskShared},
+		"copied":                  {copyLive, 7, 8, ""},
+		"copied, nobody can tell": {copyLive, 0, 0, ""},
+		"compared with itself":    {copyOffline, 7, 7, ""}, // which writes nothing
+		"shared":                  {shared, 7, 7, ""},
+		"shared, another":         {shared, 7, 8, codeDiskOther},
+		"shared, unknown here":    {shared, 0, 8, ""},
+		"shared, unknown there":   {shared, 7, 0, ""},
+	} {
+		d := &agentv1.DiskTransfer{Target: "vda", Type: typeBlock, Path: "/dev/x/vda", Action: c.action, Inode: c.there}
+		if got := codeOf(checkIdentity(d, c.here)); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}

@@ -39,6 +39,7 @@ func examine(name, format string) (file, error) {
 	case unix.S_IFREG:
 		f.capacity, f.allocated = uint64(st.Size), uint64(st.Blocks)*512
 	case unix.S_IFBLK:
+		f.inode = deviceID("/sys/dev/block", st.Rdev) // that of its name is each host's own
 		f.capacity = deviceSize(st.Rdev)
 		f.allocated = f.capacity
 	default:

@@ -828,7 +828,8 @@ type VMDisk struct {
 	BackingFile string `protobuf:"bytes,12,opt,name=backing_file,json=backingFile,proto3" json:"backing_file,omitempty"`
 	// Several VMs may use it at once.
 	Shareable bool `protobuf:"varint,13,opt,name=shareable,proto3" json:"shareable,omitempty"`
-	// The file's inode number; 0: unknown.
+	// The file's inode number; of a block device a number that is made of the
+	// identity that it has on every host (its WWID). 0: unknown.
 	Inode         uint64 `protobuf:"varint,14,opt,name=inode,proto3" json:"inode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

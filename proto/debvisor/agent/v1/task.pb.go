@@ -613,7 +613,8 @@ type DiskTransfer struct {
 	CapacityBytes uint64     `protobuf:"varint,5,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	ReadOnly      bool       `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Action        DiskAction `protobuf:"varint,7,opt,name=action,proto3,enum=debvisor.agent.v1.DiskAction" json:"action,omitempty"`
-	// SHARED files: the inode number that the source sees; 0: unknown.
+	// SHARED files: the inode number that the source sees. Block devices, whatever
+	// is done: their identity, as VMDisk has it. 0: unknown.
 	Inode uint64 `protobuf:"varint,8,opt,name=inode,proto3" json:"inode,omitempty"`
 	// Remove the source's file once the VM runs (or is defined) on the target
 	// and is gone here.
