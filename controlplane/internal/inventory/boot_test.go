@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,15 +32,15 @@ type leader struct {
 	client *clientv3.Client
 	view   *store.View
 	store  *store.Store
-	// commit is called before each transaction; its error fails it.
-	commit func(store.Change) error
+	// commit is called before each transaction, if it is set; its error fails it.
+	commit atomic.Pointer[func(store.Change) error]
 	stop   func()
 }
 
 // Commit is the store's.
 func (l *leader) Commit(ctx context.Context, c store.Change) (int64, error) {
-	if l.commit != nil {
-		if err := l.commit(c); err != nil {
+	if before := l.commit.Load(); before != nil {
+		if err := (*before)(c); err != nil {
 			return 0, err
 		}
 	}
@@ -254,7 +255,7 @@ func TestLeadersDieDuringABoot(t *testing.T) {
 		l.booted("a", "boot-1")
 		// What a transaction did before its leader died is not known to it.
 		starts, dead := 0, make(chan struct{})
-		l.commit = func(c store.Change) error {
+		before := func(c store.Change) error {
 			if starts == dies {
 				return errors.New("this leader is dead")
 			}
@@ -267,13 +268,14 @@ func TestLeadersDieDuringABoot(t *testing.T) {
 			}
 			return nil
 		}
+		l.commit.Store(&before)
 		l.Greet("a", "boot-2")
 		l.Report("a", &agentv1.Inventory{Complete: true, Domains: domains})
 		if dies < 3 {
 			<-dead
 		}
 		l.stop()
-		l.commit = nil
+		l.commit.Store(nil)
 		ops := len(orders(l.view.Current(), "vm.start"))
 		l.lead()
 		l.session("a", "boot-2", domains...)
