@@ -267,14 +267,40 @@ func (m *migration) begin() *step {
 		m.op.StartedAt = timestamppb.New(m.now)
 		m.m.WasRunning = domain.GetState() == debvisorv1.VMState_VM_STATE_RUNNING
 		m.m.Estimate = encoded(plan.Estimate)
+	} else if s := m.stopped(&domain); s != nil {
+		return s
 	}
 	return m.attempt(plan, vm)
+}
+
+// settledAfter is how long a node has to report how an attempt left the VM.
+const settledAfter = 5 * time.Second
+
+// stopped is the end of a migration whose guest ran when it was ordered, and
+// does not when an attempt has broken off, without our having shut it down; nil:
+// it is not so. There is nothing left to be moved live, and nobody asked for the
+// move of a VM that is off.
+func (m *migration) stopped(domain *agentv1.Domain) *step {
+	switch domain.GetState() {
+	case debvisorv1.VMState_VM_STATE_SHUTOFF, debvisorv1.VMState_VM_STATE_CRASHED:
+	default:
+		return nil
+	}
+	if !m.m.GetWasRunning() || m.offline() {
+		return nil
+	}
+	if m.now.Sub(m.brokeOff()) < settledAfter {
+		return m.note("waiting to go on: " + m.m.GetSource() + " reports how the move left the VM")
+	}
+	return m.fail("GUEST_STOPPED", fmt.Sprintf(
+		"%s has stopped on %s while it was moved: its QEMU ended or its host was restarted; it is shut off there and can be started (attempt %d: %s)",
+		m.m.GetVmName(), m.m.GetSource(), m.m.GetAttempt(), m.why()))
 }
 
 // plan judges the move as things are now.
 func (m *migration) plan() planner.Result {
 	r := planner.Request{
-		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), Operation: m.op.GetId(),
+		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), TargetOnly: true, Operation: m.op.GetId(),
 		AllowDowntime: m.m.GetAllowDowntime(), Options: m.options(), Facts: m.facts,
 	}
 	if m.world == nil {

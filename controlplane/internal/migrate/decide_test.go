@@ -33,6 +33,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //	down NODE              its agent is not heard
 //	off NODE               nor will it be: an operator says that it is powered off
 //	holds NODE             the node reports the VM's UUID
+//	stopped                the VM is shut off on a
 //
 // STATE is assigned, accepted, running, succeeded, failed or cancelled.
 func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation]) {
@@ -43,7 +44,7 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 	}
 	m := op.GetMigrate()
 	d := cluster.Empty().Draft()
-	down, holds, off := "", "", ""
+	down, holds, off, state := "", "", "", debvisorv1.VMState_VM_STATE_RUNNING
 	var tasks []*storev1.Task
 	for fact := range strings.SplitSeq(facts, ",") {
 		w := strings.Fields(fact)
@@ -71,6 +72,8 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 			down, off = w[1], w[1]
 		case "holds":
 			holds = w[1]
+		case "stopped":
+			state = debvisorv1.VMState_VM_STATE_SHUTOFF
 		default:
 			t.Fatalf("what is %q?", fact)
 		}
@@ -79,7 +82,7 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 		k.Id = opID + "/" + string(rune('0'+m.GetAttempt())) + "/" + k.GetId()
 		d.Tasks.Put(k.GetId(), k, 7)
 	}
-	world(t, d, down, holds, off)
+	world(t, d, down, holds, off, state)
 	d.Operations.Put(opID, op, 5)
 	d.InUse.Put("vm/"+vmID, opID, 5)
 	s := d.Snapshot(9)
@@ -87,7 +90,7 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 }
 
 // world is two nodes, a with the VM and b with room.
-func world(t *testing.T, d *cluster.Draft, down, holds, off string) {
+func world(t *testing.T, d *cluster.Draft, down, holds, off string, state debvisorv1.VMState) {
 	t.Helper()
 	for _, id := range []string{"a", "b"} {
 		node := &storev1.Node{Id: id}
@@ -109,7 +112,7 @@ func world(t *testing.T, d *cluster.Draft, down, holds, off string) {
 		d.Statuses.Put(id, status, 3)
 	}
 	d.VMs.Put(vmID, &storev1.VM{Uuid: vmID, Name: "web", Node: "a", Generation: 4, Domain: encode(t, &agentv1.Domain{
-		Uuid: vmID, Name: "web", State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: 1 << 30, Persistent: true,
+		Uuid: vmID, Name: "web", State: state, MemoryBytes: 1 << 30, Persistent: true,
 	})}, 4)
 }
 
@@ -234,6 +237,9 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, switched, off b, receive failed off, send succeeded gone", "fail: failed: web had just moved to b when that lost its power"},
 		{"running 1, switched, off a, receive succeeded, send running copying", "node-off migrate-send"},
 		{"running 1, switched, off a, receive succeeded, send failed off", "succeed"},
+		// A guest that has stopped is not moved as one that was shut off.
+		{"running 1, stopped, age 1m, receive failed, send failed interrupted", "fail: GUEST_STOPPED"},
+		{"running 1, stopped, age 1s, receive failed, send failed interrupted", "progress: waiting"},
 		{"pending, off b", "progress: waiting"}, // others may come: no target was asked for
 		{"pending, off a", "fail: PLAN_REFUSED"},
 	} {
