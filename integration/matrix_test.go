@@ -163,7 +163,7 @@ func (c *cluster) pause(d time.Duration) {
 var causes = map[string]struct{ code, message *regexp.Regexp }{
 	sourceLibvirtd: {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`libvirt`)},
 	targetLibvirtd: {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`libvirt`)},
-	sourceQEMU:     {regexp.MustCompile(`^(MIGRATION_FAILED|PLAN_REFUSED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu`)},
+	sourceQEMU:     {regexp.MustCompile(`^(MIGRATION_FAILED|PLAN_REFUSED|GUEST_STOPPED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu`)},
 	targetQEMU:     {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu`)},
 }
 

@@ -65,7 +65,7 @@ type wanted struct {
 // paused for people to decide.
 func (o outage) want() wanted {
 	failed := func(onTarget bool, state lab.DomainState) wanted {
-		code := regexp.MustCompile(`^MIGRATION_FAILED$`)
+		code := regexp.MustCompile(`^(MIGRATION_FAILED|GUEST_STOPPED)$`)
 		if o.end == confirmed {
 			code = regexp.MustCompile(`^NODE_OFF$`)
 		}
