@@ -150,7 +150,7 @@ func (d *drain) wave() uint32 {
 // plan judges one move as it stands.
 func (d *drain) plan(m *storev1.Move) planner.Result {
 	result := d.world().Plan(planner.Request{
-		VM: m.GetVmUuid(), Source: m.GetSource(), Target: m.GetTarget(), AllowDowntime: d.e.GetAllowDowntime(),
+		VM: m.GetVmUuid(), Source: m.GetSource(), Target: m.GetTarget(), TargetOnly: true, AllowDowntime: d.e.GetAllowDowntime(),
 	})
 	d.planned = true
 	d.questions = append(d.questions, result.Questions...)

@@ -75,6 +75,13 @@ func TestPlan(t *testing.T) {
 			if !result.Allowed && result.Refusal() == "" {
 				t.Error("refused without a word")
 			}
+			only := ask(t, c.facts, c.ask+" only")
+			if only.Allowed != result.Allowed || only.Target != result.Target || only.Refusal() != result.Refusal() {
+				t.Errorf("its target alone: %t %s %q, want %t %s %q", only.Allowed, only.Target, only.Refusal(), result.Allowed, result.Target, result.Refusal())
+			}
+			if strings.Contains(c.ask, ">") && len(only.Nodes) > 1 {
+				t.Errorf("its target alone: %d verdicts", len(only.Nodes))
+			}
 		})
 	}
 }

@@ -323,7 +323,7 @@ func addOp(t testing.TB, d *cluster.Draft, id, vm, target string, marks []string
 }
 
 // ask plans what a line asks for: VM [>target] [<source] [by=operation]
-// [tenant=T] [down] [cpus] [pause].
+// [tenant=T] [down] [cpus] [only] [pause].
 func ask(t testing.TB, facts, line string) Result {
 	t.Helper()
 	s, known := read(t, facts)
@@ -339,6 +339,8 @@ func ask(t testing.TB, facts, line string) Result {
 			r.AllowDowntime = true
 		case w == "cpus":
 			r.Facts = known
+		case w == "only":
+			r.TargetOnly = true
 		case w == "pause":
 			r.Options = &debvisorv1.MigrateOptions{OnDeadline: debvisorv1.DeadlineAction_DEADLINE_ACTION_PAUSE}
 		case strings.HasPrefix(w, "by="):

@@ -102,7 +102,7 @@ func (c *checker) check(s *cluster.Snapshot, g *storev1.PlanGround, m *debvisorv
 		no(DefinitionChanged, "its definition has changed")
 	}
 	r := c.request
-	r.VM, r.Source, r.Target = g.GetVmUuid(), g.GetSource(), g.GetTarget()
+	r.VM, r.Source, r.Target, r.TargetOnly = g.GetVmUuid(), g.GetSource(), g.GetTarget(), true
 	result := c.world.Plan(r)
 	if result.Allowed {
 		if result.Method != m.GetMethod() {
