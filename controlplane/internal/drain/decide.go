@@ -164,6 +164,10 @@ func (d *drain) advance() {
 	d.settle()
 	if d.op.GetKind() == Evacuate && !d.given() {
 		d.takeIn()
+		if m := d.stranded(); m != nil {
+			d.end(m, "ending the move of "+name(m)+", which has not begun: "+m.GetTarget()+" is not heard")
+			return
+		}
 	}
 	if code, _ := d.stopped(); code == "" {
 		d.count()
@@ -212,14 +216,8 @@ func (d *drain) cancel() {
 		if m.GetState() != moving || !ok || child.Value.GetCancelRequested() || child.Value.GetMigrate().GetSwitchedOver() {
 			continue
 		}
-		op := proto.CloneOf(child.Value)
-		op.CancelRequested = true
-		key := store.OperationKey(op.GetId())
-		d.extra.Require = append(d.extra.Require, store.Unchanged(key, child.ModRevision))
-		d.extra.Puts = append(d.extra.Puts, store.PutProto(key, op))
-		d.stopping = op
 		d.op.Step = "cancelling: " + d.tally()
-		d.write(stepCancel, "ending the move of "+name(m))
+		d.end(m, "ending the move of "+name(m))
 		return
 	}
 	if d.any(moving) {
@@ -227,6 +225,18 @@ func (d *drain) cancel() {
 		return
 	}
 	d.cancelled()
+}
+
+// end asks for the end of a move's operation.
+func (d *drain) end(m *storev1.Move, log string) {
+	child := d.snapshot.Operations[m.GetOperation()]
+	op := proto.CloneOf(child.Value)
+	op.CancelRequested = true
+	key := store.OperationKey(op.GetId())
+	d.extra.Require = append(d.extra.Require, store.Unchanged(key, child.ModRevision))
+	d.extra.Puts = append(d.extra.Puts, store.PutProto(key, op))
+	d.stopping = op
+	d.write(stepCancel, log)
 }
 
 // note writes how far the operation is, where that is worth a transaction.

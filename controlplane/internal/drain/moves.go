@@ -67,6 +67,8 @@ func (d *drain) settleOne(m *storev1.Move, child *storev1.Operation) {
 	case d.snapshot.VMs[m.GetVmUuid()].Value.GetNode() == m.GetTarget():
 		// It failed after the VM had left, and says in what way.
 		m.State = moved
+	case d.unbegun(child) && !d.heard(m.GetTarget()) && m.GetTries() < maxTries:
+		m.State, m.Message = waiting, m.GetTarget()+" was not heard any more before it began"
 	case child.GetState() == task.OpCancelled, lasting(child.GetErrorCode()):
 		m.State = failed
 	case m.GetTries() >= maxTries:
@@ -74,6 +76,32 @@ func (d *drain) settleOne(m *storev1.Move, child *storev1.Operation) {
 	default:
 		m.State, m.Message = waiting, fmt.Sprintf("try %d of %d failed: %s", m.GetTries(), maxTries, m.GetMessage())
 	}
+}
+
+// stranded is a move that waits to begin for a node that is not heard, and has
+// for long enough: others may take the VM. One that has begun is left alone,
+// since what came of it only that node can say.
+func (d *drain) stranded() *storev1.Move {
+	for _, m := range d.e.GetMoves() {
+		child := d.snapshot.Operations[m.GetOperation()].Value
+		if m.GetState() == moving && child.GetState() == task.OpPending && !child.GetCancelRequested() && !d.heard(m.GetTarget()) &&
+			m.GetTries() < maxTries && d.now.Sub(child.GetCreatedAt().AsTime()) >= grace {
+			return m
+		}
+	}
+	return nil
+}
+
+// unbegun tells whether a move was given up before it began, and not as the
+// whole was.
+func (d *drain) unbegun(child *storev1.Operation) bool {
+	return child.GetState() == task.OpCancelled && child.GetMigrate().GetAttempt() == 0 && !d.op.GetCancelRequested() &&
+		d.op.GetKind() == Evacuate && !d.given()
+}
+
+// heard tells whether a node's agent is.
+func (d *drain) heard(node string) bool {
+	return d.snapshot.Statuses[node].Value.GetLiveness() == storev1.NodeLiveness_NODE_LIVENESS_ONLINE
 }
 
 // lasting tells whether a failed move says that something has to be done before

@@ -40,6 +40,13 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{two + "vm web b, cordoned a, evacuate running, move web a b moving, child web failed NODE_OFF", "end SUCCEEDED safe", "web moved b"},
 		{two + "vm web b, cordoned a, evacuate running, move web a b moving", "end SUCCEEDED safe", "web moved b"},
 
+		// Its target is not heard any more, and it has not begun: others may take the VM.
+		{"nodes a b c, vm web a, cordoned a, down b, evacuate running, move web a b moving, child web pending", "cancel-move web", ""},
+		{"nodes a b c, vm web a, cordoned a, down b, evacuate running, move web a b moving, child web running", "note", "web moving b"},
+		{"nodes a b c, vm web a, cordoned a, evacuate running, move web a b moving, child web pending", "note", "web moving b"},
+		{"nodes a b c, vm web a, cordoned a, down b, evacuate running, move web a b moving, child web cancelled CANCELLED 9s", "move web>c", "web moving c"},
+		{"nodes a b c, vm web a, cordoned a, down b, evacuate running, move web a b moving try 3, child web pending", "note", "web moving b"},
+
 		// VMs come and go.
 		{two + "vm web b, vm new a, cordoned a, evacuate running, move web a b moved try 1", "move new>b", "web moved b, new moving b"},
 		{two + "vm web a, cordoned a, evacuate running, move web a b moved try 1", "move web>b", "web moving b"},
