@@ -12,13 +12,13 @@ import (
 // A record takes 1 MiB at most, and many plans are kept at a time.
 const (
 	// nodesBytes bounds the verdicts on nodes of one plan.
-	nodesBytes = 256 << 10
+	nodesBytes = 48 << 10
 	// mostMoves and mostBlocked bound the lists of a plan of many moves: as
 	// much as the operation that carries it out can hold, too.
 	mostMoves   = 1000
 	mostBlocked = 1000
 	// blockedBytes bounds the VMs that cannot move.
-	blockedBytes = 256 << 10
+	blockedBytes = 64 << 10
 	// textBytes bounds each text.
 	textBytes = 1 << 10
 )

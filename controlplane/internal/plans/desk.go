@@ -51,6 +51,9 @@ func (d *Desk) Ask(ctx context.Context, r Request) (*storev1.Plan, error) {
 		return nil, ended(ctx, err)
 	}
 	now := time.Now()
+	if err := d.room(r.Principal, now); err != nil {
+		return nil, err
+	}
 	p := &storev1.Plan{
 		Id: "plan-" + strings.ToLower(ulid.Make().String()), State: storev1.PlanState_PLAN_STATE_REQUESTED,
 		Kind: r.Kind, Principal: r.Principal, Tenant: r.Tenant, Request: encoded,
@@ -68,6 +71,25 @@ func (d *Desk) Ask(ctx context.Context, r Request) (*storev1.Plan, error) {
 		return nil, ended(ctx, err)
 	}
 	return p, nil
+}
+
+// mostOfOne bounds the plans of one principal that are kept at a time: etcd
+// remembers what was deleted, too, for an hour.
+const mostOfOne = 500
+
+// room refuses a plan to a principal that has as many as it may.
+func (d *Desk) room(principal string, now time.Time) error {
+	kept := 0
+	for _, entry := range d.view.Current().Plans {
+		if entry.Value.GetPrincipal() == principal && !Expired(entry.Value, now) {
+			kept++
+		}
+	}
+	if kept < mostOfOne {
+		return nil
+	}
+	return errdefs.New(errdefs.ResourceExhausted, "TOO_MANY_PLANS",
+		"%s has %d plans that have not expired; each is kept for %v", principal, kept, KeepFor).WithRetry(time.Minute)
 }
 
 // await waits until a plan that was written at a revision is computed.
