@@ -128,6 +128,19 @@ func (m *mover) moves(method debvisorv1.MoveMethod) *debvisorv1.Operation {
 	return op
 }
 
+// TestAnOverlayMovesLive moves a guest whose shared disk is an overlay of another file, and back.
+func TestAnOverlayMovesLive(t *testing.T) {
+	c := plain.use(t)
+	g := c.guestLike(lab.GuestSpec{Name: "overlay", Disks: []lab.DiskSpec{{}, {Format: "qcow2", Over: true}}})
+	for range 2 {
+		before := g.contents(g.from)
+		g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
+		g.settled(g.to)
+		g.holds(g.to, before, false)
+		g = c.guest(g.Name)
+	}
+}
+
 // TestEveryDiskMovesLive moves a guest with disks of every kind, and back.
 func TestEveryDiskMovesLive(t *testing.T) {
 	c := plain.use(t)

@@ -37,6 +37,8 @@ type DiskSpec struct {
 	MiB    int      // (16: a ring of 32768 records)
 	// Media makes it a CD-ROM that the guest never reads, with random contents, instead of a disk that it writes its counter to.
 	Media bool
+	// Over makes a qcow2 file an overlay of another, empty one beside it, and the definition says so.
+	Over bool
 }
 
 // A Disk is a disk of a guest.
@@ -110,7 +112,15 @@ func (d Disk) make(ctx context.Context, n *Node) error {
 	if d.Format == "raw" {
 		return d.file(d.On(n))
 	}
-	_, err := n.Run(ctx, "qemu-img", "create", "-q", "-f", d.Format, d.Path, fmt.Sprintf("%dM", d.MiB))
+	create := []string{"qemu-img", "create", "-q", "-f", d.Format}
+	if d.Over {
+		base := d.Path + ".base"
+		if _, err := n.Run(ctx, "qemu-img", "create", "-q", "-f", d.Format, base, fmt.Sprintf("%dM", d.MiB)); err != nil {
+			return err
+		}
+		create = append(create, "-b", filepath.Base(base), "-F", d.Format)
+	}
+	_, err := n.Run(ctx, append(create, d.Path, fmt.Sprintf("%dM", d.MiB))...)
 	return err
 }
 
@@ -140,6 +150,10 @@ func (d Disk) xml() string {
 	}
 	if d.Media {
 		device, bus, access = "cdrom", "sata", "\n      <readonly/>"
+	}
+	if d.Over {
+		access += fmt.Sprintf(`
+      <backingStore type='file'><format type='%s'/><source file='%s'/><backingStore/></backingStore>`, d.Format, d.Path+".base")
 	}
 	return fmt.Sprintf(`    <disk type='%s' device='%s'>
       <driver name='qemu' type='%s' cache='none'/>

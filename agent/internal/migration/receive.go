@@ -188,13 +188,17 @@ func (r *receiver) tryOpen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	places, err := r.places(ctx)
+	if err != nil {
+		return err
+	}
 	cfg := r.m.cfg
 	r.tunnel, err = cfg.Tunnels.Open(ctx, tunnel.Config{
 		Role: tunnel.Target, TaskID: r.taskID, RightID: r.right.GetId(), ExpiresAt: time.Unix(r.right.GetExpiresAt(), 0),
 		VMUUID: r.right.GetVmUuid(), VMName: r.right.GetVmName(), Cluster: cfg.Cluster, Peer: r.right.GetSourceNode(),
 		Certificates: cfg.Files, Host: cfg.TunnelHost, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
 		LibvirtSocket: cfg.LibvirtSocket, QEMUUser: uid, QEMUGroup: gid,
-		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), DiskPaths: r.disks.paths(),
+		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), DiskPaths: places,
 	})
 	if err != nil {
 		r.tunnel = cfg.Tunnels.Find(r.right.GetId())

@@ -8,6 +8,7 @@ import (
 
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
+	"github.com/debvisor/debvisor/agent/internal/storage"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -49,6 +50,27 @@ func (r *receiver) makeDisks(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// places are all that the definition's disks may be: the right's, and what those
+// on shared storage are overlays of, by what their images say here.
+func (r *receiver) places(ctx context.Context) ([]string, error) {
+	places := r.disks.paths()
+	for _, d := range r.disks.only(shared) {
+		if d.GetFormat() != formatQCOW2 || d.GetPath() == "" {
+			continue
+		}
+		under := make(chan []string, 1)
+		err := answers(ctx, d, func() error {
+			under <- storage.Chain(d.GetPath())
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		places = append(places, <-under...)
+	}
+	return places, nil
 }
 
 // checkDisk tells why a disk cannot be had here.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -150,6 +151,24 @@ func TestADeviceIsNotCopiedOntoItself(t *testing.T) {
 		d := &agentv1.DiskTransfer{Target: "vda", Type: typeBlock, Path: "/dev/x/vda", Action: c.action, Inode: c.there}
 		if got := codeOf(checkIdentity(d, c.here)); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// TestPlacesOfOverlays: what a shared image is over belongs to the right, and what a
+// copied one says of itself does not.
+func TestPlacesOfOverlays(t *testing.T) {
+	dir := t.TempDir()
+	base, top := filepath.Join(dir, "base"), filepath.Join(dir, "top")
+	for _, args := range [][]string{{base, "1M"}, {"-b", base, "-F", "qcow2", top, "1M"}} {
+		if out, err := exec.Command("qemu-img", append([]string{"create", "-q", "-f", "qcow2"}, args...)...).CombinedOutput(); err != nil {
+			t.Skipf("qemu-img: %v: %s", err, out)
+		}
+	}
+	for action, want := range map[agentv1.DiskAction][]string{shared: {top, base}, copyLive: {top}} {
+		r := &receiver{half: &half{disks: diskset{{Target: "vda", Type: typeFile, Path: top, Format: formatQCOW2, Action: action}}}}
+		if got, err := r.places(t.Context()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", action, got, err)
 		}
 	}
 }
