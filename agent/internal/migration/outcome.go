@@ -16,6 +16,7 @@ const (
 	codeNotRunning  = "VM_NOT_RUNNING"
 	codeExists      = "VM_EXISTS_ON_TARGET"
 	codeTunnel      = "TUNNEL_FAILED"
+	codeRefused     = "TUNNEL_REFUSED"
 	codeInterrupted = "INTERRUPTED"
 	codeNotArrived  = "NOT_ARRIVED"
 	codeResume      = "RESUME_FAILED"

@@ -471,6 +471,12 @@ func (r *receiver) succeed(ctx context.Context) *agentv1.TaskOutcome {
 }
 
 func (r *receiver) notArrived() *agentv1.TaskOutcome {
+	// To the source, a call that is not let in looks like a broken connection.
+	for _, refusal := range r.tunnel.Refusals() {
+		if refusal.Procedure != 0 {
+			return failure(codeRefused, "VM %s stays on %s: %s does not let it in: %s", r.right.GetVmName(), r.right.GetSourceNode(), r.right.GetTargetNode(), refusal.Reason)
+		}
+	}
 	out := failure(codeNotArrived, "VM %s stays on %s", r.right.GetVmName(), r.right.GetSourceNode())
 	if r.other.GetReason() != "" {
 		out.ErrorMessage += ": " + r.other.GetReason()

@@ -3,10 +3,12 @@ package migration
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,6 +171,26 @@ func TestPlacesOfOverlays(t *testing.T) {
 		r := &receiver{half: &half{disks: diskset{{Target: "vda", Type: typeFile, Path: top, Format: formatQCOW2, Action: action}}}}
 		if got, err := r.places(t.Context()); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %v, %v", action, got, err)
+		}
+	}
+}
+
+// TestARefusalIsTheReason: what the target's tunnel did not let in looks to the source
+// like a broken connection, which it is not; strangers who knock are no reason.
+func TestARefusalIsTheReason(t *testing.T) {
+	b := newBench(t)
+	for procedure, want := range map[uint32]string{0: codeNotArrived, 303: codeRefused} {
+		r := &receiver{half: b.half(vmNone, &journal{})}
+		dir := filepath.Dir(r.tunnel.CopySocket())
+		line, err := json.Marshal(tunnel.Refusal{Procedure: procedure, Reason: "a disk at \"/etc/shadow\""})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "refused"), append(line, '\n'), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if out := r.notArrived(); out.GetErrorCode() != want || out.GetInterrupted() || (procedure != 0) != strings.Contains(out.GetErrorMessage(), "/etc/shadow") {
+			t.Errorf("procedure %d: %v", procedure, out)
 		}
 	}
 }

@@ -315,6 +315,7 @@ func (m *migration) attempt(plan planner.Result, vm cluster.Entry[*storev1.VM]) 
 	m.m.AttemptAt = timestamppb.New(m.now)
 	m.m.VmName, m.m.Source, m.m.Target = plan.Name, plan.Source, plan.Target
 	m.m.Method, m.m.Disks = int32(plan.Method), nil
+	m.chooseStreams(vm.Value)
 	for _, disk := range plan.Disks {
 		m.m.Disks = append(m.m.Disks, encoded(disk))
 	}
@@ -338,7 +339,7 @@ func (m *migration) attempt(plan planner.Result, vm cluster.Entry[*storev1.VM]) 
 	return m.withTask(s, receiveKind, plan.Target, &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_MigrateReceive{
 		MigrateReceive: &agentv1.MigrateReceive{
 			Right: right, SourcePeerAddress: m.peerAddress(plan.Source), Resume: m.m.GetWasRunning(),
-			Disks: plan.Disks, Offline: m.offline(), ParallelConnections: m.options().GetParallelConnections(),
+			Disks: plan.Disks, Offline: m.offline(), ParallelConnections: m.streams(),
 			Generation: vm.Value.GetGeneration() + 1,
 		},
 	}})
@@ -371,7 +372,7 @@ func (m *migration) cancelTask(h *half, why string) *step {
 
 // end is the last step of an attempt whose tasks have all ended.
 func (m *migration) end() *step {
-	interrupted := m.receive.outcome.GetInterrupted() || (m.send != nil && m.send.outcome.GetInterrupted())
+	interrupted := !m.notLetIn() && (m.receive.outcome.GetInterrupted() || (m.send != nil && m.send.outcome.GetInterrupted()))
 	cancel := m.op.GetCancelRequested()
 	source := m.send.sideState()
 	switch {
@@ -413,10 +414,14 @@ func (m *migration) where() string {
 // holds tells whether a side has the VM, or may have it.
 func holds(s agentv1.SideState) bool { return s != agentv1.SideState_SIDE_STATE_ABSENT }
 
+// notLetIn tells whether the target's tunnel did not let libvirt's call in, which the
+// source sees as a broken connection: it would not in another attempt either.
+func (m *migration) notLetIn() bool { return m.receive.outcome.GetErrorCode() == codeTunnelRefused }
+
 // why is the reason for a failed attempt: the source's, which has libvirt's
 // own words, or the target's where nothing was sent.
 func (m *migration) why() string {
-	if m.receive != nil && m.receive.outcome.GetErrorCode() == codeUnclear {
+	if m.receive != nil && (m.receive.outcome.GetErrorCode() == codeUnclear || m.notLetIn()) {
 		return m.receive.why() // what people have to decide
 	}
 	if m.send != nil && !m.send.succeeded() {

@@ -155,6 +155,8 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 			}
 		case "interrupted":
 			outcome.Interrupted = true
+		case "notletin":
+			outcome.ErrorCode = codeTunnelRefused
 		case "asked":
 			k.CancelRequested = true
 		case "just":
@@ -220,6 +222,7 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, cancel, switched, receive failed here interrupted, send succeeded gone", "fail: failed: web is on b now"},
 		{"running 1, receive failed, send failed interrupted", "begin"},
 		{"running 5, receive failed, send failed interrupted", "fail: INTERRUPTED"},
+		{"running 1, receive failed notletin, send failed interrupted", "fail: MIGRATION_FAILED"},
 		// The target's inventory may still show what the attempt left.
 		{"running 1, holds b, receive failed, send failed interrupted", "progress: waiting"},
 		{"running 1, age 11m, holds b, receive failed, send failed interrupted", "fail: PLAN_REFUSED"},
@@ -467,5 +470,56 @@ func TestWhatATunnelRefusedIsAuditedOnce(t *testing.T) {
 	entry.Value = got.op
 	if again := decide(d.Snapshot(10), entry, moment{now: noon}); again == nil || again.audit != nil {
 		t.Errorf("the same is audited again: %s", describe(again))
+	}
+}
+
+func TestSeveralStreamsGoWhereTheyHelp(t *testing.T) {
+	for _, c := range []struct {
+		what           string
+		memory         uint64
+		link           uint64
+		cpus           uint32
+		asked, limited uint32
+		want           uint32
+	}{
+		{"a large guest between fast hosts", 32 << 30, 3_000_000_000, 32, 0, 0, 4},
+		{"a small guest", 1 << 30, 3_000_000_000, 32, 0, 0, 1},
+		{"a slow link", 32 << 30, 125_000_000, 32, 0, 0, 1},
+		{"a link that nobody knows", 32 << 30, 0, 32, 0, 0, 1},
+		{"few CPUs", 32 << 30, 3_000_000_000, 4, 0, 0, 1},
+		{"a limit below one stream's", 32 << 30, 3_000_000_000, 32, 0, 500, 1},
+		{"the caller knows better", 1 << 30, 125_000_000, 2, 3, 0, 3},
+	} {
+		s, entry := records(t, "pending")
+		entry.Value.GetMigrate().Options = encode(t, &debvisorv1.MigrateOptions{ParallelConnections: c.asked, BandwidthMib: uint64(c.limited)})
+		d := s.Draft()
+		for _, id := range []string{"a", "b"} {
+			status := proto.CloneOf(s.Statuses[id].Value)
+			status.Capabilities = encode(t, &debvisorv1.NodeCapabilities{LinkBytesPerSecond: c.link})
+			status.Capacity = encode(t, &debvisorv1.NodeCapacity{Cpus: c.cpus, MemoryBytes: 128 << 30, MemoryAvailableBytes: 120 << 30})
+			d.Statuses.Put(id, status, 3)
+		}
+		vm := proto.CloneOf(s.VMs[vmID].Value)
+		vm.Domain = encode(t, &agentv1.Domain{
+			Uuid: vmID, Name: "web", State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: c.memory, Persistent: true,
+		})
+		d.VMs.Put(vmID, vm, 4)
+		got := decide(d.Snapshot(10), entry, moment{now: noon, rightID: "fresh"})
+		spec := &agentv1.TaskSpec{}
+		if got == nil || got.task == nil {
+			t.Errorf("%s: got %s", c.what, describe(got))
+			continue
+		}
+		if err := proto.Unmarshal(got.task.GetSpec(), spec); err != nil {
+			t.Fatal(err)
+		}
+		o := &debvisorv1.MigrateOptions{}
+		if err := proto.Unmarshal(got.op.GetMigrate().GetOptions(), o); err != nil {
+			t.Fatal(err)
+		}
+		n, later := spec.GetMigrateReceive().GetParallelConnections(), o.GetParallelConnections()
+		if max(n, 1) != c.want || later != c.want {
+			t.Errorf("%s: %d streams, and the source will be told %d; want %d", c.what, n, later, c.want)
+		}
 	}
 }

@@ -18,6 +18,8 @@ const (
 	codeOff = "NODE_OFF"
 	// codeUnclear is the agents' code for a copy that nobody may let run.
 	codeUnclear = "COPY_UNCLEAR"
+	// codeTunnelRefused is theirs for a call that the target's tunnel did not let in.
+	codeTunnelRefused = "TUNNEL_REFUSED"
 )
 
 // told ends an open task of a node that an operator says is powered off; nil:
