@@ -3,11 +3,13 @@ package migrate
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
@@ -25,6 +27,57 @@ func (m *migration) options() *debvisorv1.MigrateOptions {
 		o.Reset()
 	}
 	return o
+}
+
+// When several streams of memory are worth their threads: on a link that one
+// CPU's encryption does not fill, between hosts with CPUs to spare, for guests
+// whose copy takes long enough.
+const (
+	goodStreams   = 4
+	streamsLink   = 1_250_000_000 // bytes a second: 10 Gbit/s
+	streamsCPUs   = 8
+	streamsMemory = 8 << 30
+)
+
+// chooseStreams fixes in how many streams memory goes, where the caller did not
+// say: both ends must be told the same, whatever the nodes report meanwhile.
+func (m *migration) chooseStreams(vm *storev1.VM) {
+	o := m.options()
+	if o.GetParallelConnections() > 0 || m.offline() {
+		return
+	}
+	o.ParallelConnections = 1
+	if m.streamsHelp(vm) {
+		o.ParallelConnections = goodStreams
+	}
+	m.m.Options = encoded(o)
+}
+
+// streams is what the agents are told; 0: the one that QEMU has anyway.
+func (m *migration) streams() uint32 {
+	if n := m.options().GetParallelConnections(); n > 1 {
+		return n
+	}
+	return 0
+}
+
+func (m *migration) streamsHelp(vm *storev1.VM) bool {
+	domain := &agentv1.Domain{}
+	if err := proto.Unmarshal(vm.GetDomain(), domain); err != nil || domain.GetMemoryBytes() < streamsMemory {
+		return false
+	}
+	for _, node := range []string{m.m.GetSource(), m.m.GetTarget()} {
+		status := m.snapshot.Statuses[node].Value
+		can, has := &debvisorv1.NodeCapabilities{}, &debvisorv1.NodeCapacity{}
+		if proto.Unmarshal(status.GetCapabilities(), can) != nil || proto.Unmarshal(status.GetCapacity(), has) != nil {
+			return false
+		}
+		if can.GetLinkBytesPerSecond() < streamsLink || has.GetCpus() < streamsCPUs {
+			return false
+		}
+	}
+	limit := min(cmp.Or(m.options().GetBandwidthMib(), math.MaxUint64), cmp.Or(m.nodeBandwidth(), math.MaxUint64))
+	return limit >= streamsLink>>20
 }
 
 func (m *migration) offline() bool {
@@ -60,7 +113,7 @@ func (m *migration) sendSpec() (*agentv1.MigrateSend, error) {
 		TunnelAddress: m.receive.progress.GetMigrateReceive().GetTunnelAddress(), Resume: m.m.GetWasRunning(),
 		Disks: disks, Offline: m.offline(),
 		BandwidthMib: o.GetBandwidthMib(), NodeBandwidthMib: m.nodeBandwidth(), MaxDowntimeMs: uint64(o.GetMaxDowntimeMs()),
-		ParallelConnections: o.GetParallelConnections(), AutoConverge: !o.GetNoAutoConverge(),
+		ParallelConnections: m.streams(), AutoConverge: !o.GetNoAutoConverge(),
 		DeadlineMs:      milliseconds(o.GetDeadlineSeconds(), defaultDeadline),
 		PauseAtDeadline: o.GetOnDeadline() == debvisorv1.DeadlineAction_DEADLINE_ACTION_PAUSE,
 		StallMs:         milliseconds(o.GetStallSeconds(), defaultStall),
