@@ -34,7 +34,10 @@ func patient[T any](ctx context.Context, h *Hypervisor, most time.Duration, doin
 	case <-ctx.Done():
 		return none, unavailable(fmt.Errorf("%s: %w", doing, ctx.Err()))
 	}
-	l.begin()
+	if !l.begin() {
+		<-l.slots
+		return none, unavailable(fmt.Errorf("%s: the connection to libvirtd has just ended", doing))
+	}
 	c := &pendingCall[T]{done: make(chan struct{})}
 	go func() {
 		value, err := f(l.conn)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"libvirt.org/go/libvirt"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -199,4 +200,35 @@ func reasonOf(err error) string {
 		text += err.Error() + "\n"
 	}
 	return text
+}
+
+// A call that waited for its turn while the connection ended must not reach
+// libvirt, which has freed it: that would be the end of the agent.
+func TestACallThatComesTooLateDoesNotTouchTheConnection(t *testing.T) {
+	if err := loop(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := open("test:///default", func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := New(Config{URI: "test:///default", Log: hclog.NewNullLogger()})
+	h.setUp(l)
+	for range maxCalls {
+		l.slots <- struct{}{}
+	}
+	reached := false
+	done := make(chan error, 1)
+	go func() {
+		_, err := call(t.Context(), h, "asking", func(*libvirt.Connect) (struct{}, error) {
+			reached = true
+			return struct{}{}, nil
+		})
+		done <- err
+	}()
+	l.retire()
+	<-l.slots
+	if err := <-done; !errdefs.Is(err, errdefs.Unavailable) || reached {
+		t.Errorf("libvirt was reached: %v, error %v", reached, err)
+	}
 }

@@ -127,11 +127,17 @@ func (l *link) lose(why error) {
 	}
 }
 
-// begin and end bracket a call.
-func (l *link) begin() {
+// begin and end bracket a call. begin is false when the connection is closed, or
+// about to be: whoever waited for a slot meanwhile must not touch what libvirt has
+// freed.
+func (l *link) begin() bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
 	l.active++
-	l.mu.Unlock()
+	return true
 }
 
 func (l *link) end(wasStuck bool) {

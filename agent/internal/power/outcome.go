@@ -18,6 +18,7 @@ const (
 	codeTransient   = "VM_NOT_PERSISTENT"
 	codeStale       = "STALE_PLACEMENT"
 	codeStopped     = "GUEST_STOPPED"
+	codeRebooted    = "HOST_RESTARTED"
 	codeResume      = "RESUME_FAILED"
 	codeTimeout     = "SHUTDOWN_TIMEOUT"
 	codeInterrupted = "INTERRUPTED"

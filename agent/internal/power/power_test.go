@@ -455,3 +455,21 @@ func TestAutostartIsTaken(t *testing.T) {
 		t.Error("nobody was told")
 	}
 }
+
+// TestAStartOfAnotherBoot: a start that was begun before the host was restarted
+// is not gone on with; one of this boot is.
+func TestAStartOfAnotherBoot(t *testing.T) {
+	for marks, want := range map[string]string{
+		"boot an-earlier-one,boot,creating": codeRebooted,
+		"boot " + bootID + ",boot,creating": "",
+	} {
+		v, a := newVM(t, "off"), newAgent(t)
+		order := v.order("vm-start", &agentv1.VMPower{})
+		a.dieAfter(order, strings.Split(marks, ",")...)
+		a.start(nil)
+		out := a.outcome(order)
+		if state := v.state(); out.GetErrorCode() != want || (state == "running") != (want == "") {
+			t.Errorf("%s: it is %s: %v", marks, state, out)
+		}
+	}
+}

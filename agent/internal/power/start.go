@@ -13,6 +13,9 @@ const (
 	// CPUs stand still; markRunning before they are first let run.
 	markCreating = "creating"
 	markRunning  = "running"
+	// markBoot is in the journal before the above, with the id of the boot in
+	// which the start was begun.
+	markBoot = "boot"
 	// resumeTries is how often a resume that libvirt refuses is tried, a second
 	// apart.
 	resumeTries = 10
@@ -92,6 +95,9 @@ func (s *starter) create(ctx context.Context) (out *agentv1.TaskOutcome, again b
 	case s.cancelled():
 		return cancelled(), false
 	}
+	if out := s.ofThisBoot(ctx); out != nil {
+		return out, false
+	}
 	if err := s.run.Mark(ctx, markCreating); err != nil {
 		return unwritten(), false
 	}
@@ -102,6 +108,25 @@ func (s *starter) create(ctx context.Context) (out *agentv1.TaskOutcome, again b
 	}
 	// gofail: var startAfterCreate struct{}
 	return nil, !unanswered(s.err)
+}
+
+// ofThisBoot refuses to go on with a start that was begun before the host was
+// last booted: after a boot a VM is started on the leader's word alone, which may
+// have let another node have it since.
+func (s *starter) ofThisBoot(ctx context.Context) *agentv1.TaskOutcome {
+	this := markBoot + " " + s.bootID
+	switch {
+	case s.run.Marked(this):
+		return nil
+	case s.run.Marked(markBoot):
+		return failure(codeRebooted, "the host was restarted while VM %s was being started: it is not started without a new order", s.name)
+	}
+	for _, mark := range []string{this, markBoot} {
+		if err := s.run.Mark(ctx, mark); err != nil {
+			return unwritten()
+		}
+	}
+	return nil
 }
 
 // letRun lets the guest's CPUs run.
