@@ -57,7 +57,7 @@ func TestPlansByID(t *testing.T) {
 	g := c.guest("web")
 	a, leader := c.follower()
 	first, second := g.plan(a, g.to), g.plan(c.api(leader), g.to)
-	if first.GetMethod() != debvisorv1.MoveMethod_MOVE_METHOD_LIVE || first.GetEstimate().GetDurationMs() == 0 || len(first.GetNodes()) != len(c.Nodes) ||
+	if first.GetMethod() != debvisorv1.MoveMethod_MOVE_METHOD_LIVE || first.GetEstimate().GetDurationMs() == 0 || len(first.GetNodes()) < len(c.Nodes) || // other tests register nodes of their own
 		len(first.GetNodes()[0].GetParts()) == 0 || len(first.GetDisks()) == 0 {
 		t.Errorf("planned as %v", first)
 	}
