@@ -54,14 +54,26 @@ func (c *cluster) guestLike(spec lab.GuestSpec) *mover {
 	for i, n := range c.Nodes {
 		d, err := n.Domain(g.UUID)
 		c.must(err)
-		if d.State == lab.DomainRunning {
+		if d.State == lab.DomainRunning || d.State == lab.DomainShutOff && m.from == nil {
 			m.from, m.to = n, c.Nodes[1-i]
 		}
 	}
 	if m.from == nil {
-		c.t.Fatalf("guest %s runs nowhere", name)
+		c.t.Fatalf("guest %s is nowhere", name)
 	}
 	var err error
+	if d, asked := m.from.Domain(g.UUID); asked == nil && d.State == lab.DomainShutOff {
+		// A test before has rebooted the node.
+		heard := len(g.Console())
+		_, err = m.from.Run(c.within(time.Minute), "virsh", "-c", "qemu:///system", "start", g.UUID)
+		c.must(err)
+		c.eventually(time.Minute, name+" ticks again", func() error {
+			if len(g.Console()) <= heard {
+				return errors.New("its console is silent")
+			}
+			return nil
+		})
+	}
 	m.before, err = g.History()
 	c.must(err)
 	c.must(m.known(c.within(30*time.Second), m.from))
