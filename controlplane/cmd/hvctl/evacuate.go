@@ -71,7 +71,7 @@ func (e evacuation) check() error {
 
 // evacuate submits the evacuation or the restore of a node and follows it.
 func (a *app) evacuate(ctx context.Context, c *client, node string, e evacuation) error {
-	id, err := a.submit(ctx, func(ctx context.Context, header grpc.CallOption) (string, error) {
+	return a.see(ctx, c, func(ctx context.Context, header grpc.CallOption) (string, error) {
 		if e.restore {
 			result, err := c.nodes.RestoreNode(ctx, &debvisorv1.RestoreRequest{
 				Node: nodeRef(node), Parallel: e.parallel, AllowDowntime: e.downtime,
@@ -84,17 +84,6 @@ func (a *app) evacuate(ctx context.Context, c *client, node string, e evacuation
 		}, header)
 		return result.GetOperationId(), err
 	})
-	if err != nil {
-		return err
-	}
-	if !a.waits() {
-		return a.printBegun(ctx, c, id)
-	}
-	op, err := a.follow(ctx, c, id, true)
-	if err != nil {
-		return err
-	}
-	return a.printEnd(op)
 }
 
 // evacuationLine tells of operations of many moves that have succeeded.

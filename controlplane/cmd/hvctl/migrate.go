@@ -179,10 +179,16 @@ func migrateRun(a *app) *cobra.Command {
 
 // migrate submits a move and follows it.
 func (a *app) migrate(ctx context.Context, c *client, spec *debvisorv1.VMMigrateSpec) error {
-	id, err := a.submit(ctx, func(ctx context.Context, header grpc.CallOption) (string, error) {
+	return a.see(ctx, c, func(ctx context.Context, header grpc.CallOption) (string, error) {
 		result, err := c.migrations.MigrateVM(ctx, spec, header)
 		return result.GetOperationId(), err
 	})
+}
+
+// see begins an operation and follows it to its end, or prints its id where its
+// end is not waited for.
+func (a *app) see(ctx context.Context, c *client, begin func(context.Context, grpc.CallOption) (string, error)) error {
+	id, err := a.submit(ctx, begin)
 	if err != nil {
 		return err
 	}

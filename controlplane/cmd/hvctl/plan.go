@@ -153,21 +153,10 @@ func planExecute(a *app) *cobra.Command {
 
 // execute submits the operation that carries a plan out and follows it.
 func (a *app) execute(ctx context.Context, c *client, plan string) error {
-	id, err := a.submit(ctx, func(ctx context.Context, header grpc.CallOption) (string, error) {
+	return a.see(ctx, c, func(ctx context.Context, header grpc.CallOption) (string, error) {
 		result, err := c.migrations.ExecutePlan(ctx, &debvisorv1.PlanRef{PlanId: plan}, header)
 		return result.GetOperationId(), err
 	})
-	if err != nil {
-		return err
-	}
-	if !a.waits() {
-		return a.printBegun(ctx, c, id)
-	}
-	op, err := a.follow(ctx, c, id, true)
-	if err != nil {
-		return err
-	}
-	return a.printEnd(op)
 }
 
 // printWholePlan prints a plan: its facts, then its verdicts or its moves.

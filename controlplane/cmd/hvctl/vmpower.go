@@ -72,21 +72,10 @@ func vmDestroy(a *app) *cobra.Command {
 // power begins a start or stop and follows it to its end.
 func (a *app) power(ctx context.Context, begin func(context.Context, *client, grpc.CallOption) (*debvisorv1.VMActionResult, error)) error {
 	return a.await(ctx, func(ctx context.Context, c *client) error {
-		id, err := a.submit(ctx, func(ctx context.Context, header grpc.CallOption) (string, error) {
+		return a.see(ctx, c, func(ctx context.Context, header grpc.CallOption) (string, error) {
 			result, err := begin(ctx, c, header)
 			return result.GetOperationId(), err
 		})
-		if err != nil {
-			return err
-		}
-		if !a.waits() {
-			return a.printBegun(ctx, c, id)
-		}
-		op, err := a.follow(ctx, c, id, true)
-		if err != nil {
-			return err
-		}
-		return a.printEnd(op)
 	})
 }
 
