@@ -22,7 +22,7 @@ const (
 	auditEvery = time.Second
 	// maxAudit bounds what a child writes down of refusals: who keeps knocking
 	// does not fill the host's memory.
-	maxAudit = 256 << 10
+	maxAudit = 1 << 20
 )
 
 // Refusal is something that the target's end of a tunnel did not let in.
