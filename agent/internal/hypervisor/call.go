@@ -27,24 +27,25 @@ func patient[T any](ctx context.Context, h *Hypervisor, most time.Duration, doin
 	}
 	timeout := time.NewTimer(most)
 	defer timeout.Stop()
+	var conn *libvirt.Connect
 	select {
-	case l.slots <- struct{}{}:
+	case conn = <-l.free:
 	case <-timeout.C:
 		return none, unavailable(fmt.Errorf("%s: too many calls wait for libvirtd", doing))
 	case <-ctx.Done():
 		return none, unavailable(fmt.Errorf("%s: %w", doing, ctx.Err()))
 	}
 	if !l.begin() {
-		<-l.slots
+		l.free <- conn
 		return none, unavailable(fmt.Errorf("%s: the connection to libvirtd has just ended", doing))
 	}
 	c := &pendingCall[T]{done: make(chan struct{})}
 	go func() {
-		value, err := f(l.conn)
+		value, err := f(conn)
 		if err != nil {
-			err = l.explain(doing, err)
+			err = l.explain(conn, doing, err)
 		}
-		l.end(c.finish(value, err))
+		l.end(conn, c.finish(value, err))
 	}()
 	var late error
 	select {
@@ -95,8 +96,8 @@ func (c *pendingCall[T]) abandon(l *link) bool {
 
 // explain gives an error of a call its kind; it is called while the call still
 // counts as active, so that the connection is there.
-func (l *link) explain(doing string, err error) error {
-	if alive, dead := l.conn.IsAlive(); dead == nil && alive {
+func (l *link) explain(conn *libvirt.Connect, doing string, err error) error {
+	if alive, dead := conn.IsAlive(); dead == nil && alive {
 		return translate(doing, err)
 	}
 	l.lose(err)

@@ -214,8 +214,9 @@ func TestACallThatComesTooLateDoesNotTouchTheConnection(t *testing.T) {
 	}
 	h := New(Config{URI: "test:///default", Log: hclog.NewNullLogger()})
 	h.setUp(l)
+	var taken []*libvirt.Connect
 	for range maxCalls {
-		l.slots <- struct{}{}
+		taken = append(taken, <-l.free)
 	}
 	reached := false
 	done := make(chan error, 1)
@@ -227,7 +228,7 @@ func TestACallThatComesTooLateDoesNotTouchTheConnection(t *testing.T) {
 		done <- err
 	}()
 	l.retire()
-	<-l.slots
+	l.free <- taken[0]
 	if err := <-done; !errdefs.Is(err, errdefs.Unavailable) || reached {
 		t.Errorf("libvirt was reached: %v, error %v", reached, err)
 	}

@@ -15,17 +15,23 @@ const (
 	keepaliveCount   = 3
 	// lookAgain is how long after a domain's end it is told of once more.
 	lookAgain = time.Second
-	// maxCalls is how many calls one connection carries at once.
-	maxCalls = 32
-	// maxStuck is how many calls past their deadline condemn a connection.
-	maxStuck = 8
+	// maxCalls is how many calls there are at once, each on a connection of its
+	// own: libvirt's client (seen with 9.0.0; mended upstream in 10.0) touches a
+	// returned call's stack, and takes the process along, when a connection that
+	// several threads use is closed because libvirtd hangs.
+	maxCalls = 6
+	// maxStuck is how many calls past their deadline condemn a link.
+	maxStuck = maxCalls
 )
 
-// link is one connection to libvirtd and the calls on it.
+// link is a set of connections to libvirtd: one that events come through, and
+// one for each call at a time.
 type link struct {
-	conn  *libvirt.Connect
-	slots chan struct{}
-	lost  chan struct{} // closed when the connection is to be replaced
+	conn *libvirt.Connect
+	// free are the connections that no call is on; idle has them all.
+	free chan *libvirt.Connect
+	idle []*libvirt.Connect
+	lost chan struct{} // closed when the connections are to be replaced
 
 	mu     sync.Mutex
 	why    error // why it was lost
@@ -41,12 +47,41 @@ func open(uri string, onEvent func(uuid string)) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", uri, err)
 	}
-	l := &link{conn: conn, slots: make(chan struct{}, maxCalls), lost: make(chan struct{})}
+	l := &link{conn: conn, free: make(chan *libvirt.Connect, maxCalls), lost: make(chan struct{})}
 	if err := l.listen(onEvent); err != nil {
 		l.retire()
 		return nil, err
 	}
+	if err := l.fill(uri); err != nil {
+		l.retire()
+		return nil, err
+	}
 	return l, nil
+}
+
+// fill makes the connections for calls. A driver inside this process keeps its
+// VMs for each connection apart, and has no libvirtd that could hang: there all
+// calls share one.
+func (l *link) fill(uri string) error {
+	remote := true
+	if err := l.conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
+		remote = false
+	}
+	for range maxCalls {
+		conn := l.conn
+		if remote {
+			var err error
+			if conn, err = libvirt.NewConnect(uri); err != nil {
+				return fmt.Errorf("connecting to %s: %w", uri, err)
+			}
+			l.idle = append(l.idle, conn)
+			if err := conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
+				return fmt.Errorf("turning keepalive on: %w", err)
+			}
+		}
+		l.free <- conn
+	}
+	return nil
 }
 
 // listen has the connection watched and events told. A driver inside this
@@ -140,7 +175,7 @@ func (l *link) begin() bool {
 	return true
 }
 
-func (l *link) end(wasStuck bool) {
+func (l *link) end(conn *libvirt.Connect, wasStuck bool) {
 	l.mu.Lock()
 	l.active--
 	if wasStuck {
@@ -148,7 +183,7 @@ func (l *link) end(wasStuck bool) {
 	}
 	last := l.closed && l.active == 0
 	l.mu.Unlock()
-	<-l.slots
+	l.free <- conn
 	if last {
 		l.release()
 	}
@@ -180,6 +215,9 @@ func (l *link) retire() {
 func (l *link) release() {
 	for _, undo := range l.undo {
 		undo()
+	}
+	for _, conn := range l.idle {
+		_, _ = conn.Close()
 	}
 	_, _ = l.conn.Close()
 }
