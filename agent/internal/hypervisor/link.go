@@ -16,9 +16,8 @@ const (
 	// lookAgain is how long after a domain's end it is told of once more.
 	lookAgain = time.Second
 	// maxCalls is how many calls there are at once, each on a connection of its
-	// own: libvirt's client (seen with 9.0.0; mended upstream in 10.0) touches a
-	// returned call's stack, and takes the process along, when a connection that
-	// several threads use is closed because libvirtd hangs.
+	// own: libvirt's client (seen with 9.0.0) ends the process by SIGSEGV when a
+	// connection that several threads use is closed because libvirtd hangs.
 	maxCalls = 6
 	// maxStuck is how many calls past their deadline condemn a link.
 	maxStuck = maxCalls
@@ -28,10 +27,10 @@ const (
 // one for each call at a time.
 type link struct {
 	conn *libvirt.Connect
-	// free are the connections that no call is on; idle has them all.
-	free chan *libvirt.Connect
-	idle []*libvirt.Connect
-	lost chan struct{} // closed when the connections are to be replaced
+	// calls are the connections for calls, free those that no call is on.
+	calls []*libvirt.Connect
+	free  chan *libvirt.Connect
+	lost  chan struct{} // closed when the connections are to be replaced
 
 	mu     sync.Mutex
 	why    error // why it was lost
@@ -63,21 +62,18 @@ func open(uri string, onEvent func(uuid string)) (*link, error) {
 // VMs for each connection apart, and has no libvirtd that could hang: there all
 // calls share one.
 func (l *link) fill(uri string) error {
-	remote := true
-	if err := l.conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
-		remote = false
-	}
 	for range maxCalls {
-		conn := l.conn
-		if remote {
-			var err error
-			if conn, err = libvirt.NewConnect(uri); err != nil {
-				return fmt.Errorf("connecting to %s: %w", uri, err)
-			}
-			l.idle = append(l.idle, conn)
-			if err := conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
-				return fmt.Errorf("turning keepalive on: %w", err)
-			}
+		conn, err := libvirt.NewConnect(uri)
+		if err != nil {
+			return fmt.Errorf("connecting to %s: %w", uri, err)
+		}
+		l.calls = append(l.calls, conn)
+		err = conn.SetKeepAlive(keepaliveSeconds, keepaliveCount)
+		switch {
+		case has(err, libvirt.ERR_NO_SUPPORT):
+			conn = l.conn
+		case err != nil:
+			return fmt.Errorf("turning keepalive on: %w", err)
 		}
 		l.free <- conn
 	}
@@ -216,7 +212,7 @@ func (l *link) release() {
 	for _, undo := range l.undo {
 		undo()
 	}
-	for _, conn := range l.idle {
+	for _, conn := range l.calls {
 		_, _ = conn.Close()
 	}
 	_, _ = l.conn.Close()

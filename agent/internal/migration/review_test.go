@@ -164,7 +164,7 @@ func TestPlacesOfOverlays(t *testing.T) {
 	base, top := filepath.Join(dir, "base"), filepath.Join(dir, "top")
 	for _, args := range [][]string{{base, "1M"}, {"-b", base, "-F", "qcow2", top, "1M"}} {
 		if out, err := exec.Command("qemu-img", append([]string{"create", "-q", "-f", "qcow2"}, args...)...).CombinedOutput(); err != nil {
-			t.Skipf("qemu-img: %v: %s", err, out)
+			t.Fatalf("qemu-img (see .ci/deps): %v: %s", err, out)
 		}
 	}
 	for action, want := range map[agentv1.DiskAction][]string{shared: {top, base}, copyLive: {top}} {

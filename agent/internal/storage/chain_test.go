@@ -10,7 +10,7 @@ import (
 // TestChain has qemu-img make images over images.
 func TestChain(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("no qemu-img")
+		t.Fatal("no qemu-img; .ci/deps installs it")
 	}
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

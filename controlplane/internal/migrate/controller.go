@@ -121,8 +121,6 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // an ordinary stop
-		case errors.Is(err, store.ErrFenced):
-			return fmt.Errorf("advancing migrations: %w", err)
 		case err != nil:
 			return fmt.Errorf("advancing migrations: %w", err)
 		case again:
