@@ -100,7 +100,7 @@ func (a *Authorizer) allowed(s *cluster.Snapshot, principal, permission string) 
 // the place of a built-in role of that name.
 func rolePermissions(s *cluster.Snapshot, role string) []string {
 	if record, ok := s.Roles[role]; ok {
-		return record.Value
+		return record.Value.GetPermissions()
 	}
 	return builtin(role)
 }

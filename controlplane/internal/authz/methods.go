@@ -25,7 +25,26 @@ type Rule struct {
 	Stale bool
 	// Quiet is neither audited nor limited.
 	Quiet bool
+	// Anyone with an identity that is a principal may call it.
+	Anyone bool
+	// Scope says what a caller that is confined to a tenant meets.
+	Scope Scope
 }
+
+// Scope says what a caller that is confined to a tenant meets in a method.
+type Scope int
+
+// The scopes. The zero value is the strictest.
+const (
+	// ScopeCluster is for callers that no tenant confines: what it reads or
+	// changes belongs to all.
+	ScopeCluster Scope = iota
+	// ScopeTenant shows and touches only the tenant's own; all else does not
+	// exist.
+	ScopeTenant
+	// ScopeShared is the same for everybody: it tells nothing of any tenant.
+	ScopeShared
+)
 
 // Permissions of which a handler asks beyond its method's row.
 const (
@@ -42,13 +61,16 @@ const (
 func Methods() map[string]Rule {
 	read := func(permission string) Rule { return Rule{Permission: permission} }
 	change := func(permission string) Rule { return Rule{Permission: permission, Change: true} }
-	open := Rule{Open: true, Change: true}
-	health := Rule{Open: true, Stale: true, Quiet: true}
+	ownRead := func(permission string) Rule { return Rule{Permission: permission, Scope: ScopeTenant} }
+	ownChange := func(permission string) Rule { return Rule{Permission: permission, Change: true, Scope: ScopeTenant} }
+	shared := func(permission string) Rule { return Rule{Permission: permission, Scope: ScopeShared} }
+	open := Rule{Open: true, Change: true, Scope: ScopeShared}
+	health := Rule{Open: true, Stale: true, Quiet: true, Scope: ScopeShared}
 	return map[string]Rule{
 		debvisorv1.NodeService_RegisterNode_FullMethodName:    {Permission: "node:register", Agent: true, Change: true},
 		debvisorv1.NodeService_Heartbeat_FullMethodName:       {Permission: "node:heartbeat", Agent: true},
-		debvisorv1.NodeService_ListNodes_FullMethodName:       read("node:list"),
-		debvisorv1.NodeService_GetNode_FullMethodName:         read("node:get"),
+		debvisorv1.NodeService_ListNodes_FullMethodName:       shared("node:list"),
+		debvisorv1.NodeService_GetNode_FullMethodName:         shared("node:get"),
 		debvisorv1.NodeService_CordonNode_FullMethodName:      change("node:cordon"),
 		debvisorv1.NodeService_UncordonNode_FullMethodName:    change("node:uncordon"),
 		debvisorv1.NodeService_EvacuateNode_FullMethodName:    change(EvacuateNode),
@@ -61,35 +83,60 @@ func Methods() map[string]Rule {
 
 		debvisorv1.ClusterService_GetCluster_FullMethodName: read("cluster:get"),
 
-		debvisorv1.VMService_ListVMs_FullMethodName:        read("vm:list"),
-		debvisorv1.VMService_GetVM_FullMethodName:          read("vm:get"),
-		debvisorv1.VMService_SetVMPolicy_FullMethodName:    change("vm:policy"),
-		debvisorv1.VMService_SetVMAutostart_FullMethodName: change("vm:autostart"),
-		debvisorv1.VMService_StartVM_FullMethodName:        change("vm:start"),
-		debvisorv1.VMService_ShutdownVM_FullMethodName:     change("vm:shutdown"),
-		debvisorv1.VMService_DestroyVM_FullMethodName:      change("vm:destroy"),
+		debvisorv1.AccessService_WhoAmI_FullMethodName:                  {Anyone: true, Scope: ScopeShared},
+		debvisorv1.AccessService_CheckAccess_FullMethodName:             {Anyone: true, Scope: ScopeTenant},
+		debvisorv1.AccessService_CreateKey_FullMethodName:               change("key:create"),
+		debvisorv1.AccessService_ListKeys_FullMethodName:                read("key:list"),
+		debvisorv1.AccessService_RotateKey_FullMethodName:               change("key:rotate"),
+		debvisorv1.AccessService_RevokeKey_FullMethodName:               change("key:revoke"),
+		debvisorv1.AccessService_RevokeCertificate_FullMethodName:       change("certificate:revoke"),
+		debvisorv1.AccessService_ListRevokedCertificates_FullMethodName: read("certificate:list"),
+		debvisorv1.AccessService_ListRoles_FullMethodName:               read("role:list"),
+		debvisorv1.AccessService_GetRole_FullMethodName:                 read("role:get"),
+		debvisorv1.AccessService_SetRole_FullMethodName:                 change("role:set"),
+		debvisorv1.AccessService_DeleteRole_FullMethodName:              change("role:delete"),
+		debvisorv1.AccessService_ListPrincipals_FullMethodName:          read("principal:list"),
+		debvisorv1.AccessService_GetPrincipal_FullMethodName:            read("principal:get"),
+		debvisorv1.AccessService_SetPrincipal_FullMethodName:            change("principal:set"),
+		debvisorv1.AccessService_SetPrincipalLimit_FullMethodName:       change("principal:limit"),
+		debvisorv1.AccessService_DeletePrincipal_FullMethodName:         change("principal:delete"),
+		debvisorv1.AccessService_ListTenants_FullMethodName:             read("tenant:list"),
+		debvisorv1.AccessService_SetTenant_FullMethodName:               change("tenant:set"),
+		debvisorv1.AccessService_DeleteTenant_FullMethodName:            change("tenant:delete"),
 
-		debvisorv1.OperationService_GetOperation_FullMethodName:    read("operation:get"),
-		debvisorv1.OperationService_ListOperations_FullMethodName:  read("operation:list"),
-		debvisorv1.OperationService_WatchOperation_FullMethodName:  read("operation:get"),
-		debvisorv1.OperationService_CancelOperation_FullMethodName: change("operation:cancel"),
+		debvisorv1.AuditService_SearchAudit_FullMethodName:    read("audit:read"),
+		debvisorv1.AuditService_VerifyAudit_FullMethodName:    read("audit:verify"),
+		debvisorv1.AuditService_ListAuditHeads_FullMethodName: read("audit:verify"),
 
-		debvisorv1.MigrationService_PrepareMigration_FullMethodName: read("migration:plan"),
-		debvisorv1.MigrationService_MigrateVM_FullMethodName:        change("migration:execute"),
-		debvisorv1.MigrationService_FailoverVM_FullMethodName:       change("migration:failover"),
-		debvisorv1.MigrationService_PlanEvacuation_FullMethodName:   read("migration:plan"),
+		debvisorv1.VMService_ListVMs_FullMethodName:        ownRead("vm:list"),
+		debvisorv1.VMService_GetVM_FullMethodName:          ownRead("vm:get"),
+		debvisorv1.VMService_SetVMPolicy_FullMethodName:    ownChange("vm:policy"),
+		debvisorv1.VMService_SetVMAutostart_FullMethodName: ownChange("vm:autostart"),
+		debvisorv1.VMService_StartVM_FullMethodName:        ownChange("vm:start"),
+		debvisorv1.VMService_ShutdownVM_FullMethodName:     ownChange("vm:shutdown"),
+		debvisorv1.VMService_DestroyVM_FullMethodName:      ownChange("vm:destroy"),
+
+		debvisorv1.OperationService_GetOperation_FullMethodName:    ownRead("operation:get"),
+		debvisorv1.OperationService_ListOperations_FullMethodName:  ownRead("operation:list"),
+		debvisorv1.OperationService_WatchOperation_FullMethodName:  ownRead("operation:get"),
+		debvisorv1.OperationService_CancelOperation_FullMethodName: ownChange("operation:cancel"),
+
+		debvisorv1.MigrationService_PrepareMigration_FullMethodName: ownRead("migration:plan"),
+		debvisorv1.MigrationService_MigrateVM_FullMethodName:        ownChange("migration:execute"),
+		debvisorv1.MigrationService_FailoverVM_FullMethodName:       ownChange("migration:failover"),
+		debvisorv1.MigrationService_PlanEvacuation_FullMethodName:   ownRead("migration:plan"),
 		debvisorv1.MigrationService_PlanRebalance_FullMethodName:    read("migration:plan"),
-		debvisorv1.MigrationService_GetPlan_FullMethodName:          read("migration:plan"),
-		debvisorv1.MigrationService_ListPlans_FullMethodName:        read("migration:plan"),
-		debvisorv1.MigrationService_ExecutePlan_FullMethodName:      change("migration:execute"),
+		debvisorv1.MigrationService_GetPlan_FullMethodName:          ownRead("migration:plan"),
+		debvisorv1.MigrationService_ListPlans_FullMethodName:        ownRead("migration:plan"),
+		debvisorv1.MigrationService_ExecutePlan_FullMethodName:      ownChange("migration:execute"),
 
-		debvisorv1.StorageService_CreateSnapshot_FullMethodName:            change("storage:snapshot:create"),
-		debvisorv1.StorageService_PruneSnapshots_FullMethodName:            change("storage:snapshot:delete"),
-		debvisorv1.StorageService_PlanZfsReplication_FullMethodName:        change("storage:replication:plan"),
-		debvisorv1.StorageService_RunZfsReplication_FullMethodName:         change("storage:replication:execute"),
-		debvisorv1.StorageService_GetReplicationStatus_FullMethodName:      read("storage:replication:status"),
-		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: change("storage:clone:template"),
-		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName:      change("storage:clone:create"),
+		debvisorv1.StorageService_CreateSnapshot_FullMethodName:            ownChange("storage:snapshot:create"),
+		debvisorv1.StorageService_PruneSnapshots_FullMethodName:            ownChange("storage:snapshot:delete"),
+		debvisorv1.StorageService_PlanZfsReplication_FullMethodName:        ownChange("storage:replication:plan"),
+		debvisorv1.StorageService_RunZfsReplication_FullMethodName:         ownChange("storage:replication:execute"),
+		debvisorv1.StorageService_GetReplicationStatus_FullMethodName:      ownRead("storage:replication:status"),
+		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: ownChange("storage:clone:template"),
+		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName:      ownChange("storage:clone:create"),
 
 		agentv1.EnrollService_Enroll_FullMethodName:      open,
 		agentv1.EnrollService_JoinReplica_FullMethodName: open,
@@ -100,7 +147,7 @@ func Methods() map[string]Rule {
 		healthv1.Health_Watch_FullMethodName: health,
 		healthv1.Health_List_FullMethodName:  health,
 
-		reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName:      read("reflection:get"),
-		reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: read("reflection:get"),
+		reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName:      shared("reflection:get"),
+		reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: shared("reflection:get"),
 	}
 }

@@ -10,6 +10,7 @@ func builtin(role string) []string {
 		return []string{
 			"node:*", "migration:*", "storage:*",
 			"vm:*", "operation:*", "token:*", "replica:*", "cluster:*", "reflection:*",
+			"key:*", "certificate:*", "role:*", "principal:*", "tenant:*", "audit:*",
 		}
 	case "developer":
 		return []string{"node:list", "storage:snapshot:create", "storage:snapshot:list", "storage:clone:*"}
@@ -19,6 +20,7 @@ func builtin(role string) []string {
 		return []string{
 			"node:list", "storage:snapshot:list", "migration:plan",
 			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "cluster:get", "reflection:get",
+			"key:list", "certificate:list", "role:list", "role:get", "principal:list", "principal:get", "tenant:list",
 		}
 	}
 	return nil

@@ -23,9 +23,15 @@ type Draft struct {
 	JoinTokens *Table[*storev1.JoinToken]
 	Principals *Table[*storev1.Principal]
 	Replicas   *Table[*storev1.Replica]
-	Roles      *Table[[]string]
+	Roles      *Table[*storev1.Role]
+	Tenants    *Table[*storev1.Tenant]
+	APIKeys    *Table[*storev1.APIKey]
+	KeyUses    *Table[*storev1.KeyUse]
+	AuditHeads *Table[*storev1.AuditHead]
 	Revoked    *Table[string]
 
+	access          int64
+	accessChanged   bool
 	epoch           uint64
 	candidates      map[string]candidate
 	ownedCandidates bool
@@ -46,11 +52,11 @@ func (s *Snapshot) Draft() *Draft {
 		Plans:      newTable(s.Plans, nil),
 		InUse:      newTable(s.InUse, nil),
 		JoinTokens: newTable(s.JoinTokens, nil),
-		Principals: newTable(s.Principals, nil),
 		Replicas:   newTable(s.Replicas, nil),
-		Roles:      newTable(s.Roles, nil),
-		Revoked:    newTable(s.Revoked, nil),
+		KeyUses:    newTable(s.KeyUses, nil),
+		AuditHeads: newTable(s.AuditHeads, nil),
 
+		access:     s.Access,
 		epoch:      s.Epoch,
 		candidates: s.candidates,
 
@@ -61,10 +67,20 @@ func (s *Snapshot) Draft() *Draft {
 		openTasksByNode:  indexer{postings: s.index.openTasksByNode},
 		activeOperations: indexer{postings: s.index.activeOperations},
 	}
+	d.Principals = newTable(s.Principals, noteAccess[*storev1.Principal](d))
+	d.Roles = newTable(s.Roles, noteAccess[*storev1.Role](d))
+	d.Tenants = newTable(s.Tenants, noteAccess[*storev1.Tenant](d))
+	d.APIKeys = newTable(s.APIKeys, noteAccess[*storev1.APIKey](d))
+	d.Revoked = newTable(s.Revoked, noteAccess[string](d))
 	d.VMs = newTable(s.VMs, d.indexVM)
 	d.Tasks = newTable(s.Tasks, d.indexTask)
 	d.Operations = newTable(s.Operations, d.indexOperation)
 	return d
+}
+
+// noteAccess notes a change of who may do what.
+func noteAccess[T any](d *Draft) func(string, T, bool, T, bool) {
+	return func(string, T, bool, T, bool) { d.accessChanged = true }
 }
 
 // SetEpoch sets the cluster's epoch.
@@ -91,6 +107,9 @@ func (d *Draft) ownCandidates() {
 
 // Snapshot ends the draft: the snapshot that is true at that revision.
 func (d *Draft) Snapshot(revision int64) *Snapshot {
+	if d.accessChanged {
+		d.access = revision
+	}
 	return &Snapshot{
 		Revision:   revision,
 		Nodes:      d.Nodes.entries,
@@ -106,6 +125,11 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		Principals: d.Principals.entries,
 		Replicas:   d.Replicas.entries,
 		Roles:      d.Roles.entries,
+		Tenants:    d.Tenants.entries,
+		APIKeys:    d.APIKeys.entries,
+		KeyUses:    d.KeyUses.entries,
+		AuditHeads: d.AuditHeads.entries,
+		Access:     d.access,
 		Revoked:    d.Revoked.entries,
 		Leader:     leaderOf(d.candidates, d.epoch),
 		Epoch:      d.epoch,

@@ -55,10 +55,20 @@ type Snapshot struct {
 	// Principals and Replicas are by name.
 	Principals map[string]Entry[*storev1.Principal]
 	Replicas   map[string]Entry[*storev1.Replica]
-	// Roles gives the permissions of each role.
-	Roles map[string]Entry[[]string]
+	// Roles and Tenants are by name.
+	Roles   map[string]Entry[*storev1.Role]
+	Tenants map[string]Entry[*storev1.Tenant]
+	// APIKeys and KeyUses are by the key's id. No key's text is in them.
+	APIKeys map[string]Entry[*storev1.APIKey]
+	KeyUses map[string]Entry[*storev1.KeyUse]
 	// Revoked holds certificate serials, with what was noted of each.
 	Revoked map[string]Entry[string]
+	// AuditHeads are by replica.
+	AuditHeads map[string]Entry[*storev1.AuditHead]
+	// Access is the revision of the last change of what says who may do what:
+	// principals, roles, tenants, keys, revocations. Two snapshots with the
+	// same one agree in all of that.
+	Access int64
 
 	// Leader is nil while nobody holds the election.
 	Leader *Leader
@@ -90,7 +100,11 @@ func Empty() *Snapshot {
 		JoinTokens: map[string]Entry[*storev1.JoinToken]{},
 		Principals: map[string]Entry[*storev1.Principal]{},
 		Replicas:   map[string]Entry[*storev1.Replica]{},
-		Roles:      map[string]Entry[[]string]{},
+		Roles:      map[string]Entry[*storev1.Role]{},
+		Tenants:    map[string]Entry[*storev1.Tenant]{},
+		APIKeys:    map[string]Entry[*storev1.APIKey]{},
+		KeyUses:    map[string]Entry[*storev1.KeyUse]{},
+		AuditHeads: map[string]Entry[*storev1.AuditHead]{},
 		Revoked:    map[string]Entry[string]{},
 		candidates: map[string]candidate{},
 		index:      newIndex(),

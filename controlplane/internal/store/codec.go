@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -40,7 +42,11 @@ func newCodec() codec {
 		joinTokens: records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
 		replicas:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
 		principals: records(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal),
-		roles:      records(func(d *cluster.Draft) *cluster.Table[[]string] { return d.Roles }, permissions),
+		roles:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Role] { return d.Roles }, role),
+		tenants:    records(func(d *cluster.Draft) *cluster.Table[*storev1.Tenant] { return d.Tenants }, jsonMessage[storev1.Tenant]),
+		apiKeys:    records(func(d *cluster.Draft) *cluster.Table[*storev1.APIKey] { return d.APIKeys }, apiKey),
+		keyUses:    records(func(d *cluster.Draft) *cluster.Table[*storev1.KeyUse] { return d.KeyUses }, message[storev1.KeyUse]),
+		auditHeads: records(func(d *cluster.Draft) *cluster.Table[*storev1.AuditHead] { return d.AuditHeads }, message[storev1.AuditHead]),
 		inUse:      records(func(d *cluster.Draft) *cluster.Table[string] { return d.InUse }, text),
 		revoked:    records(func(d *cluster.Draft) *cluster.Table[string] { return d.Revoked }, text),
 		election:   {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
@@ -124,16 +130,61 @@ func message[M any, P interface {
 	return m, nil
 }
 
-func principal(value []byte) (*storev1.Principal, error) {
-	p := &storev1.Principal{}
-	err := protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(value, p)
-	return p, err
+// jsonMessage decodes a record in JSON, with the field names of its proto file.
+func jsonMessage[M any, P interface {
+	*M
+	proto.Message
+}](value []byte) (P, error) {
+	m := P(new(M))
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(value, m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
-func permissions(value []byte) ([]string, error) {
-	var list []string
-	err := json.Unmarshal(value, &list)
-	return list, err
+// principal decodes a principal. The text of a key, which the contract's manual
+// set-up puts here, is nowhere kept: its hash takes its place.
+func principal(value []byte) (*storev1.Principal, error) {
+	p, err := jsonMessage[storev1.Principal](value)
+	if err != nil {
+		return nil, err
+	}
+	if id := p.GetApikeyId(); id != "" && !strings.HasPrefix(id, HashedKey) && !keyID(id) {
+		sum := sha256.Sum256([]byte(strings.TrimSpace(id)))
+		p.ApikeyId = HashedKey + hex.EncodeToString(sum[:])
+	}
+	return p, nil
+}
+
+// HashedKey begins an apikey_id that is the hash of the key's text, in hex.
+const HashedKey = "sha256:"
+
+// keyID tells the id of a key that we made from a key's text.
+func keyID(s string) bool {
+	return len(s) == 16 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// role decodes a role: an object, or the bare list of its permissions.
+func role(value []byte) (*storev1.Role, error) {
+	if strings.HasPrefix(strings.TrimSpace(string(value)), "[") {
+		var list []string
+		if err := json.Unmarshal(value, &list); err != nil {
+			return nil, err
+		}
+		return &storev1.Role{Permissions: list}, nil
+	}
+	return jsonMessage[storev1.Role](value)
+}
+
+// apiKey decodes a key's record. A plain key, which the contract's manual
+// set-up puts there, becomes a record that has nothing of it but its hash.
+func apiKey(value []byte) (*storev1.APIKey, error) {
+	text := strings.TrimSpace(string(value))
+	if !strings.HasPrefix(text, "{") {
+		sum := sha256.Sum256([]byte(text))
+		return &storev1.APIKey{Sha256: hex.EncodeToString(sum[:]), Source: "etcd", Plain: true, MustRotate: true}, nil
+	}
+	return jsonMessage[storev1.APIKey](value)
 }
 
 func text(value []byte) (string, error) { return string(value), nil }

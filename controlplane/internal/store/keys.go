@@ -20,6 +20,10 @@ const (
 	revoked    = "revoked/"
 	principals = "principals/"
 	roles      = "roles/"
+	tenants    = "tenants/"
+	apiKeys    = "apikeys/"
+	keyUses    = "keyuse/"
+	auditHeads = "audit/"
 	replicas   = "replicas/"
 	election   = "election/"
 )
@@ -60,8 +64,20 @@ func RevokedKey(serial string) string { return prefix + revoked + serial }
 // PrincipalKey is where a principal is, in JSON.
 func PrincipalKey(name string) string { return prefix + principals + name }
 
-// RoleKey is where a role's list of permissions is, in JSON.
+// RoleKey is where a role is, in JSON.
 func RoleKey(name string) string { return prefix + roles + name }
+
+// TenantKey is where a tenant is, in JSON.
+func TenantKey(name string) string { return prefix + tenants + name }
+
+// APIKeyKey is where an API key's record is, in JSON.
+func APIKeyKey(id string) string { return prefix + apiKeys + id }
+
+// KeyUseKey is where an API key's last use is.
+func KeyUseKey(id string) string { return prefix + keyUses + id }
+
+// AuditHeadKey is where the end of a replica's audit log is.
+func AuditHeadKey(replica string) string { return prefix + auditHeads + replica }
 
 // ReplicaKey is where a replica says how it is reached.
 func ReplicaKey(name string) string { return prefix + replicas + name }

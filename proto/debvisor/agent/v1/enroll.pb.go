@@ -437,9 +437,9 @@ var File_debvisor_agent_v1_enroll_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_enroll_proto_rawDesc = "" +
 	"\n" +
-	"\x1edebvisor/agent/v1/enroll.proto\x12\x11debvisor.agent.v1\"\xa1\x01\n" +
-	"\rEnrollRequest\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\x12\x17\n" +
+	"\x1edebvisor/agent/v1/enroll.proto\x12\x11debvisor.agent.v1\"\xa6\x01\n" +
+	"\rEnrollRequest\x12\x19\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x1a\n" +
 	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x0e\n" +
@@ -454,9 +454,9 @@ const file_debvisor_agent_v1_enroll_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\"t\n" +
-	"\x12JoinReplicaRequest\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\"y\n" +
+	"\x12JoinReplicaRequest\x12\x19\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x19\n" +
 	"\bseal_key\x18\x04 \x01(\fR\asealKey\"\xa2\x01\n" +

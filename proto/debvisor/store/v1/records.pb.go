@@ -1184,7 +1184,10 @@ type Operation struct {
 	//	*Operation_Power
 	Detail isOperation_Detail `protobuf_oneof:"detail"`
 	// The operation that it is part of; empty: none.
-	Parent        string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
+	Parent string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Whose it is: the tenant that its caller is confined to, else that of all
+	// the VMs it is about when it was asked for; empty: of none in particular.
+	Tenant        string `protobuf:"bytes,31,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1382,6 +1385,13 @@ func (x *Operation) GetPower() *Power {
 func (x *Operation) GetParent() string {
 	if x != nil {
 		return x.Parent
+	}
+	return ""
+}
+
+func (x *Operation) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -2215,12 +2225,15 @@ func (x *JoinToken) GetUsedAt() *timestamppb.Timestamp {
 
 // Principal is principals/<name>, in JSON (the contract's own form).
 type Principal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	ApikeyId      string                 `protobuf:"bytes,2,opt,name=apikey_id,json=apikeyId,proto3" json:"apikey_id,omitempty"`
-	Permissions   []string               `protobuf:"bytes,3,rep,name=permissions,proto3" json:"permissions,omitempty"`
-	Roles         []string               `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
-	Tenant        string                 `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// The id of a key (apikeys/<id>), or, in the contract's manual set-up, its
+	// plain text until the leader has replaced it by "sha256:<hex>".
+	ApikeyId      string     `protobuf:"bytes,2,opt,name=apikey_id,json=apikeyId,proto3" json:"apikey_id,omitempty"`
+	Permissions   []string   `protobuf:"bytes,3,rep,name=permissions,proto3" json:"permissions,omitempty"`
+	Roles         []string   `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
+	Tenant        string     `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Limit         *RateLimit `protobuf:"bytes,6,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2290,6 +2303,482 @@ func (x *Principal) GetTenant() string {
 	return ""
 }
 
+func (x *Principal) GetLimit() *RateLimit {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+// RateLimit is part of principals/<name> and roles/<name>.
+type RateLimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PerMinute     uint32                 `protobuf:"varint,1,opt,name=per_minute,json=perMinute,proto3" json:"per_minute,omitempty"`
+	Burst         uint32                 `protobuf:"varint,2,opt,name=burst,proto3" json:"burst,omitempty"`
+	Unlimited     bool                   `protobuf:"varint,3,opt,name=unlimited,proto3" json:"unlimited,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RateLimit) GetPerMinute() uint32 {
+	if x != nil {
+		return x.PerMinute
+	}
+	return 0
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *RateLimit) GetUnlimited() bool {
+	if x != nil {
+		return x.Unlimited
+	}
+	return false
+}
+
+// Role is roles/<name>, in JSON; a bare list of permissions is read as well.
+type Role struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Permissions   []string               `protobuf:"bytes,1,rep,name=permissions,proto3" json:"permissions,omitempty"`
+	Limit         *RateLimit             `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Role) Reset() {
+	*x = Role{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Role) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Role) ProtoMessage() {}
+
+func (x *Role) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Role.ProtoReflect.Descriptor instead.
+func (*Role) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Role) GetPermissions() []string {
+	if x != nil {
+		return x.Permissions
+	}
+	return nil
+}
+
+func (x *Role) GetLimit() *RateLimit {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+// Tenant is tenants/<name>, in JSON.
+type Tenant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Description   string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
+	Storage       []*TenantStorage       `protobuf:"bytes,2,rep,name=storage,proto3" json:"storage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tenant) Reset() {
+	*x = Tenant{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tenant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tenant) ProtoMessage() {}
+
+func (x *Tenant) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
+func (*Tenant) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Tenant) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Tenant) GetStorage() []*TenantStorage {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+// TenantStorage is storage that belongs to a tenant, with all below it.
+type TenantStorage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "zfs" or "rbd".
+	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	Pool    string `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	// A dataset or a namespace; empty: the whole pool.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantStorage) Reset() {
+	*x = TenantStorage{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantStorage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantStorage) ProtoMessage() {}
+
+func (x *TenantStorage) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantStorage.ProtoReflect.Descriptor instead.
+func (*TenantStorage) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *TenantStorage) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *TenantStorage) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *TenantStorage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// APIKey is apikeys/<id>, in JSON. The contract's manual set-up puts a plain
+// key there instead; it is never kept so in memory, and the leader replaces it.
+type APIKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the whole text of the key, hex.
+	Sha256      string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Principal   string                 `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
+	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	CreatedBy   string                 `protobuf:"bytes,5,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Absent: never.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// "hvctl", "etcd", "file".
+	Source     string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	MustRotate bool   `protobuf:"varint,8,opt,name=must_rotate,json=mustRotate,proto3" json:"must_rotate,omitempty"`
+	// What came of decoding a record that is still a plain key; never written.
+	Plain         bool `protobuf:"varint,9,opt,name=plain,proto3" json:"plain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *APIKey) Reset() {
+	*x = APIKey{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *APIKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*APIKey) ProtoMessage() {}
+
+func (x *APIKey) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
+func (*APIKey) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *APIKey) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *APIKey) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *APIKey) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *APIKey) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *APIKey) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *APIKey) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *APIKey) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *APIKey) GetMustRotate() bool {
+	if x != nil {
+		return x.MustRotate
+	}
+	return false
+}
+
+func (x *APIKey) GetPlain() bool {
+	if x != nil {
+		return x.Plain
+	}
+	return false
+}
+
+// KeyUse is keyuse/<id>: when a key was last used, written once a minute at
+// most, so that no use of a key changes the access policy.
+type KeyUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Replica       string                 `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyUse) Reset() {
+	*x = KeyUse{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyUse) ProtoMessage() {}
+
+func (x *KeyUse) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyUse.ProtoReflect.Descriptor instead.
+func (*KeyUse) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KeyUse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *KeyUse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *KeyUse) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+// AuditHead is audit/<replica>: the end of its audit log's chain, as far as it
+// is on disk.
+type AuditHead struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// SHA-256 of the last line.
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHead) Reset() {
+	*x = AuditHead{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHead) ProtoMessage() {}
+
+func (x *AuditHead) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
+func (*AuditHead) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AuditHead) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditHead) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *AuditHead) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 // Replica is replicas/<name>: written by each replica at its start.
 type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2305,7 +2794,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2806,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2819,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Replica) GetName() string {
@@ -2373,7 +2862,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2874,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2887,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Leader) GetName() string {
@@ -2515,7 +3004,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"generation\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x05 \x01(\fR\n" +
-	"definition\"\xc6\a\n" +
+	"definition\"\xde\a\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
@@ -2543,7 +3032,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\amigrate\x18\x14 \x01(\v2\x1a.debvisor.store.v1.MigrateH\x00R\amigrate\x129\n" +
 	"\bevacuate\x18\x15 \x01(\v2\x1b.debvisor.store.v1.EvacuateH\x00R\bevacuate\x120\n" +
 	"\x05power\x18\x16 \x01(\v2\x18.debvisor.store.v1.PowerH\x00R\x05power\x12\x16\n" +
-	"\x06parent\x18\x1e \x01(\tR\x06parent\x1a?\n" +
+	"\x06parent\x18\x1e \x01(\tR\x06parent\x12\x16\n" +
+	"\x06tenant\x18\x1f \x01(\tR\x06tenant\x1a?\n" +
 	"\x11ErrorContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -2640,13 +3130,51 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\fused_by_node\x18\n" +
 	" \x01(\tR\n" +
 	"usedByNode\x123\n" +
-	"\aused_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\x8c\x01\n" +
+	"\aused_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\xc0\x01\n" +
 	"\tPrincipal\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1b\n" +
 	"\tapikey_id\x18\x02 \x01(\tR\bapikeyId\x12 \n" +
 	"\vpermissions\x18\x03 \x03(\tR\vpermissions\x12\x14\n" +
 	"\x05roles\x18\x04 \x03(\tR\x05roles\x12\x16\n" +
-	"\x06tenant\x18\x05 \x01(\tR\x06tenant\"\x87\x01\n" +
+	"\x06tenant\x18\x05 \x01(\tR\x06tenant\x122\n" +
+	"\x05limit\x18\x06 \x01(\v2\x1c.debvisor.store.v1.RateLimitR\x05limit\"^\n" +
+	"\tRateLimit\x12\x1d\n" +
+	"\n" +
+	"per_minute\x18\x01 \x01(\rR\tperMinute\x12\x14\n" +
+	"\x05burst\x18\x02 \x01(\rR\x05burst\x12\x1c\n" +
+	"\tunlimited\x18\x03 \x01(\bR\tunlimited\"\\\n" +
+	"\x04Role\x12 \n" +
+	"\vpermissions\x18\x01 \x03(\tR\vpermissions\x122\n" +
+	"\x05limit\x18\x02 \x01(\v2\x1c.debvisor.store.v1.RateLimitR\x05limit\"f\n" +
+	"\x06Tenant\x12 \n" +
+	"\vdescription\x18\x01 \x01(\tR\vdescription\x12:\n" +
+	"\astorage\x18\x02 \x03(\v2 .debvisor.store.v1.TenantStorageR\astorage\"Q\n" +
+	"\rTenantStorage\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xc4\x02\n" +
+	"\x06APIKey\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1c\n" +
+	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x12 \n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x05 \x01(\tR\tcreatedBy\x129\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x16\n" +
+	"\x06source\x18\a \x01(\tR\x06source\x12\x1f\n" +
+	"\vmust_rotate\x18\b \x01(\bR\n" +
+	"mustRotate\x12\x14\n" +
+	"\x05plain\x18\t \x01(\bR\x05plain\"b\n" +
+	"\x06KeyUse\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\tR\areplica\"g\n" +
+	"\tAuditHead\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x87\x01\n" +
 	"\aReplica\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fcallers_address\x18\x02 \x01(\tR\x0ecallersAddress\x12%\n" +
@@ -2706,7 +3234,7 @@ func file_debvisor_store_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(NodeLiveness)(0),             // 0: debvisor.store.v1.NodeLiveness
 	(PlanState)(0),                // 1: debvisor.store.v1.PlanState
@@ -2729,50 +3257,64 @@ var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(*Task)(nil),                  // 18: debvisor.store.v1.Task
 	(*JoinToken)(nil),             // 19: debvisor.store.v1.JoinToken
 	(*Principal)(nil),             // 20: debvisor.store.v1.Principal
-	(*Replica)(nil),               // 21: debvisor.store.v1.Replica
-	(*Leader)(nil),                // 22: debvisor.store.v1.Leader
-	nil,                           // 23: debvisor.store.v1.Operation.ErrorContextEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*RateLimit)(nil),             // 21: debvisor.store.v1.RateLimit
+	(*Role)(nil),                  // 22: debvisor.store.v1.Role
+	(*Tenant)(nil),                // 23: debvisor.store.v1.Tenant
+	(*TenantStorage)(nil),         // 24: debvisor.store.v1.TenantStorage
+	(*APIKey)(nil),                // 25: debvisor.store.v1.APIKey
+	(*KeyUse)(nil),                // 26: debvisor.store.v1.KeyUse
+	(*AuditHead)(nil),             // 27: debvisor.store.v1.AuditHead
+	(*Replica)(nil),               // 28: debvisor.store.v1.Replica
+	(*Leader)(nil),                // 29: debvisor.store.v1.Leader
+	nil,                           // 30: debvisor.store.v1.Operation.ErrorContextEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_debvisor_store_v1_records_proto_depIdxs = []int32{
-	24, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
-	24, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	24, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
-	24, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
+	31, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
+	31, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	31, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
+	31, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
 	0,  // 4: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	24, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	31, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
 	9,  // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	24, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	24, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	31, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	31, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	24, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	24, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	31, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	31, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
 	12, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
 	2,  // 13: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	24, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	24, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	24, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	23, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	31, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	31, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	31, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	30, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
 	17, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
 	14, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
 	16, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
 	15, // 21: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	24, // 22: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	31, // 22: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
 	3,  // 23: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	24, // 24: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	31, // 24: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
 	4,  // 25: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
 	9,  // 26: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	24, // 27: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	24, // 28: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	31, // 27: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	31, // 28: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 29: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	24, // 30: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	24, // 31: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 32: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	31, // 30: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	31, // 31: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	31, // 32: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	21, // 33: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	21, // 34: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	24, // 35: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	31, // 36: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	31, // 37: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	31, // 38: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	31, // 39: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
@@ -2791,7 +3333,7 @@ func file_debvisor_store_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_store_v1_records_proto_rawDesc), len(file_debvisor_store_v1_records_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   18,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
