@@ -325,7 +325,7 @@ func TestHTTP2Floods(t *testing.T) {
 				n := 0
 				defer func() { served <- n }()
 				for ctx.Err() == nil {
-					if !answered(t.Context(), t, decent) {
+					if !answered(t, decent) {
 						return
 					}
 					n++
@@ -359,14 +359,14 @@ func TestHTTP2Floods(t *testing.T) {
 			if peak > before+64<<20 {
 				t.Errorf("the heap grew from %d to %d MiB", before>>20, peak>>20)
 			}
-			answered(t.Context(), t, decent)
+			answered(t, decent)
 		})
 	}
 }
 
 // answered makes one call of a decent caller.
-func answered(ctx context.Context, t *testing.T, nodes debvisorv1.NodeServiceClient) bool {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+func answered(t *testing.T, nodes debvisorv1.NodeServiceClient) bool {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if _, err := nodes.ListNodes(ctx, &debvisorv1.Empty{}); err != nil {
 		t.Errorf("a decent caller is not served: %v", err)
