@@ -31,6 +31,7 @@ type Draft struct {
 	Revoked    *Table[string]
 
 	access          int64
+	accessTurn      int64
 	accessChanged   bool
 	epoch           uint64
 	candidates      map[string]candidate
@@ -57,6 +58,7 @@ func (s *Snapshot) Draft() *Draft {
 		AuditHeads: newTable(s.AuditHeads, nil),
 
 		access:     s.Access,
+		accessTurn: s.AccessTurn,
 		epoch:      s.Epoch,
 		candidates: s.candidates,
 
@@ -85,6 +87,9 @@ func noteAccess[T any](d *Draft) func(string, T, bool, T, bool) {
 
 // SetEpoch sets the cluster's epoch.
 func (d *Draft) SetEpoch(epoch uint64) { d.epoch = epoch }
+
+// SetAccessTurn sets the revision of the record of access changes' turns.
+func (d *Draft) SetAccessTurn(modRevision int64) { d.accessTurn = modRevision }
 
 // PutCandidate notes a key under election/ with its value and the revision at
 // which it was created: the candidate with the lowest one leads.
@@ -130,6 +135,7 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		KeyUses:    d.KeyUses.entries,
 		AuditHeads: d.AuditHeads.entries,
 		Access:     d.access,
+		AccessTurn: d.accessTurn,
 		Revoked:    d.Revoked.entries,
 		Leader:     leaderOf(d.candidates, d.epoch),
 		Epoch:      d.epoch,

@@ -69,6 +69,10 @@ type Snapshot struct {
 	// principals, roles, tenants, keys, revocations. Two snapshots with the
 	// same one agree in all of that.
 	Access int64
+	// AccessTurn is the revision of the record that every change of these by a
+	// call writes and requires to be unchanged: what must hold of several of
+	// them holds then, since of two changes at once one is made anew. 0: none.
+	AccessTurn int64
 
 	// Leader is nil while nobody holds the election.
 	Leader *Leader

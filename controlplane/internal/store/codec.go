@@ -58,8 +58,12 @@ func newCodec() codec {
 // holds the record.
 func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
 	rest := strings.TrimPrefix(string(kv.Key), prefix)
-	if rest == "epoch" {
+	switch rest {
+	case "epoch":
 		return putEpoch(d, kv, deleted)
+	case "accessturn":
+		putAccessTurn(d, kv, deleted)
+		return nil
 	}
 	name, id, ok := strings.Cut(rest, "/")
 	if !ok {
@@ -117,6 +121,15 @@ func putEpoch(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
 	}
 	d.SetEpoch(epoch)
 	return nil
+}
+
+// putAccessTurn has no use for the value: whose turn it was does not matter.
+func putAccessTurn(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) {
+	if deleted {
+		d.SetAccessTurn(0)
+		return
+	}
+	d.SetAccessTurn(kv.ModRevision)
 }
 
 func message[M any, P interface {

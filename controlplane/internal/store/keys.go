@@ -86,6 +86,10 @@ func ReplicaKey(name string) string { return prefix + replicas + name }
 // package concurrency wants it.
 func ElectionPrefix() string { return prefix + strings.TrimSuffix(election, "/") }
 
+// AccessTurnKey is what every change of who may do what, made by a call,
+// writes and requires to be unchanged.
+func AccessTurnKey() string { return prefix + "accessturn" }
+
 // EpochKey is where the cluster's epoch is, a decimal number.
 func EpochKey() string { return prefix + "epoch" }
 
