@@ -91,7 +91,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		return fmt.Errorf("preparing validation: %w", err)
 	}
 	chain := api.ChainConfig{
-		View: r.view, Authn: authn.New(record.Cluster), Authz: authz.New(founder), Audit: r.audit, Check: check, Log: log.Named("rpc"),
+		View: r.view, Authn: authn.New(authn.Config{Cluster: record.Cluster}), Authz: authz.New(founder), Audit: r.audit, Check: check, Log: log.Named("rpc"),
 	}
 	codec := rpc.NewCodec()
 	public := api.New(api.Config{

@@ -168,12 +168,12 @@ func (c *Chain) admit(ctx context.Context, k *call, req any) (context.Context, e
 // authenticate tells who calls, whether this connection was asked for the first
 // time, and why the caller cannot be told or is not to be believed.
 func (c *Chain) authenticate(ctx context.Context, k *call, snapshot *cluster.Snapshot) (_ context.Context, first bool, refusal error) {
-	caller, first, err := c.Authn.Authenticate(ctx)
+	caller, first, err := c.Authn.Authenticate(ctx, snapshot, k.began)
 	if caller == nil {
 		return ctx, first, err
 	}
 	k.caller = caller
-	return authn.With(ctx, caller), first, authn.Revoked(caller, snapshot)
+	return authn.With(ctx, caller), first, c.Authn.Check(caller, snapshot, k.began)
 }
 
 // meet counts a call that nobody answers for by the address it comes from. One

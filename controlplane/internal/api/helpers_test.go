@@ -112,7 +112,7 @@ func start(t testing.TB, perMinute int) *replica {
 	}
 	r.authz = authz.New("operator")
 	chain := api.NewChain(api.ChainConfig{
-		View: r.view, Authn: authn.New(clusterName), Authz: r.authz, Limit: limit.New(limit.Config{PerMinute: perMinute}),
+		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName}), Authz: r.authz, Limit: limit.New(limit.Config{PerMinute: perMinute}),
 		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,
 	})
 	codec := rpc.NewCodec()

@@ -13,13 +13,45 @@ import (
 	"github.com/debvisor/debvisor/shared/rpc"
 )
 
-// Caller is who makes a call.
+// Kind is how a caller says who it is.
+type Kind int
+
+// The kinds.
+const (
+	Certificate Kind = iota
+	APIKey
+	JWT
+)
+
+// String is the kind's name in logs and audit.
+func (k Kind) String() string {
+	switch k {
+	case APIKey:
+		return "api key"
+	case JWT:
+		return "jwt"
+	default:
+		return "certificate"
+	}
+}
+
+// Caller is who makes a call. It is never changed: all calls of a connection
+// that come with the same credential share one.
 type Caller struct {
 	identity.Identity
 	// Name is the principal's, or "agent:<node>".
 	Name string
-	// Serial is that of the certificate, in hex.
+	// Serial is that of the certificate, in hex; empty without one.
 	Serial string
+	Kind   Kind
+	// CredentialID names the credential: a certificate's serial, a key's id, the
+	// first 16 hex digits of a token's SHA-256.
+	CredentialID string
+	// Expires is when the credential ends; zero: never. An agent may renew an
+	// ended one, so that it is authz that refuses it everything else.
+	Expires time.Time
+	// Permissions are those that a trusted issuer wrote into a token.
+	Permissions []string
 }
 
 // Node is the node whose agent calls; "" for a principal.
@@ -35,13 +67,17 @@ func (c *Caller) Expired(now time.Time) bool {
 	return c.Agent != nil && c.Agent.Expired(now)
 }
 
-// Authenticator tells callers by the certificates of one cluster.
-type Authenticator struct {
-	cluster string
+// Config says what an Authenticator accepts.
+type Config struct {
+	// Cluster is the trust domain of agents' certificates.
+	Cluster string
 }
 
-// New makes an authenticator for the cluster of that name.
-func New(cluster string) *Authenticator { return &Authenticator{cluster: cluster} }
+// Authenticator tells callers by the credentials of one cluster.
+type Authenticator struct{ cfg Config }
+
+// New makes an authenticator.
+func New(cfg Config) *Authenticator { return &Authenticator{cfg: cfg} }
 
 // verdict is what one connection's certificate came to.
 type verdict struct {
@@ -49,10 +85,11 @@ type verdict struct {
 	err    error
 }
 
-// Authenticate tells who makes the call of this context. The answer is found
-// once a connection; first says whether this was that time. The error is
-// Unauthenticated.
-func (a *Authenticator) Authenticate(ctx context.Context) (caller *Caller, first bool, err error) {
+// Authenticate tells who makes the call of this context. What a certificate
+// says is found once a connection; first says whether this was that time. The
+// error is Unauthenticated. Whether the credential still holds is Check's to
+// say.
+func (a *Authenticator) Authenticate(ctx context.Context, _ *cluster.Snapshot, _ time.Time) (caller *Caller, first bool, err error) {
 	peer := rpc.PeerOf(ctx)
 	if peer == nil {
 		return nil, false, noCertificate()
@@ -69,29 +106,32 @@ func (a *Authenticator) judge(leaf *x509.Certificate) any {
 	if leaf == nil {
 		return verdict{err: noCertificate()}
 	}
-	id, err := identity.FromCertificate(leaf, a.cluster)
+	id, err := identity.FromCertificate(leaf, a.cfg.Cluster)
 	if err != nil {
 		return verdict{err: err}
 	}
-	c := &Caller{Identity: id, Name: id.String()}
+	c := &Caller{Identity: id, Name: id.String(), Kind: Certificate, Expires: leaf.NotAfter}
 	if id.Agent != nil {
 		c.Serial = id.Agent.Serial
 	} else {
 		c.Serial = id.Principal.Serial
 	}
+	c.CredentialID = c.Serial
 	return verdict{caller: c}
 }
 
-// Revoked refuses a caller whose certificate has been revoked, and an agent
-// whose node was enrolled anew after its certificate was issued: whoever holds
-// that one speaks for the node no more.
-func Revoked(c *Caller, s *cluster.Snapshot) error {
+// Check tells whether a caller's credential still holds at that moment, by a
+// snapshot; nil: it does. It refuses (Unauthenticated) a certificate that has
+// been revoked, a principal's that has ended, and that of an agent whose node
+// was enrolled anew after it was issued: whoever holds that one speaks for the
+// node no more.
+func (a *Authenticator) Check(c *Caller, s *cluster.Snapshot, now time.Time) error {
 	if _, revoked := s.Revoked[c.Serial]; revoked {
 		return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_REVOKED",
 			"the certificate of %s (serial %s) has been revoked", c.Name, c.Serial).With("serial", c.Serial)
 	}
 	if c.Agent == nil {
-		return nil
+		return checkExpiry(c, now)
 	}
 	if node, ok := s.Nodes[c.Agent.Node]; ok && c.Agent.Replaced(node.Value.GetEnrolledAt().AsTime()) {
 		return errdefs.New(errdefs.Unauthenticated, "NODE_REPLACED",
@@ -99,6 +139,17 @@ func Revoked(c *Caller, s *cluster.Snapshot) error {
 			With("node", c.Agent.Node).With("serial", c.Serial)
 	}
 	return nil
+}
+
+// checkExpiry refuses a certificate that ended after the handshake had
+// accepted it.
+func checkExpiry(c *Caller, now time.Time) error {
+	if c.Expires.IsZero() || !now.After(c.Expires) {
+		return nil
+	}
+	return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_EXPIRED",
+		"the certificate of %s (serial %s) ended at %s: connect anew with a new one", c.Name, c.Serial, c.Expires.UTC().Format(time.RFC3339)).
+		With("serial", c.Serial)
 }
 
 func noCertificate() error {
