@@ -1,0 +1,207 @@
+package accessfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// MaxBytes is the most that an access file may hold.
+const MaxBytes = 1 << 20
+
+// look is how often Run looks whether the file has changed.
+const look = 2 * time.Second
+
+// Config says which file, and who has a word in it.
+type Config struct {
+	// Path is the file's; empty: there is none, and the policy is empty.
+	Path string
+	// Accept, when set, may refuse a policy that would take the place of
+	// another, for what it would mean.
+	Accept func(next *Policy) error
+	// Refused, when set, is told why a changed file was not taken, once for each
+	// state of the file.
+	Refused func(error)
+	Log     hclog.Logger
+}
+
+// File keeps the policy of one file current. It is safe for concurrent use.
+type File struct {
+	cfg     Config
+	mu      sync.Mutex // one load at a time, so that an older one never wins
+	seen    stamp      // of what was last loaded, or refused
+	current atomic.Pointer[Policy]
+
+	waiting sync.Mutex
+	changed chan struct{}
+}
+
+// stamp tells one state of a file from another without reading it.
+type stamp struct {
+	modified time.Time
+	size     int64
+	inode    uint64
+	mode     fs.FileMode
+}
+
+// Open reads the file. Its error is one line that names the file and, where
+// the content is at fault, the line.
+func Open(cfg Config) (*File, error) {
+	f := &File{cfg: cfg, changed: make(chan struct{})}
+	f.current.Store(newPolicy(""))
+	if cfg.Path == "" {
+		return f, nil
+	}
+	policy, stamp, err := load(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	f.current.Store(policy)
+	f.seen = stamp
+	return f, nil
+}
+
+// None is the policy of no file: an empty one.
+func None() *File {
+	f := &File{changed: make(chan struct{})}
+	f.current.Store(newPolicy(""))
+	return f
+}
+
+// Current is the policy in force, never nil.
+func (f *File) Current() *Policy { return f.current.Load() }
+
+// Changed gives a channel that is closed when another policy comes into force
+// after this call. Ask for it before reading Current, or a change in between
+// goes unseen.
+func (f *File) Changed() <-chan struct{} {
+	f.waiting.Lock()
+	defer f.waiting.Unlock()
+	return f.changed
+}
+
+// Reload reads the file now. When it cannot be taken, what it said before
+// stays in force, and the error says why in one line.
+func (f *File) Reload() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reload()
+}
+
+func (f *File) reload() error {
+	if f.cfg.Path == "" {
+		return nil
+	}
+	next, stamp, err := load(f.cfg.Path)
+	f.seen = stamp
+	was := f.current.Load()
+	if err == nil && next.Version != was.Version && f.cfg.Accept != nil {
+		if err = f.cfg.Accept(next); err != nil {
+			err = fmt.Errorf("%s: %w", f.cfg.Path, err)
+		}
+	}
+	if err != nil {
+		f.cfg.Log.Error("the access file is refused; what it said before stays in force", "error", err)
+		if f.cfg.Refused != nil {
+			f.cfg.Refused(err)
+		}
+		return err
+	}
+	if next.Version == was.Version {
+		return nil
+	}
+	f.current.Store(next)
+	f.waiting.Lock()
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.waiting.Unlock()
+	f.cfg.Log.Info("access file loaded", "file", f.cfg.Path, "version", next.Version,
+		"principals", len(next.Principals), "roles", len(next.Roles), "tenants", len(next.Tenants), "keys", len(next.Keys))
+	return nil
+}
+
+// Run loads the file whenever it has changed, looking every 2 s, until ctx
+// ends; it then returns nil. A file that is gone is a broken one: what it said
+// stays in force.
+func (f *File) Run(ctx context.Context) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			f.lookAgain()
+		}
+	}
+}
+
+// lookAgain loads the file if it is not as it was when last loaded or refused.
+func (f *File) lookAgain() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cfg.Path == "" {
+		return
+	}
+	var now stamp // zero while it is gone
+	if info, err := os.Stat(f.cfg.Path); err == nil {
+		now = stampOf(info)
+	}
+	if now != f.seen {
+		_ = f.reload() // it has told of the error
+	}
+}
+
+// load reads and parses the file. The stamp is that of what was read; zero
+// where nothing could be.
+func load(path string) (*Policy, stamp, error) {
+	// Not to wait for a writer, should it be a pipe.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, stamp{}, unreadable(path, err)
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, stamp{}, unreadable(path, err)
+	}
+	at := stampOf(info)
+	switch {
+	case !info.Mode().IsRegular():
+		return nil, at, fmt.Errorf("%s: it is not a regular file", path)
+	case info.Mode().Perm()&0o002 != 0:
+		return nil, at, fmt.Errorf("%s: anyone on this host can write to it (mode %04o); chmod o-w it", path, info.Mode().Perm())
+	}
+	content, err := io.ReadAll(io.LimitReader(file, MaxBytes+1))
+	if err != nil {
+		return nil, at, unreadable(path, err)
+	}
+	policy, err := Parse(path, content)
+	return policy, at, err
+}
+
+func stampOf(info fs.FileInfo) stamp {
+	s := stamp{modified: info.ModTime(), size: info.Size(), mode: info.Mode()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		s.inode = sys.Ino
+	}
+	return s
+}
+
+// unreadable says what is wrong with a file, naming it once.
+func unreadable(path string, err error) error {
+	var cause *fs.PathError
+	if errors.As(err, &cause) {
+		err = cause.Err
+	}
+	return fmt.Errorf("%s: it cannot be read: %w", path, err)
+}
