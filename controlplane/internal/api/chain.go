@@ -6,7 +6,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
@@ -239,15 +238,10 @@ func (c *Chain) called(ctx context.Context, k *call, req any) *audit.Event {
 	}
 	// What carries its own proof of identity is a secret.
 	if m, ok := req.(proto.Message); ok && k.rule.Change && !k.rule.Open {
-		if content, err := protojson.Marshal(m); err == nil && len(content) <= maxAuditedRequest {
-			e.Request = content
-		}
+		e.Args = audit.Summary(m)
 	}
 	return e
 }
-
-// maxAuditedRequest is the most of a request's JSON that is audited, bytes.
-const maxAuditedRequest = 8 << 10
 
 func (c *Chain) refused(k *call, kind audit.Kind, err error) *audit.Event {
 	e := errdefs.FromStatus(errdefs.ToStatus(err, k.trace))

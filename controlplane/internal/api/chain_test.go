@@ -110,7 +110,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		if strings.Contains(event["method"].(string), "Health") {
 			t.Errorf("a health check is audited: %v", event)
 		}
-		if change := strings.HasSuffix(event["method"].(string), "MigrateVM"); change != (event["request"] != nil) {
+		if change := strings.HasSuffix(event["method"].(string), "MigrateVM"); change != (event["args"] != nil) {
 			t.Errorf("event %v", event)
 		}
 	}

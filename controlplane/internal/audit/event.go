@@ -25,13 +25,15 @@ type Event struct {
 	Kind      Kind
 	TraceID   string
 	Principal string
+	// Credential is what the principal showed, such as "apikey:0123456789abcdef".
+	Credential string
 	// Peer is the IP address that the call came from.
 	Peer   string
 	Method string
 	// RequestID is the caller's own, for idempotency.
 	RequestID string
-	// Request is a change's content in JSON.
-	Request []byte
+	// Args is what the call was asked to do, as Summary tells it.
+	Args string
 	// Code is the gRPC status, Error the ErrorDetails' code, Reason its message.
 	Code   string
 	Error  string
@@ -51,13 +53,11 @@ func (e *Event) append(b []byte) []byte {
 	b = append(b, '"')
 	b = appendField(b, "trace_id", e.TraceID)
 	b = appendField(b, "principal", e.Principal)
+	b = appendField(b, "credential", e.Credential)
 	b = appendField(b, "peer", e.Peer)
 	b = appendField(b, "method", e.Method)
 	b = appendField(b, "request_id", e.RequestID)
-	if len(e.Request) > 0 {
-		b = append(b, `,"request":`...)
-		b = append(b, e.Request...)
-	}
+	b = appendField(b, "args", e.Args)
 	b = appendField(b, "code", e.Code)
 	b = appendField(b, "error", e.Error)
 	b = appendField(b, "reason", e.Reason)
