@@ -162,9 +162,9 @@ func principal(value []byte) (*storev1.Principal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if id := p.GetApikeyId(); id != "" && !strings.HasPrefix(id, HashedKey) && !keyID(id) {
-		sum := sha256.Sum256([]byte(strings.TrimSpace(id)))
-		p.ApikeyId = HashedKey + hex.EncodeToString(sum[:])
+	p.Plain = false // it is ours to say
+	if id := p.GetApikeyId(); id != "" && !keyHash(id) && !keyID(id) {
+		p.ApikeyId, p.Plain = HashKey(id), true
 	}
 	return p, nil
 }
@@ -172,10 +172,24 @@ func principal(value []byte) (*storev1.Principal, error) {
 // HashedKey begins an apikey_id that is the hash of the key's text, in hex.
 const HashedKey = "sha256:"
 
-// keyID tells the id of a key that we made from a key's text.
-func keyID(s string) bool {
-	return len(s) == 16 && strings.Trim(s, "0123456789abcdef") == ""
+// HashKey gives what stands in a principal's apikey_id in the place of a key's
+// text: HashedKey and the SHA-256 of the text, in hex. Space around the text,
+// which editors and shells add, is no part of it.
+func HashKey(text string) string {
+	sum := sha256.Sum256([]byte(strings.TrimSpace(text)))
+	return HashedKey + hex.EncodeToString(sum[:])
 }
+
+// keyHash tells what HashKey gave from a key's text.
+func keyHash(s string) bool {
+	digits, ok := strings.CutPrefix(s, HashedKey)
+	return ok && len(digits) == 2*sha256.Size && strings.Trim(digits, hexDigits) == ""
+}
+
+// keyID tells the id of a key that we made from a key's text.
+func keyID(s string) bool { return len(s) == 16 && strings.Trim(s, hexDigits) == "" }
+
+const hexDigits = "0123456789abcdef"
 
 // role decodes a role: an object, or the bare list of its permissions.
 func role(value []byte) (*storev1.Role, error) {
@@ -194,10 +208,15 @@ func role(value []byte) (*storev1.Role, error) {
 func apiKey(value []byte) (*storev1.APIKey, error) {
 	text := strings.TrimSpace(string(value))
 	if !strings.HasPrefix(text, "{") {
-		sum := sha256.Sum256([]byte(text))
-		return &storev1.APIKey{Sha256: hex.EncodeToString(sum[:]), Source: "etcd", Plain: true, MustRotate: true}, nil
+		hash := strings.TrimPrefix(HashKey(text), HashedKey)
+		return &storev1.APIKey{Sha256: hash, Source: "etcd", Plain: true, MustRotate: true}, nil
 	}
-	return jsonMessage[storev1.APIKey](value)
+	k, err := jsonMessage[storev1.APIKey](value)
+	if err != nil {
+		return nil, err
+	}
+	k.Plain = false // it is ours to say
+	return k, nil
 }
 
 func text(value []byte) (string, error) { return string(value), nil }

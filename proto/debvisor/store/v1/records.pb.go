@@ -2229,11 +2229,14 @@ type Principal struct {
 	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// The id of a key (apikeys/<id>), or, in the contract's manual set-up, its
 	// plain text until the leader has replaced it by "sha256:<hex>".
-	ApikeyId      string     `protobuf:"bytes,2,opt,name=apikey_id,json=apikeyId,proto3" json:"apikey_id,omitempty"`
-	Permissions   []string   `protobuf:"bytes,3,rep,name=permissions,proto3" json:"permissions,omitempty"`
-	Roles         []string   `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
-	Tenant        string     `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Limit         *RateLimit `protobuf:"bytes,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	ApikeyId    string     `protobuf:"bytes,2,opt,name=apikey_id,json=apikeyId,proto3" json:"apikey_id,omitempty"`
+	Permissions []string   `protobuf:"bytes,3,rep,name=permissions,proto3" json:"permissions,omitempty"`
+	Roles       []string   `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
+	Tenant      string     `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Limit       *RateLimit `protobuf:"bytes,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What came of decoding a record whose apikey_id is still a key's plain text;
+	// never written.
+	Plain         bool `protobuf:"varint,7,opt,name=plain,proto3" json:"plain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2308,6 +2311,13 @@ func (x *Principal) GetLimit() *RateLimit {
 		return x.Limit
 	}
 	return nil
+}
+
+func (x *Principal) GetPlain() bool {
+	if x != nil {
+		return x.Plain
+	}
+	return false
 }
 
 // RateLimit is part of principals/<name> and roles/<name>.
@@ -3130,14 +3140,15 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\fused_by_node\x18\n" +
 	" \x01(\tR\n" +
 	"usedByNode\x123\n" +
-	"\aused_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\xc0\x01\n" +
+	"\aused_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\xd6\x01\n" +
 	"\tPrincipal\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1b\n" +
 	"\tapikey_id\x18\x02 \x01(\tR\bapikeyId\x12 \n" +
 	"\vpermissions\x18\x03 \x03(\tR\vpermissions\x12\x14\n" +
 	"\x05roles\x18\x04 \x03(\tR\x05roles\x12\x16\n" +
 	"\x06tenant\x18\x05 \x01(\tR\x06tenant\x122\n" +
-	"\x05limit\x18\x06 \x01(\v2\x1c.debvisor.store.v1.RateLimitR\x05limit\"^\n" +
+	"\x05limit\x18\x06 \x01(\v2\x1c.debvisor.store.v1.RateLimitR\x05limit\x12\x14\n" +
+	"\x05plain\x18\a \x01(\bR\x05plain\"^\n" +
 	"\tRateLimit\x12\x1d\n" +
 	"\n" +
 	"per_minute\x18\x01 \x01(\rR\tperMinute\x12\x14\n" +
