@@ -19,6 +19,7 @@ type mover struct {
 	c        *cluster
 	from, to *lab.Node // where it runs when the test begins, and the other one
 	before   lab.History
+	heard    int // bytes of its console that were said before
 }
 
 // Speeds of the guest's memory, MiB/s: with slow a move does not end before a test wants it to, with steady it takes some
@@ -74,6 +75,7 @@ func (c *cluster) guestLike(spec lab.GuestSpec) *mover {
 			return nil
 		})
 	}
+	m.heard = len(g.ConsoleText())
 	m.before, err = g.History()
 	c.must(err)
 	c.must(m.known(c.within(30*time.Second), m.from))
@@ -191,16 +193,19 @@ func (m *mover) starts(n *lab.Node) int {
 	return strings.Count(string(raw), ": starting up libvirt version")
 }
 
-// goesOn waits until the guest has counted on.
+// goesOn waits until the guest has counted on, and checks that nothing of its memory was lost.
 func (m *mover) goesOn() {
 	m.c.t.Helper()
 	begin := len(m.Console())
 	m.c.eventually(20*time.Second, "the guest goes on", func() error {
 		if n := len(m.Console()); n < begin+20 {
-			return fmt.Errorf("%d new values", n-begin)
+			return fmt.Errorf("%d new values; trouble on its console: %q", n-begin, m.Trouble(m.heard))
 		}
 		return nil
 	})
+	if trouble := m.Trouble(m.heard); trouble != "" {
+		m.c.t.Fatalf("the guest says %q", trouble)
+	}
 }
 
 // clean says what is left of migrations: tunnels' processes, their directories, domains that are not persistent, resources in

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -85,6 +87,15 @@ func (g *Guest) ConsoleText() string {
 	g.console.mu.Lock()
 	defer g.console.mu.Unlock()
 	return string(g.console.text)
+}
+
+// trouble is what a console shows when the guest's memory is not what it was: tick's own word, and the kernel's.
+var trouble = regexp.MustCompile(`(?m)^.*(tick (lost|failed)|BUG:|Oops|Kernel panic|general protection|segfault|stack-protector|double fault).*$`)
+
+// Trouble is the first line by which the guest said that its memory or its disk is not what it was, or its kernel that it broke
+// down, past the first bytes of ConsoleText; "" if there is none.
+func (g *Guest) Trouble(past int) string {
+	return strings.TrimSpace(trouble.FindString(g.ConsoleText()[past:]))
 }
 
 // LongestSilence returns the longest time between two lines of the console since a moment, the time since the last line until

@@ -20,6 +20,7 @@ type GuestSpec struct {
 	Period    time.Duration // between two values of the counter (50 ms)
 	DirtyKiB  int           // memory written in each period, which makes a live migration longer (0)
 	DirtyRoom int           // MiB that DirtyKiB goes round in (48)
+	KeptPages int           // pages of memory that all hold the last value, which the guest checks: see Trouble (64)
 	Deaf      bool          // takes no notice of its power button, so it does not shut down when asked
 	CPU       string        // model (qemu64)
 	Devices   string        // further devices, in libvirt's XML
@@ -50,6 +51,9 @@ func (s GuestSpec) withDefaults() GuestSpec {
 	}
 	if s.DirtyRoom == 0 {
 		s.DirtyRoom = 48
+	}
+	if s.KeptPages == 0 {
+		s.KeptPages = 64
 	}
 	if s.CPU == "" {
 		s.CPU = "qemu64"
@@ -160,7 +164,7 @@ func (g *Guest) xml(s GuestSpec) string {
     <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
     <kernel>%[4]s/vmlinuz</kernel>
     <initrd>%[4]s/initramfs</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off tick.ms=%[5]d tick.dirty=%[6]d tick.room=%[7]d tick.disks=%[8]d tick.deaf=%[9]d</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off tick.ms=%[5]d tick.dirty=%[6]d tick.room=%[7]d tick.disks=%[8]d tick.deaf=%[9]d tick.kept=%[13]d</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact'><model fallback='forbid'>%[10]s</model></cpu>
@@ -174,7 +178,7 @@ func (g *Guest) xml(s GuestSpec) string {
     %[12]s
   </devices>
 </domain>`, s.Name, s.UUID, s.MemoryMiB, images, s.Period.Milliseconds(), s.DirtyKiB, s.DirtyRoom, writable, deaf, s.CPU,
-		disks.String(), s.Devices)
+		disks.String(), s.Devices, s.KeptPages)
 }
 
 // StartTwin starts the guest on a second node as well, as nobody should: with local disks made anew there, past our daemons.

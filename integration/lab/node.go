@@ -122,7 +122,7 @@ func (n *Node) StartLibvirt(ctx context.Context) error {
 		args = append(args, "--listen")
 	}
 	c := Command{Name: "libvirtd of " + n.Name, Args: args, Log: n.lab.log(n.Name + "-libvirtd")}
-	c.Env = []string{"LD_PRELOAD=" + filepath.Join(n.lab.built, "sharedfs.so")}
+	c.Env = []string{"LD_PRELOAD=" + n.lab.preloads()}
 	var err error
 	if n.Libvirt, err = n.Start(c); err != nil {
 		return err
@@ -141,6 +141,11 @@ func (n *Node) StartLibvirt(ctx context.Context) error {
 		_, err = conn.Close()
 		return err
 	})
+}
+
+// preloads are the libraries that every libvirtd of the lab is started with.
+func (l *Lab) preloads() string {
+	return filepath.Join(l.built, "sharedfs.so") + ":" + filepath.Join(l.built, "oddram.so")
 }
 
 // Connect connects to the node's libvirtd from outside of the node. The caller closes the connection.

@@ -1,14 +1,15 @@
 #!/bin/bash
 # build.sh CACHE : makes what a lab needs compiled and prints the directory that holds it: the kernel and the initramfs of its
-# guests, "vmlinuz" and "initramfs", and "sharedfs.so" for its libvirtds (see sharedfs.c). The kernel is Debian's own cloud kernel, downloaded but never installed. Kept in CACHE under
-# the kernel's version and the digest of the sources beside this script; a second call does nothing but look.
+# guests, "vmlinuz" and "initramfs", and "sharedfs.so" and "oddram.so" for its libvirtds (see their sources). The kernel is
+# Debian's own cloud kernel, downloaded but never installed. Kept in CACHE under the kernel's version and the digest of the sources
+# beside this script; a second call does nothing but look.
 set -euo pipefail
 src=$(dirname "$(realpath "$0")")
 mkdir -p "$1"
 cache=$(realpath "$1")
 exec 9>"$cache/.guest.lock"
 flock 9
-digest=$(cat "$src"/{init,tick.c,build.sh,../scripts/sharedfs.c} | sha256sum | cut -c1-12)
+digest=$(cat "$src"/{init,tick.c,build.sh,../scripts/{sharedfs,oddram}.c} | sha256sum | cut -c1-12)
 for ready in "$cache"/guest-*-"$digest"; do
   if [[ -e $ready/initramfs ]]; then echo "$ready"; exit 0; fi
 done
@@ -51,7 +52,7 @@ cp "$(command -v busybox)" "$work/root/bin/busybox"
 install -m 755 "$src/init" "$work/root/init"
 gcc -static -Os -Wall -o "$work/root/tick" "$src/tick.c"
 strip "$work/root/tick"
-gcc -shared -fPIC -Os -Wall -o "$work/out/sharedfs.so" "$src/../scripts/sharedfs.c"
+for so in sharedfs oddram; do gcc -shared -fPIC -Os -Wall -o "$work/out/$so.so" "$src/../scripts/$so.c"; done
 (cd "$work/root" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1 >"$work/out/initramfs")
 chmod 755 "$work/out"
 mv "$work/out" "$out"

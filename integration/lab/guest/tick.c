@@ -6,8 +6,11 @@
 //
 // It powers the guest off when the power button is pressed, which is how libvirt asks a guest to shut down.
 //
+// It keeps some pages of memory that all hold the last value, and looks before it writes the next one whether they still do: a
+// live migration that loses a page makes it say "tick lost".
+//
 // From the kernel's command line: tick.ms=N period in milliseconds (50), tick.dirty=N KiB of memory written in each (0),
-// tick.room=N MiB that this goes round in (48), tick.deaf=1 takes no notice of the power button.
+// tick.room=N MiB that this goes round in (48), tick.kept=N pages that hold the last value (64), tick.deaf=1 takes no notice of the power button.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -22,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RECORD = 512, BATCH = 2048, DISKS = 8, BUTTONS = 4 };
+enum { RECORD = 512, PAGE = 4096, BATCH = 2048, DISKS = 8, BUTTONS = 4 };
 
 static void die(const char *what) {
   printf("tick failed: %s: %m\n", what);
@@ -88,6 +91,15 @@ static void watch_button(void) {
   }
 }
 
+// Writes n to every page, which has to hold the value before it.
+static void keep(volatile uint64_t *kept, long pages, uint64_t n) {
+  for (long i = 0; i < pages; i++) {
+    volatile uint64_t *page = kept + (size_t)i * (PAGE / sizeof n);
+    if (*page != n - 1) printf("tick lost memory: page %ld holds %lu, not %lu\n", i, *page, n - 1);
+    *page = n;
+  }
+}
+
 int main(int argc, char **argv) {
   char cmdline[2048], boot[64], *record, *memory = NULL;
   int fds[DISKS], disks = 0;
@@ -98,6 +110,10 @@ int main(int argc, char **argv) {
   long period = option(cmdline, "tick.ms=", 50), dirty = option(cmdline, "tick.dirty=", 0) * 1024;
   size_t room = (size_t)option(cmdline, "tick.room=", 48) << 20, at = 0;
   if (dirty && !(memory = malloc(room))) die("memory");
+
+  long pages = option(cmdline, "tick.kept=", 64);
+  uint64_t *kept;
+  if (posix_memalign((void **)&kept, PAGE, (size_t)(pages + 1) * PAGE)) die("memory");
 
   if (!option(cmdline, "tick.deaf=", 0) && fork() == 0) watch_button();
 
@@ -118,6 +134,7 @@ int main(int argc, char **argv) {
     if (pread(fds[0], record, RECORD, (off_t)(n % slots[0] * RECORD)) != RECORD) die("read");
     if (pwrite(fds[i], record, RECORD, (off_t)(n % slots[i] * RECORD)) != RECORD || fsync(fds[i])) die("write");
   }
+  for (long i = 0; i < pages; i++) kept[(size_t)i * (PAGE / sizeof n)] = n;
   printf("tick starts after n=%lu boot=%s\n", n, boot);
 
   for (uint64_t next = nanoseconds(CLOCK_MONOTONIC);; next += (uint64_t)period * 1000000u) {
@@ -130,6 +147,7 @@ int main(int argc, char **argv) {
       if (fsync(fds[i])) die("fsync");
     }
     printf("tick n=%lu up=%lu\n", n, up);
+    keep(kept, pages, n);
     for (long left = dirty; left > 0; left -= 4096, at = (at + 4096) % room) memory[at] = (char)n;
     struct timespec until = {.tv_sec = (time_t)(next / 1000000000u), .tv_nsec = (long)(next % 1000000000u)};
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
