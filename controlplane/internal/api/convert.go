@@ -42,12 +42,12 @@ func decode[M proto.Message](b []byte, into M) M {
 	return into
 }
 
-// vmMessage gives a VM as callers see it.
-func vmMessage(s *cluster.Snapshot, vm *storev1.VM) *debvisorv1.VM {
+// vmMessage gives a VM as the scope's callers see it.
+func vmMessage(scope cluster.Scope, vm *storev1.VM) *debvisorv1.VM {
 	domain := decode(vm.GetDomain(), &agentv1.Domain{})
 	m := &debvisorv1.VM{
 		Id: vm.GetUuid(), Name: vm.GetName(), Node: nodeRef(vm.GetNode()), Generation: vm.GetGeneration(),
-		State: vmState(s, vm, domain), MemoryBytes: domain.GetMemoryBytes(), Vcpus: domain.GetVcpus(),
+		State: vmState(scope.Snapshot(), vm, domain), MemoryBytes: domain.GetMemoryBytes(), Vcpus: domain.GetVcpus(),
 		Persistent: domain.GetPersistent(), Autostart: vm.GetAutostart(), Disks: domain.GetDisks(),
 		ConflictNodes: vm.GetConflictNodes(), MachineType: domain.GetMachineType(), VirtType: domain.GetVirtType(),
 		Interfaces: domain.GetInterfaces(), HostDevices: domain.GetHostDevices(), SharedDirectories: domain.GetSharedDirectories(),
@@ -56,9 +56,7 @@ func vmMessage(s *cluster.Snapshot, vm *storev1.VM) *debvisorv1.VM {
 	if len(vm.GetPolicy()) > 0 {
 		m.Policy = decode(vm.GetPolicy(), &debvisorv1.VMPolicy{})
 	}
-	if holder, ok := s.InUse[vmResource(vm.GetUuid())]; ok {
-		m.OperationId = holder.Value
-	}
+	m.OperationId, _ = scope.Holder(vmResource(vm.GetUuid()))
 	return m
 }
 
@@ -76,14 +74,16 @@ func vmState(s *cluster.Snapshot, vm *storev1.VM, domain *agentv1.Domain) debvis
 
 func vmResource(uuid string) string { return "vm/" + uuid }
 
-// operationMessage gives an operation as callers see it.
-func operationMessage(op *storev1.Operation) *debvisorv1.Operation {
+// operationMessage gives an operation as the scope's callers see it, with the
+// moves that are at work as far as they are now.
+func operationMessage(scope cluster.Scope, op *storev1.Operation) *debvisorv1.Operation {
+	op = readable(scope, op)
 	m := &debvisorv1.Operation{
 		Id: op.GetId(), Kind: op.GetKind(), State: debvisorv1.OperationState(op.GetState()),
 		Resources: op.GetResources(), Principal: op.GetPrincipal(),
 		CreatedAt: timestamp(op.GetCreatedAt()), StartedAt: timestamp(op.GetStartedAt()), EndedAt: timestamp(op.GetEndedAt()),
 		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(), ParentId: op.GetParent(),
-		Evacuation: evacuationDetails(op),
+		Evacuation: evacuationDetails(scope, op),
 	}
 	if len(op.GetProgress()) > 0 {
 		m.Progress = decode(op.GetProgress(), &debvisorv1.OperationProgress{})

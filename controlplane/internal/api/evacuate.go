@@ -6,13 +6,11 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
-	"github.com/debvisor/debvisor/shared/rpc"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -53,7 +51,7 @@ func (s *nodeService) drain(
 			Message: fmt.Sprintf("operation %s moves the VMs; watch it for its end", id),
 		}, nil
 	}
-	op, err := s.operations.Wait(ctx, id)
+	op, err := awaitEnd(ctx, s.view, s.operations, id)
 	if err != nil {
 		return nil, err
 	}
@@ -65,30 +63,24 @@ func (s *nodeService) drain(
 func (s *nodeService) beginDrain(
 	ctx context.Context, kind string, req proto.Message, ref *debvisorv1.NodeRef, detail *storev1.Evacuate,
 ) (string, error) {
-	request, err := requestID(ctx)
+	scope := scopeOf(ctx, s.view.Current())
+	spec, err := specOf(ctx, scope, kind, req)
 	if err != nil {
 		return "", err
 	}
-	spec := operations.Spec{
-		Kind: kind, Principal: authn.From(ctx).Name, Method: kind, RequestID: request, Request: req,
-		Evacuate: detail, TraceID: rpc.TraceID(ctx),
-	}
-	if k := callOf(ctx); k != nil {
-		spec.Method = k.method
-	}
+	spec.Evacuate = detail
 	if op, err := s.operations.Repeated(spec); op != nil || err != nil {
 		return op.GetId(), err
 	}
-	snapshot := s.view.Current()
-	node, err := needNode(snapshot, "node.node_id.id", ref)
+	node, err := needNode(scope.Snapshot(), "node.node_id.id", ref)
 	if err != nil {
 		return "", err
 	}
 	detail.Node = node.Value.GetId()
 	resource := "evacuation/" + detail.GetNode()
 	spec.Resources = []string{resource}
-	if err = operations.InUse(snapshot, resource); err == nil {
-		err = heardOf(snapshot, detail.GetNode())
+	if err = operations.InUse(scope, resource); err == nil {
+		err = heardOf(scope.Snapshot(), detail.GetNode())
 	}
 	if err != nil {
 		// It may be held by what another replica has just begun for this very request.
@@ -142,37 +134,31 @@ func evacuationResult(op *storev1.Operation) (*debvisorv1.EvacuationResult, erro
 	return result, nil
 }
 
-// evacuationDetails gives an operation's moves as they are recorded; nil where
-// it has none.
-func evacuationDetails(op *storev1.Operation) *debvisorv1.EvacuationDetails {
+// evacuationDetails gives an operation's moves; nil where it has none. How far
+// those are that are at work their own operations know.
+func evacuationDetails(scope cluster.Scope, op *storev1.Operation) *debvisorv1.EvacuationDetails {
 	e := op.GetEvacuate()
 	if e == nil {
 		return nil
 	}
 	d := &debvisorv1.EvacuationDetails{Node: nodeRef(e.GetNode()), SafeToReboot: e.GetSafeToReboot(), PlanId: e.GetPlanId()}
 	for _, m := range e.GetMoves() {
+		if _, ok := scope.VM(m.GetVmUuid()); scope.Confined() && !ok {
+			continue
+		}
 		move := &debvisorv1.VMMove{
 			VmId: m.GetVmUuid(), VmName: m.GetVmName(), Source: nodeRef(m.GetSource()), Target: nodeRef(m.GetTarget()),
 			State: debvisorv1.VMMoveState(m.GetState()), OperationId: m.GetOperation(), Message: m.GetMessage(),
 		}
-		if m.GetState() == storev1.MoveState_MOVE_STATE_MOVED {
+		child, ok := scope.Operation(m.GetOperation())
+		switch {
+		case m.GetState() == storev1.MoveState_MOVE_STATE_MOVED:
 			move.Percent = 100
+		case ok && m.GetState() == storev1.MoveState_MOVE_STATE_MOVING:
+			move.Message = child.Value.GetStep()
+			move.Percent = decode(child.Value.GetProgress(), &debvisorv1.OperationProgress{}).GetPercent()
 		}
 		d.Moves = append(d.Moves, move)
 	}
 	return d
-}
-
-// withMoves tells of the moves that are at work how far they are now, which
-// their own operations know.
-func withMoves(s *cluster.Snapshot, op *debvisorv1.Operation) *debvisorv1.Operation {
-	for _, move := range op.GetEvacuation().GetMoves() {
-		child, ok := s.Operations[move.GetOperationId()]
-		if !ok || move.GetState() != debvisorv1.VMMoveState_VM_MOVE_STATE_MOVING {
-			continue
-		}
-		move.Message = child.Value.GetStep()
-		move.Percent = decode(child.Value.GetProgress(), &debvisorv1.OperationProgress{}).GetPercent()
-	}
-	return op
 }

@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
-	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
@@ -18,7 +17,6 @@ import (
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
-	"github.com/debvisor/debvisor/shared/rpc"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -41,7 +39,7 @@ func (s *migrationService) ExecutePlan(ctx context.Context, ref *debvisorv1.Plan
 		done.Message = fmt.Sprintf("operation %s carries the plan out; watch it for its end", id)
 		return done, nil
 	}
-	op, err := s.operations.Wait(ctx, id)
+	op, err := awaitEnd(ctx, s.view, s.operations, id)
 	if err != nil {
 		return nil, err
 	}
@@ -62,23 +60,19 @@ const (
 // execute submits the operation that carries a plan out, together with the mark
 // in the plan that there is one.
 func (s *migrationService) execute(ctx context.Context, ref *debvisorv1.PlanRef) (string, error) {
-	request, err := requestID(ctx)
+	spec, err := specOf(ctx, scopeOf(ctx, s.view.Current()), "", ref)
 	if err != nil {
 		return "", err
 	}
-	spec := operations.Spec{
-		Principal: authn.From(ctx).Name, Method: debvisorv1.MigrationService_ExecutePlan_FullMethodName,
-		RequestID: request, Request: ref, TraceID: rpc.TraceID(ctx),
-	}
 	for try := 1; ; try++ {
 		changed := s.view.Changed()
-		snapshot := s.view.Current()
+		scope := scopeOf(ctx, s.view.Current())
 		if op, err := s.operations.Repeated(spec); op != nil || err != nil {
 			return op.GetId(), err
 		}
-		entry, err := s.executable(ctx, snapshot, ref)
+		entry, err := s.executable(ctx, scope, ref)
 		if err == nil {
-			err = carryOut(snapshot, entry, &spec)
+			err = carryOut(scope, entry, &spec)
 		}
 		if err != nil {
 			// It may be what another replica has just begun for this very request.
@@ -102,9 +96,9 @@ func (s *migrationService) execute(ctx context.Context, ref *debvisorv1.PlanRef)
 }
 
 // executable gives a plan that can be carried out by the caller, as far as its
-// record tells.
-func (s *migrationService) executable(ctx context.Context, snapshot *cluster.Snapshot, ref *debvisorv1.PlanRef) (cluster.Entry[*storev1.Plan], error) {
-	entry, err := findPlan(ctx, snapshot, ref)
+// record tells. To empty a node by a plan takes what it takes without one.
+func (s *migrationService) executable(ctx context.Context, scope cluster.Scope, ref *debvisorv1.PlanRef) (cluster.Entry[*storev1.Plan], error) {
+	entry, err := findPlan(scope, ref)
 	if err != nil {
 		return entry, err
 	}
@@ -115,7 +109,7 @@ func (s *migrationService) executable(ctx context.Context, snapshot *cluster.Sna
 			With("plan", p.GetId()).With("operation", p.GetOperationId())
 	}
 	if p.GetKind() == plans.KindEvacuate {
-		return entry, s.authz.Require(snapshot, authn.From(ctx), authz.EvacuateNode)
+		return entry, s.authz.Authorize(scope.Snapshot(), authn.From(ctx), debvisorv1.NodeService_EvacuateNode_FullMethodName, time.Now())
 	}
 	return entry, nil
 }
@@ -123,7 +117,7 @@ func (s *migrationService) executable(ctx context.Context, snapshot *cluster.Sna
 // carryOut says which operation carries a plan out. The error is
 // FailedPrecondition: the plan allows nothing or does not hold any more; or
 // Aborted: another operation holds what it is about.
-func carryOut(s *cluster.Snapshot, entry cluster.Entry[*storev1.Plan], spec *operations.Spec) error {
+func carryOut(scope cluster.Scope, entry cluster.Entry[*storev1.Plan], spec *operations.Spec) error {
 	p := entry.Value
 	plan, err := plans.Result(p)
 	if err != nil {
@@ -138,11 +132,11 @@ func carryOut(s *cluster.Snapshot, entry cluster.Entry[*storev1.Plan], spec *ope
 		return err
 	}
 	for _, resource := range spec.Resources {
-		if err := operations.InUse(s, resource); err != nil {
+		if err := operations.InUse(scope, resource); err != nil {
 			return err
 		}
 	}
-	changes, err := plans.Changes(s, p)
+	changes, err := plans.Changes(scope.Snapshot(), p)
 	if err != nil {
 		return err
 	}

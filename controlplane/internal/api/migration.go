@@ -7,7 +7,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -16,7 +15,6 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
-	"github.com/debvisor/debvisor/shared/rpc"
 )
 
 type migrationService struct {
@@ -39,16 +37,16 @@ type move interface {
 
 // resolve gives the UUID of the VM that a move is about and the ids of its
 // nodes. The error is NotFound for a VM or a node that does not exist, or that
-// is not the tenant's; FailedPrecondition for an ambiguous name.
-func resolve(s *cluster.Snapshot, tenant string, m move) (vm, source, target string, err error) {
-	found, err := findOwnVM(s, tenant, m.GetVm())
+// is not in the scope; FailedPrecondition for an ambiguous name.
+func resolve(scope cluster.Scope, m move) (vm, source, target string, err error) {
+	found, err := findVM(scope, m.GetVm())
 	if err != nil {
 		return "", "", "", err
 	}
-	if source, err = findNode(s, m.GetSource()); err != nil {
+	if source, err = findNode(scope.Snapshot(), m.GetSource()); err != nil {
 		return "", "", "", err
 	}
-	target, err = findNode(s, m.GetTarget())
+	target, err = findNode(scope.Snapshot(), m.GetTarget())
 	return found.GetUuid(), source, target, err
 }
 
@@ -70,7 +68,7 @@ func (s *migrationService) MigrateVM(ctx context.Context, req *debvisorv1.VMMigr
 			Message: fmt.Sprintf("operation %s moves the VM; watch it for its end", id),
 		}, nil
 	}
-	op, err := s.operations.Wait(ctx, id)
+	op, err := awaitEnd(ctx, s.view, s.operations, id)
 	if err != nil {
 		return nil, err
 	}
@@ -79,13 +77,9 @@ func (s *migrationService) MigrateVM(ctx context.Context, req *debvisorv1.VMMigr
 
 // begin submits the migration, unless an earlier request with the same id has.
 func (s *migrationService) begin(ctx context.Context, req *debvisorv1.VMMigrateSpec) (string, error) {
-	request, err := requestID(ctx)
+	spec, err := specOf(ctx, scopeOf(ctx, s.view.Current()), plans.KindMigrate, req)
 	if err != nil {
 		return "", err
-	}
-	spec := operations.Spec{
-		Kind: "migrate", Principal: authn.From(ctx).Name, Method: debvisorv1.MigrationService_MigrateVM_FullMethodName,
-		RequestID: request, Request: req, TraceID: rpc.TraceID(ctx),
 	}
 	if op, err := s.operations.Repeated(spec); op != nil || err != nil {
 		return op.GetId(), err
@@ -130,21 +124,19 @@ func encodeOptions(options *debvisorv1.MigrateOptions) ([]byte, error) {
 // VM: that is what the caller should hear of first. A node from which the VM
 // has just moved away is given time to say that it has let go of it.
 func (s *migrationService) judge(ctx context.Context, req *debvisorv1.VMMigrateSpec) (planner.Result, error) {
-	caller := authn.From(ctx)
 	settled := time.NewTimer(reportWait)
 	defer settled.Stop()
 	for {
 		changed := s.view.Changed()
-		snapshot := s.view.Current()
-		tenant := tenantOf(snapshot, caller)
-		vm, source, target, err := resolve(snapshot, tenant, req)
+		scope := scopeOf(ctx, s.view.Current())
+		vm, source, target, err := resolve(scope, req)
 		if err != nil {
 			return planner.Result{}, err
 		}
-		result := planner.Plan(snapshot, planner.Request{
-			VM: vm, Source: source, Target: target, AllowDowntime: req.GetAllowDowntime(), Options: req.GetOptions(), Tenant: tenant,
+		result := planner.Plan(scope.Snapshot(), planner.Request{
+			VM: vm, Source: source, Target: target, AllowDowntime: req.GetAllowDowntime(), Options: req.GetOptions(), Tenant: scope.Tenant(),
 		})
-		if err := operations.InUse(snapshot, vmResource(result.VM)); err != nil {
+		if err := operations.InUse(scope, vmResource(result.VM)); err != nil {
 			return result, err
 		}
 		if !result.Only(planner.UUIDClash) {
@@ -160,7 +152,11 @@ func (s *migrationService) judge(ctx context.Context, req *debvisorv1.VMMigrateS
 	}
 }
 
-// FailoverVM is not built yet.
-func (*migrationService) FailoverVM(context.Context, *debvisorv1.VMRef) (*debvisorv1.FailoverResult, error) {
+// FailoverVM is not built yet. The error is NotFound for a VM that is not in the
+// caller's scope.
+func (s *migrationService) FailoverVM(ctx context.Context, ref *debvisorv1.VMRef) (*debvisorv1.FailoverResult, error) {
+	if _, err := findVM(scopeOf(ctx, s.view.Current()), ref); err != nil {
+		return nil, err
+	}
 	return nil, unbuilt("restart the VMs of a dead node elsewhere")
 }

@@ -14,7 +14,6 @@ import (
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
-	"github.com/debvisor/debvisor/shared/rpc"
 )
 
 // RegisterNode adds a node.
@@ -143,16 +142,7 @@ func (s *nodeService) changeNode(
 
 // spec is what a change that is one transaction is recorded as.
 func (s *nodeService) spec(ctx context.Context, kind string, request proto.Message, resource string) (operations.Spec, error) {
-	id, err := requestID(ctx)
-	if err != nil {
-		return operations.Spec{}, err
-	}
-	spec := operations.Spec{
-		Kind: kind, Principal: authn.From(ctx).Name, RequestID: id, Request: request,
-		Resources: []string{resource}, TraceID: rpc.TraceID(ctx), Method: kind,
-	}
-	if k := callOf(ctx); k != nil {
-		spec.Method = k.method
-	}
-	return spec, nil
+	spec, err := specOf(ctx, scopeOf(ctx, s.view.Current()), kind, request)
+	spec.Resources = []string{resource}
+	return spec, err
 }

@@ -28,8 +28,9 @@ func (s *nodeService) ListNodes(context.Context, *debvisorv1.Empty) (*debvisorv1
 	return s.list.current(time.Now())
 }
 
-// GetNode answers all that is known of one node.
-func (s *nodeService) GetNode(_ context.Context, ref *debvisorv1.NodeRef) (*debvisorv1.NodeDetail, error) {
+// GetNode answers all that is known of one node, and of its VMs those that are
+// in the caller's scope.
+func (s *nodeService) GetNode(ctx context.Context, ref *debvisorv1.NodeRef) (*debvisorv1.NodeDetail, error) {
 	snapshot := s.view.Current()
 	entry, err := needNode(snapshot, "node_id.id", ref)
 	if err != nil {
@@ -55,8 +56,9 @@ func (s *nodeService) GetNode(_ context.Context, ref *debvisorv1.NodeRef) (*debv
 	if len(status.GetCapabilities()) > 0 {
 		detail.Capabilities = decode(status.GetCapabilities(), &debvisorv1.NodeCapabilities{})
 	}
-	for _, vm := range snapshot.VMsOn(node.GetId()) {
-		detail.Vms = append(detail.Vms, vmMessage(snapshot, vm.Value))
+	scope := scopeOf(ctx, snapshot)
+	for _, vm := range scope.VMsOn(node.GetId()) {
+		detail.Vms = append(detail.Vms, vmMessage(scope, vm.Value))
 	}
 	return detail, nil
 }

@@ -7,10 +7,12 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -24,18 +26,20 @@ type operationService struct {
 const listed = 100
 
 // GetOperation answers one operation.
-func (s *operationService) GetOperation(_ context.Context, ref *debvisorv1.OperationRef) (*debvisorv1.Operation, error) {
-	op, err := s.operations.Get(ref.GetId())
+func (s *operationService) GetOperation(ctx context.Context, ref *debvisorv1.OperationRef) (*debvisorv1.Operation, error) {
+	scope := scopeOf(ctx, s.view.Current())
+	op, err := operations.Find(scope, ref.GetId())
 	if err != nil {
 		return nil, err
 	}
-	return withMoves(s.view.Current(), operationMessage(op)), nil
+	return operationMessage(scope, op), nil
 }
 
 // ListOperations answers operations, newest first.
-func (s *operationService) ListOperations(_ context.Context, filter *debvisorv1.OperationFilter) (*debvisorv1.OperationList, error) {
+func (s *operationService) ListOperations(ctx context.Context, filter *debvisorv1.OperationFilter) (*debvisorv1.OperationList, error) {
+	scope := scopeOf(ctx, s.view.Current())
 	var found []*storev1.Operation
-	for _, entry := range s.view.Current().Operations {
+	for _, entry := range scope.Operations() {
 		if passes(entry.Value, filter) {
 			found = append(found, entry.Value)
 		}
@@ -46,7 +50,7 @@ func (s *operationService) ListOperations(_ context.Context, filter *debvisorv1.
 	found = found[:min(len(found), int(cmp.Or(filter.GetLimit(), listed)))]
 	list := &debvisorv1.OperationList{}
 	for _, op := range found {
-		list.Operations = append(list.Operations, withMoves(s.view.Current(), operationMessage(op)))
+		list.Operations = append(list.Operations, operationMessage(scope, op))
 	}
 	return list, nil
 }
@@ -59,37 +63,53 @@ func passes(op *storev1.Operation, filter *debvisorv1.OperationFilter) bool {
 
 // WatchOperation sends the operation as it is and at each change until its end.
 func (s *operationService) WatchOperation(ref *debvisorv1.OperationRef, stream grpc.ServerStreamingServer[debvisorv1.Operation]) error {
-	if _, err := s.operations.Get(ref.GetId()); err != nil {
+	ctx := stream.Context()
+	if _, err := operations.Find(scopeOf(ctx, s.view.Current()), ref.GetId()); err != nil {
 		return err
 	}
-	return s.operations.Watch(stream.Context(), ref.GetId(), func(op *storev1.Operation) error {
-		return stream.Send(withMoves(s.view.Current(), operationMessage(op)))
+	return s.operations.Watch(ctx, ref.GetId(), func(op *storev1.Operation) error {
+		return stream.Send(operationMessage(scopeOf(ctx, s.view.Current()), op))
 	})
 }
 
-// CancelOperation asks for an end and waits for it.
+// CancelOperation asks for an end and waits for it. PermissionDenied for a
+// tenant's VM on the move as part of what the tenant cannot see: that is ended
+// as a whole, by whoever may.
 func (s *operationService) CancelOperation(ctx context.Context, ref *debvisorv1.OperationRef) (*debvisorv1.Operation, error) {
 	wait, err := waits(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.operations.Cancel(ctx, ref.GetId()); err != nil {
+	id := ref.GetId()
+	if err := cancellable(scopeOf(ctx, s.view.Current()), id); err != nil {
 		return nil, err
 	}
-	tellOperation(ctx, ref.GetId())
-	if !wait {
-		op, err := s.operations.Get(ref.GetId())
+	if err := s.operations.Cancel(ctx, id); err != nil {
+		return nil, err
+	}
+	tellOperation(ctx, id)
+	if wait {
+		op, err := awaitEnd(ctx, s.view, s.operations, id)
+		if err == nil {
+			err = operations.Cancelled(op)
+		}
 		if err != nil {
 			return nil, err
 		}
-		return withMoves(s.view.Current(), operationMessage(op)), nil
 	}
-	op, err := s.operations.Wait(ctx, ref.GetId())
-	if err != nil {
-		return nil, err
+	return s.GetOperation(ctx, ref)
+}
+
+// cancellable refuses an operation that is not in the scope, and one that is
+// part of another that is not.
+func cancellable(scope cluster.Scope, id string) error {
+	op, err := operations.Find(scope, id)
+	if err != nil || op.GetParent() == "" || !scope.Confined() {
+		return err
 	}
-	if err := operations.Cancelled(op); err != nil {
-		return nil, err
+	if _, ok := scope.Operation(op.GetParent()); ok {
+		return nil
 	}
-	return withMoves(s.view.Current(), operationMessage(op)), nil
+	return errdefs.New(errdefs.PermissionDenied, "PART_OF_MORE",
+		"operation %s is part of an operation on more than your tenant's VMs, and is cancelled only by who may cancel that", id).With("operation", id)
 }

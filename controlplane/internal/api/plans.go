@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -17,8 +16,7 @@ import (
 
 // PrepareMigration is a dry run: allowed, or every reason why not.
 func (s *migrationService) PrepareMigration(ctx context.Context, req *debvisorv1.VMMigratePlan) (*debvisorv1.MigrationPlanResult, error) {
-	snapshot := s.view.Current()
-	vm, _, _, err := resolve(snapshot, tenantOf(snapshot, authn.From(ctx)), req)
+	vm, _, _, err := resolve(scopeOf(ctx, s.view.Current()), req)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +39,7 @@ func (s *migrationService) PlanEvacuation(ctx context.Context, req *debvisorv1.E
 // VMs, so a tenant's caller may not: PermissionDenied.
 func (s *migrationService) PlanRebalance(ctx context.Context, req *debvisorv1.RebalancePlanRequest) (*debvisorv1.Plan, error) {
 	snapshot, caller := s.view.Current(), authn.From(ctx)
-	if tenant := tenantOf(snapshot, caller); tenant != "" {
+	if tenant := tenantOf(ctx, snapshot); tenant != "" {
 		return nil, errdefs.New(errdefs.PermissionDenied, "NOT_FOR_TENANTS",
 			"%s belongs to the tenant %s, and to even out nodes moves everybody's VMs", caller.Name, tenant).With("principal", caller.Name)
 	}
@@ -55,9 +53,8 @@ func (s *migrationService) PlanRebalance(ctx context.Context, req *debvisorv1.Re
 
 // plan has the leader compute a plan.
 func (s *migrationService) plan(ctx context.Context, kind string, req proto.Message) (*debvisorv1.Plan, error) {
-	caller := authn.From(ctx)
 	p, err := s.desk.Ask(ctx, plans.Request{
-		Kind: kind, Principal: caller.Name, Tenant: tenantOf(s.view.Current(), caller), Message: req,
+		Kind: kind, Principal: authn.From(ctx).Name, Tenant: tenantOf(ctx, s.view.Current()), Message: req,
 	})
 	if err != nil {
 		return nil, err
@@ -67,7 +64,7 @@ func (s *migrationService) plan(ctx context.Context, kind string, req proto.Mess
 
 // GetPlan answers a plan.
 func (s *migrationService) GetPlan(ctx context.Context, ref *debvisorv1.PlanRef) (*debvisorv1.Plan, error) {
-	entry, err := findPlan(ctx, s.view.Current(), ref)
+	entry, err := findPlan(scopeOf(ctx, s.view.Current()), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -78,10 +75,9 @@ func (s *migrationService) GetPlan(ctx context.Context, ref *debvisorv1.PlanRef)
 // and the verdicts on nodes.
 func (s *migrationService) ListPlans(ctx context.Context, _ *debvisorv1.Empty) (*debvisorv1.PlanList, error) {
 	list := &debvisorv1.PlanList{}
-	snapshot, now := s.view.Current(), time.Now()
-	tenant := tenantOf(snapshot, authn.From(ctx))
-	for _, p := range plans.Newest(snapshot) {
-		if !visible(p, tenant, now) || p.GetState() != storev1.PlanState_PLAN_STATE_READY {
+	now := time.Now()
+	for _, p := range plans.Newest(scopeOf(ctx, s.view.Current())) {
+		if plans.Expired(p, now) || p.GetState() != storev1.PlanState_PLAN_STATE_READY {
 			continue
 		}
 		plan, err := plans.Result(p)
@@ -99,53 +95,12 @@ func (s *migrationService) ListPlans(ctx context.Context, _ *debvisorv1.Empty) (
 	return list, nil
 }
 
-// findPlan gives a plan that the caller may see. The error is NotFound.
-func findPlan(ctx context.Context, s *cluster.Snapshot, ref *debvisorv1.PlanRef) (cluster.Entry[*storev1.Plan], error) {
-	entry, ok := s.Plans[ref.GetPlanId()]
-	if !ok || !visible(entry.Value, tenantOf(s, authn.From(ctx)), time.Now()) {
+// findPlan gives a plan of the scope that has not ended. The error is NotFound.
+func findPlan(scope cluster.Scope, ref *debvisorv1.PlanRef) (cluster.Entry[*storev1.Plan], error) {
+	entry, ok := scope.Plan(ref.GetPlanId())
+	if !ok || plans.Expired(entry.Value, time.Now()) {
 		return entry, errdefs.New(errdefs.NotFound, "PLAN_NOT_FOUND", "no plan %q; plans are kept for %d minutes",
 			clip(ref.GetPlanId()), int(plans.KeepFor.Minutes())).With("plan", clip(ref.GetPlanId()))
 	}
 	return entry, nil
-}
-
-// visible tells whether a plan has not ended and is the tenant's; whoever
-// belongs to no tenant sees all.
-func visible(p *storev1.Plan, tenant string, now time.Time) bool {
-	return !plans.Expired(p, now) && (tenant == "" || p.GetTenant() == tenant)
-}
-
-// tenantOf is the tenant that a caller belongs to; empty: to none.
-func tenantOf(s *cluster.Snapshot, caller *authn.Caller) string {
-	if caller == nil || caller.Principal == nil {
-		return ""
-	}
-	return s.Principals[caller.Name].Value.GetTenant()
-}
-
-// findOwnVM is findVM where VMs of other tenants do not exist.
-func findOwnVM(s *cluster.Snapshot, tenant string, ref *debvisorv1.VMRef) (*storev1.VM, error) {
-	vm, err := findVM(s, ref)
-	if tenant == "" {
-		return vm, err
-	}
-	var own []string
-	for _, name := range []string{ref.GetVmId(), strings.ToLower(ref.GetVmId())} {
-		for _, uuid := range s.FindVM(name) {
-			policy := decode(s.VMs[uuid].Value.GetPolicy(), &debvisorv1.VMPolicy{})
-			if policy.GetTenant() == tenant {
-				own = append(own, uuid)
-			}
-		}
-		if len(own) > 0 {
-			break
-		}
-	}
-	switch len(own) {
-	case 0:
-		return nil, unknownVM(ref)
-	case 1:
-		return s.VMs[own[0]].Value, nil
-	}
-	return nil, ambiguousVM(ref, own)
 }

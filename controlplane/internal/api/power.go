@@ -7,14 +7,12 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
-	"github.com/debvisor/debvisor/shared/rpc"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -73,7 +71,7 @@ func (s *vmService) power(
 			Message: fmt.Sprintf("operation %s does it; watch it for its end", id),
 		}, nil
 	}
-	op, err := s.operations.Wait(ctx, id)
+	op, err := awaitEnd(ctx, s.view, s.operations, id)
 	if err != nil {
 		return nil, err
 	}
@@ -85,17 +83,17 @@ func (s *vmService) power(
 func (s *vmService) beginPower(
 	ctx context.Context, kind string, req proto.Message, ref *debvisorv1.VMRef, order *storev1.Power,
 ) (string, error) {
-	spec, err := s.spec(ctx, kind, req)
+	scope := scopeOf(ctx, s.view.Current())
+	spec, err := specOf(ctx, scope, kind, req)
 	if err != nil {
 		return "", err
 	}
 	if op, err := s.operations.Repeated(spec); op != nil || err != nil {
 		return op.GetId(), err
 	}
-	snapshot := s.view.Current()
-	vm, err := findVM(snapshot, ref)
+	vm, err := findVM(scope, ref)
 	if err == nil {
-		err = powerable(snapshot, kind, vm)
+		err = powerable(scope, kind, vm)
 	}
 	if err != nil {
 		// The VM may be held by what another replica has just begun for this
@@ -110,25 +108,10 @@ func (s *vmService) beginPower(
 	return s.operations.Submit(ctx, spec)
 }
 
-// spec is what a change of a VM is recorded as.
-func (*vmService) spec(ctx context.Context, kind string, request proto.Message) (operations.Spec, error) {
-	id, err := requestID(ctx)
-	if err != nil {
-		return operations.Spec{}, err
-	}
-	spec := operations.Spec{
-		Kind: kind, Principal: authn.From(ctx).Name, RequestID: id, Request: request, TraceID: rpc.TraceID(ctx), Method: kind,
-	}
-	if k := callOf(ctx); k != nil {
-		spec.Method = k.method
-	}
-	return spec, nil
-}
-
 // powerable refuses what cannot be started or stopped: Aborted where another
 // operation holds it, else FailedPrecondition.
-func powerable(s *cluster.Snapshot, kind string, vm *storev1.VM) error {
-	if err := operations.InUse(s, vmResource(vm.GetUuid())); err != nil {
+func powerable(scope cluster.Scope, kind string, vm *storev1.VM) error {
+	if err := operations.InUse(scope, vmResource(vm.GetUuid())); err != nil {
 		return err
 	}
 	if err := noConflict(vm); err != nil {
@@ -138,7 +121,7 @@ func powerable(s *cluster.Snapshot, kind string, vm *storev1.VM) error {
 		return errdefs.New(errdefs.FailedPrecondition, "VM_NOT_PERSISTENT",
 			"VM %s has no persistent definition: define it first (virsh define)", vm.GetName()).With("vm", vm.GetUuid())
 	}
-	liveness := s.Statuses[vm.GetNode()].Value.GetLiveness()
+	liveness := scope.Snapshot().Statuses[vm.GetNode()].Value.GetLiveness()
 	heard := liveness == storev1.NodeLiveness_NODE_LIVENESS_ONLINE || liveness == storev1.NodeLiveness_NODE_LIVENESS_SUSPECT
 	if kind == kindStart && !heard {
 		return errdefs.New(errdefs.FailedPrecondition, "NODE_NOT_REACHABLE",

@@ -9,19 +9,20 @@ import (
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// findVM gives the VM that a reference means: a UUID, or a name where it is
-// unambiguous. Errors: NotFound; FailedPrecondition with the UUIDs of all VMs
+// findVM gives the VM that a reference means in a scope: a UUID, or a name where
+// it is unambiguous there. Errors: NotFound; FailedPrecondition with the UUIDs of all VMs
 // of that name.
-func findVM(s *cluster.Snapshot, ref *debvisorv1.VMRef) (*storev1.VM, error) {
-	found := s.FindVM(ref.GetVmId())
+func findVM(scope cluster.Scope, ref *debvisorv1.VMRef) (*storev1.VM, error) {
+	found := scope.FindVM(ref.GetVmId())
 	if len(found) == 0 {
-		found = s.FindVM(strings.ToLower(ref.GetVmId())) // libvirt writes UUIDs in lower case
+		found = scope.FindVM(strings.ToLower(ref.GetVmId())) // libvirt writes UUIDs in lower case
 	}
 	switch len(found) {
 	case 0:
 		return nil, unknownVM(ref)
 	case 1:
-		return s.VMs[found[0]].Value, nil
+		vm, _ := scope.VM(found[0])
+		return vm.Value, nil
 	}
 	return nil, ambiguousVM(ref, found)
 }

@@ -37,6 +37,7 @@ func TestWhatIsNotBuiltYetSaysSo(t *testing.T) {
 			t.Errorf("%s answers %v", m.MethodName, err)
 		}
 	}
+	r.vm("11111111-1111-4111-8111-111111111111", "x", "a")
 	_, err := debvisorv1.NewMigrationServiceClient(operator).FailoverVM(t.Context(), &debvisorv1.VMRef{VmId: "x"})
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("FailoverVM answers %v", err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 
@@ -23,17 +24,17 @@ type vmService struct {
 }
 
 // ListVMs answers the VMs that pass the filter, ordered by name.
-func (s *vmService) ListVMs(_ context.Context, filter *debvisorv1.VMFilter) (*debvisorv1.VMList, error) {
-	snapshot := s.view.Current()
-	node, err := findNode(snapshot, filter.GetNode())
+func (s *vmService) ListVMs(ctx context.Context, filter *debvisorv1.VMFilter) (*debvisorv1.VMList, error) {
+	scope := scopeOf(ctx, s.view.Current())
+	node, err := findNode(scope.Snapshot(), filter.GetNode())
 	if err != nil {
 		return nil, err
 	}
 	list := &debvisorv1.VMList{}
-	for _, entry := range snapshot.VMs {
+	for _, entry := range scope.VMs() {
 		vm := entry.Value
 		if (node == "" || vm.GetNode() == node) && (filter.GetName() == "" || vm.GetName() == filter.GetName()) {
-			list.Vms = append(list.Vms, vmMessage(snapshot, vm))
+			list.Vms = append(list.Vms, vmMessage(scope, vm))
 		}
 	}
 	slices.SortFunc(list.GetVms(), func(a, b *debvisorv1.VM) int {
@@ -43,19 +44,20 @@ func (s *vmService) ListVMs(_ context.Context, filter *debvisorv1.VMFilter) (*de
 }
 
 // GetVM answers one VM.
-func (s *vmService) GetVM(_ context.Context, ref *debvisorv1.VMRef) (*debvisorv1.VM, error) {
-	snapshot := s.view.Current()
-	vm, err := findVM(snapshot, ref)
+func (s *vmService) GetVM(ctx context.Context, ref *debvisorv1.VMRef) (*debvisorv1.VM, error) {
+	scope := scopeOf(ctx, s.view.Current())
+	vm, err := findVM(scope, ref)
 	if err != nil {
 		return nil, err
 	}
-	return vmMessage(snapshot, vm), nil
+	return vmMessage(scope, vm), nil
 }
 
 // SetVMPolicy replaces a VM's policy. It stays with the VM wherever it goes, and
-// for as long as inventory remembers a VM that no node has any more.
+// for as long as inventory remembers a VM that no node has any more. A caller
+// that is confined to a tenant cannot give a VM away: InvalidArgument.
 func (s *vmService) SetVMPolicy(ctx context.Context, req *debvisorv1.VMPolicyRequest) (*debvisorv1.VM, error) {
-	policy, err := normal(req.GetPolicy())
+	policy, err := normal(req.GetPolicy(), tenantOf(ctx, s.view.Current()))
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +74,16 @@ func (s *vmService) SetVMAutostart(ctx context.Context, req *debvisorv1.VMAutost
 }
 
 // normal is a policy as it is kept: with every level said, and no group twice.
-func normal(policy *debvisorv1.VMPolicy) (*debvisorv1.VMPolicy, error) {
+// That of a caller who is confined to a tenant names this one, whether it says
+// so or not.
+func normal(policy *debvisorv1.VMPolicy, tenant string) (*debvisorv1.VMPolicy, error) {
 	policy = proto.CloneOf(policy)
+	if tenant != "" {
+		if given := policy.GetTenant(); given != "" && given != tenant {
+			return nil, errdefs.Field("policy.tenant", clip(given), strconv.Quote(tenant)+", which you are confined to, or nothing")
+		}
+		policy.Tenant = tenant
+	}
 	seen := map[string]bool{}
 	for i, apart := range policy.GetAntiAffinity() {
 		if seen[apart.GetGroup()] {
@@ -92,40 +102,35 @@ func normal(policy *debvisorv1.VMPolicy) (*debvisorv1.VMPolicy, error) {
 func (s *vmService) change(
 	ctx context.Context, kind string, request proto.Message, ref *debvisorv1.VMRef, edit func(*storev1.VM),
 ) (*debvisorv1.VM, error) {
-	spec, err := s.spec(ctx, kind, request)
+	scope := scopeOf(ctx, s.view.Current())
+	spec, err := specOf(ctx, scope, kind, request)
 	if err != nil {
 		return nil, err
 	}
 	op, err := s.operations.Repeated(spec)
 	if op == nil && err == nil {
 		var vm *storev1.VM
-		if vm, err = findVM(s.view.Current(), ref); err != nil {
+		if vm, err = findVM(scope, ref); err != nil {
 			return nil, err
 		}
 		uuid := vm.GetUuid()
 		spec.Resources = []string{vmResource(uuid)}
 		op, err = s.operations.Apply(ctx, spec, func(snapshot *cluster.Snapshot) (store.Change, error) {
-			return changedVM(snapshot, uuid, edit)
+			return changedVM(scopeOf(ctx, snapshot), uuid, edit)
 		})
 	}
 	if err != nil {
 		return nil, err
 	}
 	tellOperation(ctx, op.GetId())
-	snapshot := s.view.Current()
-	vm, err := findVM(snapshot, ref)
-	if err != nil {
-		return nil, err
-	}
-	return vmMessage(snapshot, vm), nil
+	return s.GetVM(ctx, ref)
 }
 
 // changedVM is the change of one VM's record.
-func changedVM(s *cluster.Snapshot, uuid string, edit func(*storev1.VM)) (store.Change, error) {
-	entry, ok := s.VMs[uuid]
+func changedVM(scope cluster.Scope, uuid string, edit func(*storev1.VM)) (store.Change, error) {
+	entry, ok := scope.VM(uuid)
 	if !ok {
-		_, err := findVM(s, &debvisorv1.VMRef{VmId: uuid})
-		return store.Change{}, err
+		return store.Change{}, unknownVM(&debvisorv1.VMRef{VmId: uuid})
 	}
 	if err := noConflict(entry.Value); err != nil {
 		return store.Change{}, err

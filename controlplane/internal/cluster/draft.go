@@ -41,6 +41,8 @@ type Draft struct {
 	tasksByOperation, tasksByNode indexer
 	openTasksByNode               indexer
 	activeOperations              indexer
+	vmsByTenant, vmsByOwnName     indexer
+	operationsByTenant            indexer
 }
 
 // Draft begins the next snapshot from this one.
@@ -62,12 +64,15 @@ func (s *Snapshot) Draft() *Draft {
 		epoch:      s.Epoch,
 		candidates: s.candidates,
 
-		vmsByName:        indexer{postings: s.index.vmsByName},
-		vmsByNode:        indexer{postings: s.index.vmsByNode},
-		tasksByOperation: indexer{postings: s.index.tasksByOperation},
-		tasksByNode:      indexer{postings: s.index.tasksByNode},
-		openTasksByNode:  indexer{postings: s.index.openTasksByNode},
-		activeOperations: indexer{postings: s.index.activeOperations},
+		vmsByName:          indexer{postings: s.index.vmsByName},
+		vmsByNode:          indexer{postings: s.index.vmsByNode},
+		tasksByOperation:   indexer{postings: s.index.tasksByOperation},
+		tasksByNode:        indexer{postings: s.index.tasksByNode},
+		openTasksByNode:    indexer{postings: s.index.openTasksByNode},
+		activeOperations:   indexer{postings: s.index.activeOperations},
+		vmsByTenant:        indexer{postings: s.index.vmsByTenant},
+		vmsByOwnName:       indexer{postings: s.index.vmsByOwnName},
+		operationsByTenant: indexer{postings: s.index.operationsByTenant},
 	}
 	d.Principals = newTable(s.Principals, noteAccess[*storev1.Principal](d))
 	d.Roles = newTable(s.Roles, noteAccess[*storev1.Role](d))
@@ -141,12 +146,15 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		Epoch:      d.epoch,
 		candidates: d.candidates,
 		index: index{
-			vmsByName:        d.vmsByName.postings,
-			vmsByNode:        d.vmsByNode.postings,
-			tasksByOperation: d.tasksByOperation.postings,
-			tasksByNode:      d.tasksByNode.postings,
-			openTasksByNode:  d.openTasksByNode.postings,
-			activeOperations: d.activeOperations.postings,
+			vmsByName:          d.vmsByName.postings,
+			vmsByNode:          d.vmsByNode.postings,
+			tasksByOperation:   d.tasksByOperation.postings,
+			tasksByNode:        d.tasksByNode.postings,
+			openTasksByNode:    d.openTasksByNode.postings,
+			activeOperations:   d.activeOperations.postings,
+			vmsByTenant:        d.vmsByTenant.postings,
+			vmsByOwnName:       d.vmsByOwnName.postings,
+			operationsByTenant: d.operationsByTenant.postings,
 		},
 	}
 }
@@ -173,6 +181,7 @@ func leaderOf(candidates map[string]candidate, epoch uint64) *Leader {
 func (d *Draft) indexVM(key string, was *storev1.VM, had bool, is *storev1.VM, has bool) {
 	d.vmsByName.move(key, was.GetName(), had, is.GetName(), has)
 	d.vmsByNode.move(key, was.GetNode(), had, is.GetNode(), has)
+	d.indexTenant(key, was, had, is, has)
 }
 
 func (d *Draft) indexTask(key string, was *storev1.Task, had bool, is *storev1.Task, has bool) {
@@ -187,4 +196,6 @@ func (d *Draft) indexOperation(key string, was *storev1.Operation, had bool, is 
 	wasActive := had && !task.OpEnded(was.GetState())
 	isActive := has && !task.OpEnded(is.GetState())
 	d.activeOperations.move(key, "", wasActive, "", isActive)
+	from, to := was.GetTenant(), is.GetTenant()
+	d.operationsByTenant.move(key, from, had && from != "", to, has && to != "")
 }

@@ -16,6 +16,9 @@ type index struct {
 	tasksByOperation postings
 	tasksByNode      postings
 	openTasksByNode  postings
+	// vmsByTenant, vmsByOwnName (see ownName) and operationsByTenant hold what
+	// is a tenant's.
+	vmsByTenant, vmsByOwnName, operationsByTenant postings
 	// activeOperations holds, under the empty name, those that have not ended.
 	activeOperations postings
 }
@@ -25,6 +28,7 @@ func newIndex() index {
 		vmsByName: postings{}, vmsByNode: postings{},
 		tasksByOperation: postings{}, tasksByNode: postings{},
 		openTasksByNode: postings{}, activeOperations: postings{},
+		vmsByTenant: postings{}, vmsByOwnName: postings{}, operationsByTenant: postings{},
 	}
 }
 

@@ -145,7 +145,7 @@ func (d *drain) begin() {
 	default:
 		d.e.Cordoned = !node.GetCordoned()
 		if d.e.Cordoned || d.e.GetCordonReason() != "" {
-			node.CordonReason = cmp.Or(d.e.GetCordonReason(), "evacuated by operation "+d.op.GetId())
+			node.CordonReason = cmp.Or(d.e.GetCordonReason(), "evacuated by "+d.op.GetPrincipal()) // tenants read it, too
 		}
 		node.Cordoned = true
 		d.log = "emptying " + node.GetId()

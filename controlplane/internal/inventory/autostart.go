@@ -9,6 +9,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -79,7 +80,7 @@ func (p *placer) takenAt(uuid, node string) (at time.Time, asked bool) {
 // holds nothing: what it holds is written with it.
 func ordered(id, kind string, action agentv1.PowerAction, vm *storev1.VM, node string, now time.Time) *storev1.Operation {
 	return &storev1.Operation{
-		Id: id, Kind: kind, State: task.OpPending, Principal: system, CreatedAt: timestamppb.New(now),
+		Id: id, Kind: kind, State: task.OpPending, Principal: system, Tenant: cluster.TenantOf(vm), CreatedAt: timestamppb.New(now),
 		Detail: &storev1.Operation_Power{Power: &storev1.Power{
 			VmUuid: vm.GetUuid(), VmName: vm.GetName(), Node: node, Generation: vm.GetGeneration(), Action: int32(action),
 		}},

@@ -302,6 +302,9 @@ func (m *migration) plan() planner.Result {
 	r := planner.Request{
 		VM: m.m.GetVmUuid(), Source: m.m.GetSource(), Target: m.m.GetTarget(), TargetOnly: true, Operation: m.op.GetId(),
 		AllowDowntime: m.m.GetAllowDowntime(), Options: m.options(), Facts: m.facts,
+		// Its callers read what comes of it, and it may have been another's VM by
+		// the time it was asked for.
+		Tenant: m.op.GetTenant(),
 	}
 	if m.world == nil {
 		return planner.Plan(m.snapshot, r)

@@ -67,7 +67,7 @@ func cancellable(op *storev1.Operation) error {
 	case op.GetState() == task.OpSucceeded:
 		return tooLate(op, "it has succeeded")
 	case op.GetState() == task.OpFailed:
-		return tooLate(op, "it has failed: "+op.GetErrorMessage())
+		return tooLate(op, "it has failed ("+op.GetErrorCode()+")")
 	case op.GetMigrate().GetSwitchedOver() && op.GetState() != task.OpCancelled:
 		return tooLate(op, "the guest has been switched over to "+op.GetMigrate().GetTarget())
 	}

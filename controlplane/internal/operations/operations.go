@@ -10,6 +10,7 @@
 package operations
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
@@ -62,11 +63,14 @@ func (o *Operations) Leave() { o.leave.Do(func() { close(o.leaving) }) }
 type Spec struct {
 	// Kind is what the operation is, such as "migrate".
 	Kind string
-	// Principal asks, by calling Method.
-	Principal string
-	Method    string
+	// Principal asks, by calling Method, confined to Tenant; empty: to none. Of
+	// one whose caller is not confined the operation is the tenant's that all
+	// VMs that it holds belong to.
+	Principal, Tenant string
+	Method            string
 	// RequestID is the caller's own id of its request; empty: none. Two
-	// requests of one principal to one method with one id are one operation.
+	// requests of one principal of one tenant to one method with one id are one
+	// operation.
 	RequestID string
 	// Request is what was asked, for telling whether it is the same.
 	Request proto.Message
@@ -92,8 +96,13 @@ func (s *Spec) id() string {
 	if s.RequestID == "" {
 		return "op-" + strings.ToLower(ulid.Make().String())
 	}
+	parts := []string{s.Principal, s.Method, s.RequestID}
+	if s.Tenant != "" {
+		// What a principal did as another tenant's is not its own any more.
+		parts = append(parts, s.Tenant)
+	}
 	h := sha256.New()
-	for _, part := range []string{s.Principal, s.Method, s.RequestID} {
+	for _, part := range parts {
 		var length [8]byte
 		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
 		h.Write(length[:])
@@ -113,9 +122,11 @@ func (s *Spec) digest() ([]byte, error) {
 }
 
 // record is the operation as it is first written.
-func (s *Spec) record(id string, digest []byte, state storev1.OperationState, now time.Time) *storev1.Operation {
+func (s *Spec) record(
+	snapshot *cluster.Snapshot, id string, digest []byte, state storev1.OperationState, now time.Time,
+) *storev1.Operation {
 	op := &storev1.Operation{
-		Id: id, Kind: s.Kind, State: state, Resources: s.Resources,
+		Id: id, Kind: s.Kind, State: state, Resources: s.Resources, Tenant: cmp.Or(s.Tenant, holders(snapshot, s.Resources)),
 		Principal: s.Principal, Method: s.Method, RequestId: s.RequestID, RequestDigest: digest,
 		CreatedAt: timestamppb.New(now), TraceId: s.TraceID,
 	}
@@ -130,13 +141,32 @@ func (s *Spec) record(id string, digest []byte, state storev1.OperationState, no
 	return op
 }
 
-// Get gives an operation as this replica knows it. The error is NotFound.
-func (o *Operations) Get(id string) (*storev1.Operation, error) {
-	return get(o.view.Current(), id)
+// holders is the tenant that all the VMs among resources belong to; empty where
+// there is none, or more than one.
+func holders(s *cluster.Snapshot, resources []string) string {
+	tenant, first := "", true
+	for _, resource := range resources {
+		uuid, ok := strings.CutPrefix(resource, "vm/")
+		if !ok {
+			continue
+		}
+		of := cluster.TenantOf(s.VMs[uuid].Value)
+		if !first && of != tenant {
+			return ""
+		}
+		tenant, first = of, false
+	}
+	return tenant
 }
 
-func get(s *cluster.Snapshot, id string) (*storev1.Operation, error) {
-	entry, ok := s.Operations[id]
+// Get gives an operation as this replica knows it. The error is NotFound.
+func (o *Operations) Get(id string) (*storev1.Operation, error) {
+	return Find(o.view.Current().Within(""), id)
+}
+
+// Find gives an operation that is in a scope. The error is NotFound.
+func Find(scope cluster.Scope, id string) (*storev1.Operation, error) {
+	entry, ok := scope.Operation(id)
 	if !ok {
 		return nil, errdefs.New(errdefs.NotFound, "OPERATION_NOT_FOUND",
 			"no operation %q; ended operations are kept for %d days", id, int(KeepFor.Hours()/24)).With("operation", id)
@@ -173,12 +203,16 @@ func same(op *storev1.Operation, spec Spec) error {
 }
 
 // InUse refuses to use a resource that an operation holds; nil where none does.
-func InUse(s *cluster.Snapshot, resource string) error {
-	holder, ok := s.InUse[resource]
-	if !ok {
+// It names the operation unless that is another tenant's.
+func InUse(scope cluster.Scope, resource string) error {
+	holder, held := scope.Holder(resource)
+	switch {
+	case !held:
 		return nil
+	case holder == "":
+		return errdefs.New(errdefs.Aborted, "IN_USE", "%s is in use; try again later", resource).With("resource", resource)
 	}
 	return errdefs.New(errdefs.Aborted, "IN_USE",
-		"%s is in use by operation %s; try again once that has ended", resource, holder.Value).
-		With("resource", resource).With("operation", holder.Value)
+		"%s is in use by operation %s; try again once that has ended", resource, holder).
+		With("resource", resource).With("operation", holder)
 }

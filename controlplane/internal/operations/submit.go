@@ -34,7 +34,7 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 	}
 	change := store.Change{
 		Require: free(id, spec.Resources),
-		Puts:    []store.Put{store.PutProto(store.OperationKey(id), spec.record(id, digest, task.OpPending, time.Now()))},
+		Puts:    []store.Put{store.PutProto(store.OperationKey(id), spec.record(o.view.Current(), id, digest, task.OpPending, time.Now()))},
 	}
 	for _, resource := range spec.Resources {
 		change.Puts = append(change.Puts, store.PutString(store.InUseKey(resource), id))
@@ -55,7 +55,7 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 		case !spec.holds(err):
 			return "", err
 		}
-		if err := o.holder(ctx, spec.Resources); err != nil {
+		if err := o.holder(ctx, &spec); err != nil {
 			return "", err
 		}
 	}
@@ -82,7 +82,7 @@ func (o *Operations) Apply(ctx context.Context, spec Spec, make func(*cluster.Sn
 			return earlier.Value, same(earlier.Value, spec)
 		}
 		for _, resource := range spec.Resources {
-			if err := InUse(snapshot, resource); err != nil {
+			if err := InUse(snapshot.Within(spec.Tenant), resource); err != nil {
 				return nil, err
 			}
 		}
@@ -91,7 +91,7 @@ func (o *Operations) Apply(ctx context.Context, spec Spec, make func(*cluster.Sn
 			return nil, err
 		}
 		now := time.Now()
-		op := spec.record(id, digest, task.OpSucceeded, now)
+		op := spec.record(snapshot, id, digest, task.OpSucceeded, now)
 		op.StartedAt, op.EndedAt = op.GetCreatedAt(), op.GetCreatedAt()
 		change.Require = append(free(id, spec.Resources), change.Require...)
 		change.Puts = append(change.Puts, store.PutProto(store.OperationKey(id), op))
@@ -174,12 +174,12 @@ func (o *Operations) check(ctx context.Context, id string, spec Spec) error {
 
 // holder tells who holds one of the resources, Aborted. It is nil when this
 // replica does not see that yet, or no longer: then it is worth another try.
-func (o *Operations) holder(ctx context.Context, resources []string) error {
+func (o *Operations) holder(ctx context.Context, spec *Spec) error {
 	changed := o.view.Changed()
 	for range 2 {
-		snapshot := o.view.Current()
-		for _, resource := range resources {
-			if err := InUse(snapshot, resource); err != nil {
+		scope := o.view.Current().Within(spec.Tenant)
+		for _, resource := range spec.Resources {
+			if err := InUse(scope, resource); err != nil {
 				return err
 			}
 		}

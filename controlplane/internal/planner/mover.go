@@ -86,8 +86,12 @@ func against(w *World, m *mover) []Reason {
 		o.no(VMConflict, "VM %s is in conflict: more than one node reports it running (%s); destroy the copy that should not be",
 			g.name(), strings.Join(conflict, ", "))
 	}
-	if holder, ok := w.snapshot.InUse["vm/"+g.uuid()]; ok && (r.Operation == "" || holder.Value != r.Operation) {
-		o.no(VMInUse, "VM %s is in use by operation %s", g.name(), holder.Value)
+	switch holder, held := w.snapshot.Within(r.Tenant).Holder("vm/" + g.uuid()); {
+	case !held || holder != "" && holder == r.Operation:
+	case holder == "":
+		o.no(VMInUse, "VM %s is in use", g.name())
+	default:
+		o.no(VMInUse, "VM %s is in use by operation %s", g.name(), holder)
 	}
 	if node := g.record.GetNode(); r.Source != "" && r.Source != node {
 		o.no(WrongSource, "VM %s is on %s and not on %s", g.name(), node, r.Source)

@@ -35,7 +35,8 @@ type Request struct {
 	AllowDowntime bool
 	// Options tune the move; nil: defaults.
 	Options *debvisorv1.MigrateOptions
-	// Tenant is the caller's: another's VM does not exist for it; empty: all do.
+	// Tenant is the caller's: another's VM does not exist for it, and no reason
+	// names what is another's; empty: all do.
 	Tenant string
 	// Facts is what is known of CPUs; nil: they are not judged.
 	Facts Facts

@@ -85,7 +85,7 @@ func (c *checker) check(s *cluster.Snapshot, g *storev1.PlanGround, m *debvisorv
 	no := func(code, format string, args ...any) {
 		c.changes = append(c.changes, Change{g.GetVmUuid(), m.GetVmName(), code, fmt.Sprintf(format, args...)})
 	}
-	entry, ok := s.VMs[g.GetVmUuid()]
+	entry, ok := s.Within(c.request.Tenant).VM(g.GetVmUuid())
 	vm := entry.Value
 	switch {
 	case !ok:

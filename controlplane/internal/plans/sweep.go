@@ -47,7 +47,7 @@ func (c *Controller) sweep(ctx context.Context, l election.Leadership, now time.
 func outdated(s *cluster.Snapshot, now time.Time) []string {
 	var keys []string
 	size, kept := 0, 0
-	for _, p := range Newest(s) {
+	for _, p := range Newest(s.Within("")) {
 		if !Expired(p, now) && kept < keepMost && size+proto.Size(p) <= keepBytes {
 			kept, size = kept+1, size+proto.Size(p)
 			continue
@@ -57,10 +57,11 @@ func outdated(s *cluster.Snapshot, now time.Time) []string {
 	return keys
 }
 
-// Newest are a snapshot's plans, newest first.
-func Newest(s *cluster.Snapshot) []*storev1.Plan {
-	list := make([]*storev1.Plan, 0, len(s.Plans))
-	for _, p := range s.Plans {
+// Newest are the plans in a scope, newest first.
+func Newest(scope cluster.Scope) []*storev1.Plan {
+	entries := scope.Plans()
+	list := make([]*storev1.Plan, 0, len(entries))
+	for _, p := range entries {
 		list = append(list, p.Value)
 	}
 	slices.SortFunc(list, func(a, b *storev1.Plan) int {

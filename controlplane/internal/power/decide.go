@@ -138,7 +138,7 @@ func (d *decision) begin() *step {
 func (d *decision) refusal(vm *storev1.VM, exists bool) (code, why string) {
 	var domain agentv1.Domain
 	switch {
-	case !exists:
+	case !exists, d.op.GetTenant() != "" && cluster.TenantOf(vm) != d.op.GetTenant():
 		return "VM_NOT_FOUND", fmt.Sprintf("VM %s is not in the records any more", d.name())
 	case len(vm.GetConflictNodes()) > 0:
 		return "VM_CONFLICT", fmt.Sprintf("VM %s is reported running by %s: look at all with virsh, and destroy the ones that should not be",
