@@ -40,6 +40,8 @@ type Config struct {
 	AuditLog string
 	// PerMinute is how many calls a principal may make a minute; 0: no limit.
 	PerMinute int
+	// AccessFile is a file with an access policy beside that in etcd; empty: none.
+	AccessFile string
 	// LeaderTTL is how long a leader that is not heard of leads on; 0: 3 s.
 	LeaderTTL time.Duration
 	// ServerLife and AgentLife are the lives of certificates; 0: 30 days.

@@ -13,7 +13,6 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/advisor"
 	"github.com/debvisor/debvisor/controlplane/internal/api"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
-	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
 	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
@@ -91,7 +90,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		return fmt.Errorf("preparing validation: %w", err)
 	}
 	chain := api.ChainConfig{
-		View: r.view, Authn: authn.New(authn.Config{Cluster: record.Cluster}), Authz: authz.New(founder), Audit: r.audit, Check: check, Log: log.Named("rpc"),
+		View: r.view, Authn: authn.New(authn.Config{Cluster: record.Cluster}), Authz: r.authz, Audit: r.audit, Check: check, Log: log.Named("rpc"),
 	}
 	codec := rpc.NewCodec()
 	public := api.New(api.Config{

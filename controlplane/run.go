@@ -8,7 +8,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -31,6 +33,8 @@ type replica struct {
 	view     *store.View
 	ops      *operations.Operations
 	audit    *audit.Log
+	access   *accessfile.File
+	authz    *authz.Authorizer
 	callers  *listener
 	agents   *listener
 	led      *led
@@ -61,6 +65,8 @@ func Run(ctx context.Context, cfg Config) error {
 	// What listeners' calls need stops after the listeners; what would hold up
 	// their stop, before: sessions, which end with leadership, and watches.
 	group.Add("replica's record", r.announce)
+	group.Add("access file", r.access.Run)
+	group.Add("SIGHUP", r.hangUps)
 	group.Add("api", r.callers.api.Run)
 	group.Add("agents' listener", r.agents.Run)
 	group.Add("election", r.elect)
@@ -126,8 +132,10 @@ func (r *replica) openFiles() error {
 			return err
 		}
 	}
-	r.audit, err = audit.Open(r.cfg.AuditLog, r.cfg.Log.Named("audit"))
-	return err
+	if r.audit, err = audit.Open(r.cfg.AuditLog, r.cfg.Log.Named("audit")); err != nil {
+		return err
+	}
+	return r.openAccess()
 }
 
 // openEtcd starts the embedded etcd or connects to the outside one, and waits

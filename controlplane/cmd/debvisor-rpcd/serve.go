@@ -75,6 +75,7 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f.StringVar(&cfg.EtcdCert, "etcd-cert", "", "the client certificate file for the outside etcd")
 	f.StringVar(&cfg.EtcdKey, "etcd-key", "", "its key file")
 	f.IntVar(&cfg.PerMinute, "rate-limit", defaultPerMinute, "calls a minute that a principal may make of this replica; 0: no limit")
+	f.StringVar(&cfg.AccessFile, "access-file", "", "principals, roles, tenants and hashes of keys beside those in etcd, YAML")
 	f.DurationVar(&cfg.LeaderTTL, "leader-ttl", 0, "how long a leader that is not heard of leads on, 1s to 5s (default 3s)")
 	f.DurationVar(&cfg.AgentLife, "agent-cert-life", 0, "the life of agents' certificates (default 30 days)")
 	f.DurationVar(&cfg.ServerLife, "server-cert-life", 0, "the life of the replica's own certificates (default 30 days)")

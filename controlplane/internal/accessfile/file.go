@@ -28,10 +28,10 @@ type Config struct {
 	// Accept, when set, may refuse a policy that would take the place of
 	// another, for what it would mean.
 	Accept func(next *Policy) error
-	// Refused, when set, is told why a changed file was not taken, once for each
-	// state of the file.
-	Refused func(error)
-	Log     hclog.Logger
+	// Tell, when set, is told of each policy that came into force after the
+	// first, and of each state of the file that was refused, with the reason.
+	Tell func(taken *Policy, refused error)
+	Log  hclog.Logger
 }
 
 // File keeps the policy of one file current. It is safe for concurrent use.
@@ -111,9 +111,7 @@ func (f *File) reload() error {
 	}
 	if err != nil {
 		f.cfg.Log.Error("the access file is refused; what it said before stays in force", "error", err)
-		if f.cfg.Refused != nil {
-			f.cfg.Refused(err)
-		}
+		f.tell(nil, err)
 		return err
 	}
 	if next.Version == was.Version {
@@ -126,7 +124,14 @@ func (f *File) reload() error {
 	f.waiting.Unlock()
 	f.cfg.Log.Info("access file loaded", "file", f.cfg.Path, "version", next.Version,
 		"principals", len(next.Principals), "roles", len(next.Roles), "tenants", len(next.Tenants), "keys", len(next.Keys))
+	f.tell(next, nil)
 	return nil
+}
+
+func (f *File) tell(taken *Policy, refused error) {
+	if f.cfg.Tell != nil {
+		f.cfg.Tell(taken, refused)
+	}
 }
 
 // Run loads the file whenever it has changed, looking every 2 s, until ctx

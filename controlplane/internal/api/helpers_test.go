@@ -110,7 +110,7 @@ func start(t testing.TB, perMinute int) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.authz = authz.New("operator")
+	r.authz = authz.New(authz.Config{Founders: []string{"operator"}})
 	chain := api.NewChain(api.ChainConfig{
 		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName}), Authz: r.authz, Limit: limit.New(limit.Config{PerMinute: perMinute}),
 		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,

@@ -17,6 +17,9 @@ const (
 	Result                Kind = "rpc_result"
 	PermissionDenied      Kind = "permission_denied"
 	RateLimitExceeded     Kind = "rate_limit_exceeded"
+	// What an access file says came into force, or was refused.
+	AccessFileTaken   Kind = "access_file_taken"
+	AccessFileRefused Kind = "access_file_refused"
 )
 
 // Event is one line. Empty fields are left out. Nothing secret belongs in it.

@@ -1,32 +1,62 @@
 // Package authz decides who may call what: one table from full method name to
-// permission, roles, and the principals' records. What no row or record allows
-// is denied.
+// permission, roles, and the principals' records, compiled to a bit for each
+// permission. What no row or record allows is denied.
 package authz
 
 import (
 	"fmt"
-	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// Authorizer decides by the table and a snapshot.
-type Authorizer struct {
-	methods map[string]Rule
-	// founders have the role operator for as long as they have no record.
-	founders []string
+// FileSource gives the access file's policy in force, never nil.
+type FileSource interface {
+	Current() *accessfile.Policy
 }
 
-// New makes an authorizer over Methods. The founders are the principals that
-// have the role operator without a record in etcd: init makes a certificate for
-// one before there is an etcd. A record, even an empty one, takes its place.
-func New(founders ...string) *Authorizer {
-	return &Authorizer{methods: Methods(), founders: founders}
+// Config says what holds besides the records in etcd.
+type Config struct {
+	// Founders are the principals that have the role operator without a record,
+	// where they come with a certificate: init makes one for each before there
+	// is an etcd. A record, even an empty one, takes its place.
+	Founders []string
+	// File is the access file; nil: there is none.
+	File FileSource
+	// DefaultPerMinute is how often those may call a replica who have no limit
+	// of their own or of a role; 0: as often as they like.
+	DefaultPerMinute int
+}
+
+// Authorizer decides by the table and a snapshot. It is safe for concurrent use.
+type Authorizer struct {
+	methods  map[string]Rule
+	universe *universe
+	founders []string
+	file     FileSource
+	// otherwise is the limit of who has none.
+	otherwise rate
+
+	current atomic.Pointer[policy]
+	turn    sync.Mutex // one policy is made at a time
+}
+
+// New makes an authorizer over Methods.
+func New(cfg Config) *Authorizer {
+	if cfg.File == nil {
+		cfg.File = accessfile.None()
+	}
+	a := &Authorizer{methods: Methods(), founders: cfg.Founders, file: cfg.File}
+	a.universe = newUniverse(a.methods)
+	a.otherwise = rate{perMinute: cfg.DefaultPerMinute, burst: cfg.DefaultPerMinute, unlimited: cfg.DefaultPerMinute == 0}
+	return a
 }
 
 // Rule gives a method's row. Without one ok is false and nobody may call it.
@@ -35,8 +65,44 @@ func (a *Authorizer) Rule(method string) (rule Rule, ok bool) {
 	return rule, ok
 }
 
+// policy gives the policy of a snapshot and of the access file as it is now.
+func (a *Authorizer) policy(s *cluster.Snapshot) *policy {
+	at := stamp{access: s.Access, epoch: s.Epoch, file: a.file.Current()}
+	if p := a.current.Load(); p != nil && p.stamp == at {
+		return p
+	}
+	a.turn.Lock()
+	defer a.turn.Unlock()
+	if p := a.current.Load(); p != nil && p.stamp == at {
+		return p
+	}
+	r := a.records(s)
+	r.file = at.file
+	p := newPolicy(a.universe, at, r, a.otherwise)
+	a.current.Store(p)
+	return p
+}
+
+// Grant gives what a caller may do, never nil: nothing for an agent and for
+// nobody.
+func (a *Authorizer) Grant(s *cluster.Snapshot, caller *authn.Caller) *Grant {
+	p := a.policy(s)
+	if !isPrincipal(caller) {
+		return p.nobody
+	}
+	g := p.grant(caller.Name, caller.Kind == authn.Certificate)
+	if len(caller.Permissions) > 0 {
+		return g.with(caller.Name, caller.Permissions)
+	}
+	return g
+}
+
+func isPrincipal(caller *authn.Caller) bool {
+	return caller != nil && caller.Agent == nil && caller.Name != ""
+}
+
 // Authorize refuses a call that its caller may not make. The error is
-// PermissionDenied.
+// PermissionDenied, or Unauthenticated for an agent whose certificate has ended.
 func (a *Authorizer) Authorize(s *cluster.Snapshot, caller *authn.Caller, method string, now time.Time) error {
 	rule, ok := a.methods[method]
 	switch {
@@ -44,14 +110,21 @@ func (a *Authorizer) Authorize(s *cluster.Snapshot, caller *authn.Caller, method
 		return errdefs.New(errdefs.PermissionDenied, "METHOD_NOT_ALLOWED", "nobody may call %s", method)
 	case rule.Open:
 		return nil
-	case caller == nil:
+	case caller == nil || caller.Name == "":
 		return errdefs.New(errdefs.PermissionDenied, "METHOD_NOT_ALLOWED", "nobody may call %s without an identity", method)
 	case caller.Agent != nil:
 		return authorizeAgent(rule, caller, method, now)
-	case rule.Permission == "":
+	case rule.Permission == "" && !rule.Anyone:
 		return errdefs.New(errdefs.PermissionDenied, "AGENTS_ONLY", "only a node's agent may call %s", method)
 	}
-	return a.Require(s, caller, rule.Permission)
+	g := a.Grant(s, caller)
+	switch {
+	case rule.Scope == ScopeCluster && g.tenant != "":
+		return confined(caller.Name, g.tenant, method)
+	case rule.Permission == "" || g.Has(rule.Permission):
+		return nil
+	}
+	return lacks(caller.Name, rule.Permission)
 }
 
 func authorizeAgent(rule Rule, caller *authn.Caller, method string, now time.Time) error {
@@ -66,52 +139,37 @@ func authorizeAgent(rule Rule, caller *authn.Caller, method string, now time.Tim
 	return nil
 }
 
-// Require refuses a principal that lacks a permission.
+// Require refuses a principal that may not use a permission. The error is
+// PermissionDenied.
 func (a *Authorizer) Require(s *cluster.Snapshot, caller *authn.Caller, permission string) error {
-	if caller != nil && caller.Principal != nil && a.allowed(s, caller.Name, permission) {
+	if !isPrincipal(caller) {
+		name := "nobody"
+		if caller != nil {
+			name = caller.Name
+		}
+		return lacks(name, permission)
+	}
+	g := a.Grant(s, caller)
+	if g.Has(permission) {
 		return nil
 	}
-	name := "nobody"
-	if caller != nil {
-		name = caller.Name
+	if _, _, granted := g.find(permission); granted {
+		return confined(caller.Name, g.tenant, permission)
 	}
+	return lacks(caller.Name, permission)
+}
+
+func lacks(name, permission string) error {
 	return errdefs.New(errdefs.PermissionDenied, "PERMISSION_DENIED",
 		"%s lacks the permission %s; a record principals/%s with a role or a permission that covers it grants it", name, permission, name).
 		With("principal", name).With("permission", permission)
 }
 
-func (a *Authorizer) allowed(s *cluster.Snapshot, principal, permission string) bool {
-	record, ok := s.Principals[principal]
-	if !ok {
-		return slices.Contains(a.founders, principal) && covers(rolePermissions(s, "operator"), permission)
-	}
-	if covers(record.Value.GetPermissions(), permission) {
-		return true
-	}
-	for _, role := range record.Value.GetRoles() {
-		if covers(rolePermissions(s, role), permission) {
-			return true
-		}
-	}
-	return false
-}
-
-// rolePermissions gives a role's permissions: those of its record, which takes
-// the place of a built-in role of that name.
-func rolePermissions(s *cluster.Snapshot, role string) []string {
-	if record, ok := s.Roles[role]; ok {
-		return record.Value.GetPermissions()
-	}
-	return builtin(role)
-}
-
-func covers(granted []string, wanted string) bool {
-	for _, g := range granted {
-		if matches(g, wanted) {
-			return true
-		}
-	}
-	return false
+// confined refuses what belongs to all: a method or a permission.
+func confined(name, tenant, what string) error {
+	return errdefs.New(errdefs.PermissionDenied, "CONFINED",
+		"%s is confined to tenant %s, and %s is for callers that no tenant confines", name, tenant, what).
+		With("principal", name).With("tenant", tenant)
 }
 
 // Covers tells of the first method of a server's services that has no row:

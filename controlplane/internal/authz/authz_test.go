@@ -102,7 +102,7 @@ func TestAuthorize(t *testing.T) {
 	d.Roles.Put("mover", &storev1.Role{Permissions: []string{"migration:*"}}, 1)
 	s := d.Snapshot(1)
 	now := time.Now()
-	a := authz.New("operator", "demoted")
+	a := authz.New(authz.Config{Founders: []string{"operator", "demoted"}})
 	for _, c := range []struct {
 		caller  *authn.Caller
 		methods string // each with + or - before it

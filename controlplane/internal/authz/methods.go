@@ -54,7 +54,14 @@ const (
 	// EvacuateNode is needed to carry out a plan that empties a node: it cordons
 	// the node for everybody.
 	EvacuateNode = "node:evacuate"
+	// ListSnapshots is in the contract, which has no method for it.
+	ListSnapshots = "storage:snapshot:list"
 )
+
+// handlers gives these permissions with whom each is for.
+func handlers() map[string]Scope {
+	return map[string]Scope{JoinReplica: ScopeCluster, EvacuateNode: ScopeCluster, ListSnapshots: ScopeTenant}
+}
 
 // Methods is the one table of who may call what, by full method name as
 // routed. A method without a row is denied to everybody.

@@ -1,6 +1,7 @@
 package authz
 
-import "strings"
+// builtins are the names of the built-in roles, in order.
+func builtins() []string { return []string{"developer", "monitor", "operator", "viewer"} }
 
 // builtin gives the permissions of a built-in role. Those of the contract's
 // resources are the contract's; operator and viewer have those of what we add.
@@ -24,13 +25,4 @@ func builtin(role string) []string {
 		}
 	}
 	return nil
-}
-
-// matches tells whether a granted permission covers the wanted one: it is the
-// same, or ends in ":*" and the wanted one lies below it, at any depth.
-func matches(granted, wanted string) bool {
-	if below, ok := strings.CutSuffix(granted, "*"); ok && strings.HasSuffix(below, ":") {
-		return len(wanted) > len(below) && strings.HasPrefix(wanted, below)
-	}
-	return granted == wanted
 }

@@ -1,0 +1,54 @@
+package controlplane
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
+)
+
+// openAccess opens the access file, which stops the start if it is broken, and
+// makes who decides by it.
+func (r *replica) openAccess() error {
+	var err error
+	r.access, err = accessfile.Open(accessfile.Config{
+		Path: r.cfg.AccessFile, Tell: r.auditAccess, Log: r.cfg.Log.Named("access"),
+		Accept: func(next *accessfile.Policy) error { return r.authz.AcceptsFile(r.view.Current(), next) },
+	})
+	if err != nil {
+		return err
+	}
+	r.authz = authz.New(authz.Config{Founders: []string{founder}, File: r.access, DefaultPerMinute: r.cfg.PerMinute})
+	return nil
+}
+
+// auditAccess writes down what became of a changed access file.
+func (r *replica) auditAccess(taken *accessfile.Policy, refused error) {
+	e := &audit.Event{Time: time.Now(), Kind: audit.AccessFileTaken, Principal: "system:access-file"}
+	if refused != nil {
+		e.Kind, e.Reason = audit.AccessFileRefused, refused.Error()
+	} else {
+		e.Args = "version=" + taken.Version
+	}
+	r.audit.Add(e)
+}
+
+// hangUps does what SIGHUP asks for, until ctx ends: files are read anew.
+func (r *replica) hangUps(ctx context.Context) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-signals:
+			_ = r.access.Reload() // it has told of the error
+		}
+	}
+}
