@@ -9,15 +9,20 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
 // apply makes changes written in a small notation, all in one draft:
 //
 //	vm u1 web n1          VM u1, named web, placed on n1
+//	vm u1 web n1 acme     the same, of the tenant acme
 //	op op-1 running       operation op-1
+//	op op-1 running acme  the same, of the tenant acme
 //	task t1 op-1 n1 running
 //	- vm u1               the record is gone
 func apply(t *testing.T, from *cluster.Snapshot, changes string) *cluster.Snapshot {
@@ -34,9 +39,9 @@ func apply(t *testing.T, from *cluster.Snapshot, changes string) *cluster.Snapsh
 		case "-":
 			drop(d, f[1], f[2])
 		case "vm":
-			d.VMs.Put(f[1], &storev1.VM{Uuid: f[1], Name: f[2], Node: f[3]}, revision)
+			d.VMs.Put(f[1], &storev1.VM{Uuid: f[1], Name: f[2], Node: f[3], Policy: policyOf(t, f[4:])}, revision)
 		case "op":
-			d.Operations.Put(f[1], &storev1.Operation{Id: f[1], State: opState(f[2])}, revision)
+			d.Operations.Put(f[1], &storev1.Operation{Id: f[1], State: opState(f[2]), Tenant: strings.Join(f[3:], "")}, revision)
 		case "task":
 			d.Tasks.Put(f[1], &storev1.Task{Id: f[1], OperationId: f[2], Node: f[3], State: task.Recorded(taskState(f[4]))}, revision)
 		case "node":
@@ -46,6 +51,19 @@ func apply(t *testing.T, from *cluster.Snapshot, changes string) *cluster.Snapsh
 		}
 	}
 	return d.Snapshot(revision)
+}
+
+// policyOf is the policy of a VM of a tenant; nothing for none.
+func policyOf(t *testing.T, tenant []string) []byte {
+	t.Helper()
+	if len(tenant) == 0 {
+		return nil
+	}
+	b, err := proto.Marshal(&debvisorv1.VMPolicy{Tenant: tenant[0], Priority: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func drop(d *cluster.Draft, kind, id string) {
@@ -89,6 +107,13 @@ func derived(s *cluster.Snapshot) map[string]string {
 		say("tasks of "+op, ids(s.TasksOf(op)))
 	}
 	say("active", ids(s.ActiveOperations()))
+	for _, tenant := range []string{"acme", "globex"} {
+		scope := s.Within(tenant)
+		say(tenant+"'s VMs", ids(scope.VMs()))
+		say(tenant+"'s web", scope.FindVM("web"))
+		say(tenant+"'s on n1", ids(scope.VMsOn("n1")))
+		say(tenant+"'s operations", ids(scope.Operations()))
+	}
 	return out
 }
 
@@ -167,11 +192,12 @@ func TestEveryWayToASnapshotGivesTheSame(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	one := func() string {
 		id := random.IntN(6)
+		tenant := []string{"", "", " acme", " globex"}[random.IntN(4)]
 		switch random.IntN(6) {
 		case 0:
-			return fmt.Sprintf("vm u%d %s n%d", id, []string{"web", "db"}[random.IntN(2)], 1+random.IntN(2))
+			return fmt.Sprintf("vm u%d %s n%d%s", id, []string{"web", "db"}[random.IntN(2)], 1+random.IntN(2), tenant)
 		case 1:
-			return fmt.Sprintf("op op-%d %s", id, []string{"pending", "running", "succeeded"}[random.IntN(3)])
+			return fmt.Sprintf("op op-%d %s%s", id, []string{"pending", "running", "succeeded"}[random.IntN(3)], tenant)
 		case 2, 3:
 			return fmt.Sprintf("task t%d op-%d n%d %s", id, 1+random.IntN(2), 1+random.IntN(2), []string{"assigned", "running", "failed"}[random.IntN(3)])
 		default:
