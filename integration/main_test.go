@@ -4,6 +4,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,6 +47,8 @@ type shared struct {
 	lab    *lab.Lab
 	err    error
 	guests map[string]*lab.Guest // by name
+	// secrets must be found nowhere in the end.
+	secrets []string
 }
 
 func newShared(env, bin string, failpoints bool, args ...string) *shared {
@@ -92,5 +95,5 @@ func (s *shared) close() error {
 	if s.lab == nil {
 		return nil
 	}
-	return s.lab.Close()
+	return errors.Join(s.leaks(), s.lab.Close())
 }

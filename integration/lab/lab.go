@@ -64,6 +64,9 @@ type Lab struct {
 	alive   *os.File // its being open is what keeps process 1 and the janitor waiting
 	built   string   // directory of what build.sh made
 
+	tokensMu sync.Mutex
+	tokens   []string // the join tokens made, see Tokens
+
 	closing sync.Once
 	stop    chan struct{} // closed by Close: ends the lab's goroutines
 	group   sync.WaitGroup

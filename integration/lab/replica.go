@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -115,5 +116,16 @@ func (l *Lab) token(ctx context.Context, at *Replica, args ...string) (string, e
 	if err != nil {
 		return "", err
 	}
-	return words[len(words)-1], nil
+	secret := words[len(words)-1]
+	l.tokensMu.Lock()
+	defer l.tokensMu.Unlock()
+	l.tokens = append(l.tokens, secret)
+	return secret, nil
+}
+
+// Tokens are the join tokens that the lab has made: secrets.
+func (l *Lab) Tokens() []string {
+	l.tokensMu.Lock()
+	defer l.tokensMu.Unlock()
+	return slices.Clone(l.tokens)
 }
