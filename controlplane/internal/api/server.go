@@ -75,7 +75,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{
 		view: s.cfg.View, operations: s.cfg.Operations, desk: plans.NewDesk(s.cfg.View, s.cfg.Store), authz: s.cfg.Authz,
 	})
-	debvisorv1.RegisterStorageServiceServer(to, &storageService{view: s.cfg.View})
+	debvisorv1.RegisterStorageServiceServer(to, &storageService{view: s.cfg.View, authz: s.cfg.Authz})
 	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
 	healthv1.RegisterHealthServer(to, s.health)
 	if server, ok := to.(reflection.GRPCServer); ok {

@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -13,7 +15,8 @@ import (
 // must be the caller's, as it will have to be once they are.
 type storageService struct {
 	debvisorv1.UnimplementedStorageServiceServer
-	view *store.View
+	view  *store.View
+	authz *authz.Authorizer
 }
 
 // unbuilt says that a method of the contract is not built in this version.
@@ -59,21 +62,29 @@ func (s *storageService) CloneRbdFromTemplate(ctx context.Context, req *debvisor
 // unbuilt refuses storage that is not the caller's, NotFound, and then says that
 // the method is not built.
 func (s *storageService) unbuilt(ctx context.Context, what string, named ...*debvisorv1.DatasetRef) error {
-	scope := scopeOf(ctx, s.view.Current())
+	snapshot := s.view.Current()
 	for _, ref := range named {
-		if err := holds(scope, ref); err != nil {
+		if err := s.own(snapshot, tenantOf(ctx, snapshot), ref); err != nil {
 			return err
 		}
 	}
 	return unbuilt(what)
 }
 
-// holds refuses storage that is not in a scope.
-func holds(scope cluster.Scope, ref *debvisorv1.DatasetRef) error {
+// own refuses storage that is not the tenant's; whoever belongs to none may name
+// any.
+func (s *storageService) own(snapshot *cluster.Snapshot, tenant string, ref *debvisorv1.DatasetRef) error {
 	backend := map[debvisorv1.StorageBackend]string{
 		debvisorv1.StorageBackend_BACKEND_ZFS: "zfs", debvisorv1.StorageBackend_BACKEND_RBD: "rbd",
 	}[ref.GetBackend()]
-	if scope.Holds(backend, ref.GetPool(), ref.GetName()) {
+	tenants := func(yield func(string, *storev1.Tenant) bool) {
+		for _, t := range s.authz.Tenants(snapshot) {
+			if !yield(t.Name, t.Value) {
+				return
+			}
+		}
+	}
+	if tenant == "" || cluster.TenantOfStorage(tenants, backend, ref.GetPool(), ref.GetName()) == tenant {
 		return nil
 	}
 	path := clip(ref.GetPool() + "/" + ref.GetName())

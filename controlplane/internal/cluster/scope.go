@@ -3,7 +3,6 @@ package cluster
 import (
 	"maps"
 	"slices"
-	"strings"
 
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 )
@@ -116,47 +115,6 @@ func (c Scope) Holder(resource string) (operation string, held bool) {
 		return "", true
 	}
 	return entry.Value, true
-}
-
-// Holds tells whether storage is the scope's: a dataset of ZFS or an image of
-// RBD, backend "zfs" or "rbd". Everything is where nobody is confined, whether
-// it exists or not.
-func (c Scope) Holds(backend, pool, name string) bool {
-	return !c.Confined() || c.snapshot.TenantOfStorage(backend, pool, name) == c.tenant
-}
-
-// TenantOfStorage tells whose a dataset (backend "zfs") or an image ("rbd", in a
-// namespace as "namespace/image") is; empty: nobody's in particular. Of records
-// that overlap the one that says most counts; where two tenants claim the same,
-// it is neither's.
-func (s *Snapshot) TenantOfStorage(backend, pool, name string) string {
-	owner, best := "", -1
-	for tenant, entry := range s.Tenants {
-		for _, own := range entry.Value.GetStorage() {
-			if own.GetBackend() != backend || own.GetPool() != pool || !below(backend, own.GetName(), name) {
-				continue
-			}
-			switch length := len(own.GetName()); {
-			case length > best:
-				owner, best = tenant, length
-			case length == best && owner != tenant:
-				owner = ""
-			}
-		}
-	}
-	return owner
-}
-
-// below tells whether a name is that of what is owned or of something in it. A
-// namespace of RBD is no image, so that an image of its name is not in it. A
-// name that leads elsewhere than it says is in nothing.
-func below(backend, owned, name string) bool {
-	for part := range strings.SplitSeq(name, "/") {
-		if part == "" || part == "." || part == ".." {
-			return false
-		}
-	}
-	return owned == "" || strings.HasPrefix(name, owned+"/") || backend == "zfs" && name == owned
 }
 
 func contains(sorted []string, key string) bool {

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"bytes"
+	"iter"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -37,4 +39,38 @@ func (d *Draft) indexTenant(key string, was *storev1.VM, had bool, is *storev1.V
 	}
 	d.vmsByTenant.move(key, from, had, to, has)
 	d.vmsByOwnName.move(key, ownName(from, was.GetName()), had, ownName(to, is.GetName()), has)
+}
+
+// TenantOfStorage tells which of the tenants a dataset (backend "zfs") or an image
+// ("rbd", in a namespace as "namespace/image") belongs to, whether it exists or
+// not; empty: to none. Of records that overlap the one that says most counts;
+// where two tenants claim the same, it is neither's.
+func TenantOfStorage(tenants iter.Seq2[string, *storev1.Tenant], backend, pool, name string) string {
+	owner, best := "", -1
+	for tenant, record := range tenants {
+		for _, own := range record.GetStorage() {
+			if own.GetBackend() != backend || own.GetPool() != pool || !below(backend, own.GetName(), name) {
+				continue
+			}
+			switch length := len(own.GetName()); {
+			case length > best:
+				owner, best = tenant, length
+			case length == best && owner != tenant:
+				owner = ""
+			}
+		}
+	}
+	return owner
+}
+
+// below tells whether a name is that of what is owned or of something in it. A
+// namespace of RBD is no image, so that an image of its name is not in it. A
+// name that leads elsewhere than it says is in nothing.
+func below(backend, owned, name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return false
+		}
+	}
+	return owned == "" || strings.HasPrefix(name, owned+"/") || backend == "zfs" && name == owned
 }
