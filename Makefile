@@ -24,9 +24,8 @@ tools: deps ## golangci-lint, buf, gofumpt, protoc plugins and gofail, at the pi
 build: deps ## bin/debvisor-rpcd, bin/debvisor-agent, bin/hvctl
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
 
-generate: tools ## Go code from proto/
-	@.ci/proto-deps
-	PATH=$(TOOLS):$$PATH buf generate
+generate: tools ## Go code and the gateway's OpenAPI document from proto/
+	@PATH=$(TOOLS):$$PATH .ci/generate .
 
 lint: tools ## vet, golangci-lint, buf lint and breaking, generated code current
 	@.ci/lint $(TOOLS)

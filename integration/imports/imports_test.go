@@ -54,7 +54,8 @@ func table() []layer {
 		{[]string{cp + "accessfile"}, "an access policy from a file; what it means is for authn and authz", []string{"shared/errdefs", "shared/identity"}},
 		{[]string{cp + "authn"}, "who a caller is", with(cp+"cluster", cp+"accessfile", "shared/rpc", "certs")},
 		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn", cp+"accessfile")},
-		{[]string{cp + "audit"}, "what a caller did", with("shared/rpc", cp+"authn")},
+		{[]string{"shared/auditlog"}, "the audit log's format and its proof: replicas write it, hvctl checks copies without a replica's help", nil},
+		{[]string{cp + "audit"}, "what a caller did; its end goes to etcd", with(append(state, "shared/auditlog")...)},
 		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
@@ -65,9 +66,11 @@ func table() []layer {
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
+		{[]string{cp + "gateway/debvisor/v1"}, "generated: messages to paths", nil},
+		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client", []string{"shared/errdefs", "shared/rpc", "shared/obs"}},

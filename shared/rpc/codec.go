@@ -61,11 +61,27 @@ func (c *Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if err == nil || !ok {
 		return err
 	}
+	Malformed(m, "not in protobuf's encoding: "+reason(err))
+	return nil
+}
+
+// maxReason is the most that is told of what is wrong with a message, bytes: it
+// may cite the message.
+const maxReason = 256
+
+// Malformed empties a message and marks it as one that could not be read, for
+// that reason: so it goes the way of every call, and the chain that has told who
+// calls refuses it (Decoded). The mark survives encoding.
+func Malformed(m proto.Message, reason string) {
 	proto.Reset(m)
-	reason := strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\u00a0", " "), "proto: ")
+	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
 	mark := protowire.AppendTag(nil, malformedField, protowire.BytesType)
 	m.ProtoReflect().SetUnknown(protowire.AppendString(mark, reason))
-	return nil
+}
+
+// reason is protobuf's own word without its prefix and its odd spaces.
+func reason(err error) string {
+	return strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\u00a0", " "), "proto: ")
 }
 
 // malformedField is the highest field number there is; no message of ours has it.
@@ -83,7 +99,7 @@ func Decoded(message any) error {
 		return nil
 	}
 	return errdefs.New(errdefs.InvalidArgument, "MALFORMED_REQUEST",
-		"the request is no %s in protobuf's encoding: %s", m.ProtoReflect().Descriptor().FullName(), reason)
+		"the request is no %s: %s", m.ProtoReflect().Descriptor().FullName(), reason)
 }
 
 // malformed finds the mark among unknown fields; "" where there is none.

@@ -76,12 +76,16 @@ func host(addr net.Addr) string {
 	return addr.String()
 }
 
-// peerCredentials gives each accepted connection its Peer.
+// peerCredentials gives each accepted connection its Peer. Only an Inner makes
+// connections that need no handshake any more.
 type peerCredentials struct {
 	credentials.TransportCredentials
 }
 
 func (c peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if inner, ok := raw.(*innerConn); ok {
+		return inner, inner.peer(), nil
+	}
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err

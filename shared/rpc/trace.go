@@ -34,25 +34,24 @@ func WithTraceID(ctx context.Context, id string) context.Context {
 // traceparent's) where it is well formed, else a new one. The answer's header
 // carries it.
 func StartTrace(ctx context.Context) (context.Context, string) {
-	id := incomingTrace(ctx)
-	if id == "" {
-		id = newTraceID()
-	}
+	id := PickTrace(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) })
 	// It fails only outside of a server's call, which has no answer.
 	_ = grpc.SetHeader(ctx, metadata.MD{TraceHeader: []string{id}})
 	return WithTraceID(ctx, id), id
 }
 
-func incomingTrace(ctx context.Context) string {
-	if v := metadata.ValueFromIncomingContext(ctx, TraceHeader); len(v) == 1 && traceForm.MatchString(v[0]) {
+// PickTrace gives the trace id of a call whose headers' values are given by
+// their lower-case names, as StartTrace does.
+func PickTrace(values func(key string) []string) string {
+	if v := values(TraceHeader); len(v) == 1 && traceForm.MatchString(v[0]) {
 		return v[0]
 	}
-	if v := metadata.ValueFromIncomingContext(ctx, traceParent); len(v) == 1 {
+	if v := values(traceParent); len(v) == 1 {
 		if parts := parentForm.FindStringSubmatch(v[0]); parts != nil && parts[1] != zeroTrace {
 			return parts[1]
 		}
 	}
-	return ""
+	return newTraceID()
 }
 
 const zeroTrace = "00000000000000000000000000000000"
