@@ -38,7 +38,8 @@ func (r *replica) auditAccess(taken *accessfile.Policy, refused error) {
 	r.audit.Add(e)
 }
 
-// hangUps does what SIGHUP asks for, until ctx ends: files are read anew.
+// hangUps does what SIGHUP asks for, until ctx ends: files are read anew, and
+// the audit log goes on in the file that then is at its path.
 func (r *replica) hangUps(ctx context.Context) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
@@ -48,6 +49,7 @@ func (r *replica) hangUps(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-signals:
+			r.audit.Reopen()
 			_ = r.access.Reload() // it has told of the error
 		}
 	}

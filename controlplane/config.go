@@ -23,6 +23,8 @@ type Config struct {
 	// AgentsListen is the agents' listener, host:port; empty: the callers' host
 	// with port 7444.
 	AgentsListen string
+	// GatewayListen is the listener for HTTP/JSON, host:port; empty: none.
+	GatewayListen string
 	// Advertise and AgentsAdvertise are how others reach the two listeners,
 	// host:port; empty: as they listen, which must not be on all addresses.
 	Advertise, AgentsAdvertise string
@@ -38,6 +40,9 @@ type Config struct {
 	TLSCert, TLSKey, TLSCA string
 	// AuditLog is the file that audit events are appended to.
 	AuditLog string
+	// AuditSyslog is the socket of the syslog that takes the audit log's lines
+	// while the file cannot be written; empty: none does.
+	AuditSyslog string
 	// PerMinute is how many calls a principal may make a minute; 0: no limit.
 	PerMinute int
 	// AccessFile is a file with an access policy beside that in etcd; empty: none.
@@ -80,6 +85,11 @@ func (c *Config) complete() error {
 			return errdefs.Field(l.flag, l.listen, "an address that others can reach, or --advertise and --agents-advertise besides")
 		}
 		*l.advertise = l.listen
+	}
+	if c.GatewayListen != "" {
+		if _, _, err := net.SplitHostPort(c.GatewayListen); err != nil {
+			return errdefs.Field("--gateway-listen", c.GatewayListen, "host:port, such as 192.0.2.10:7446")
+		}
 	}
 	if ttl := c.LeaderTTL; ttl != 0 && (ttl < time.Second || ttl > 5*time.Second || ttl%time.Second != 0) {
 		return errdefs.Field("--leader-ttl", ttl.String(), "whole seconds from 1s to 5s")

@@ -132,7 +132,9 @@ func (r *replica) openFiles() error {
 			return err
 		}
 	}
-	if r.audit, err = audit.Open(r.cfg.AuditLog, r.cfg.Log.Named("audit")); err != nil {
+	if r.audit, err = audit.Open(audit.Config{
+		Path: r.cfg.AuditLog, Replica: r.member.Record().Name, Syslog: r.cfg.AuditSyslog, Log: r.cfg.Log.Named("audit"),
+	}); err != nil {
 		return err
 	}
 	return r.openAccess()

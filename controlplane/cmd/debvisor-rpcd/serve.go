@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -33,6 +35,10 @@ func newServeCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cfg.PerMinute < 0 {
 				return errdefs.Field("--rate-limit", fmt.Sprint(cfg.PerMinute), "calls a minute, or 0 for no limit")
+			}
+			signal.Ignore(syscall.SIGHUP) // until the replica serves: it opens its files only then
+			if cfg.AuditSyslog == "none" {
+				cfg.AuditSyslog = ""
 			}
 			if logCfg.File == "-" {
 				logCfg.File = ""
@@ -67,6 +73,7 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f := cmd.Flags()
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7443", "the callers' listener, host:port")
 	f.StringVar(&cfg.AgentsListen, "agents-listen", "", "the agents' listener, host:port (default: the callers' host with port 7444)")
+	f.StringVar(&cfg.GatewayListen, "gateway-listen", "", "the listener for HTTP/JSON, host:port, such as 127.0.0.1:7446 (default: none)")
 	f.StringVar(&cfg.Advertise, "advertise", "", "how others reach the callers' listener, host:port (default: as --listen)")
 	f.StringVar(&cfg.AgentsAdvertise, "agents-advertise", "", "how agents reach their listener, host:port (default: as --agents-listen)")
 	f.StringVar(&cfg.EtcdPeerListen, "etcd-peer-listen", "", "where etcd listens for the other replicas, IP:port (default: as init or join was told)")
@@ -80,6 +87,8 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f.DurationVar(&cfg.AgentLife, "agent-cert-life", 0, "the life of agents' certificates (default 30 days)")
 	f.DurationVar(&cfg.ServerLife, "server-cert-life", 0, "the life of the replica's own certificates (default 30 days)")
 	f.StringVar(&cfg.AuditLog, "audit-log", env("RPC_AUDIT_LOG", "/var/log/debvisor/rpc-audit.log"), "the audit log")
+	f.StringVar(&cfg.AuditSyslog, "audit-syslog", "/dev/log",
+		"the socket of the syslog that takes the audit log's lines while its file cannot be written; \"none\": changes are then refused")
 	f.StringVar(&logCfg.File, "log-file", env("RPC_LOG_FILE", "/var/log/debvisor/rpc.log"), "the log; \"-\": standard error")
 	f.StringVar(&logCfg.Level, "log-level", env("RPC_LOG_LEVEL", "info"), "trace, debug, info, warn or error")
 }

@@ -101,7 +101,7 @@ func start(t testing.TB, perMinute int) *replica {
 	r.view = store.NewView(r.client, hclog.NewNullLogger())
 	background(t, r.view.Run)
 	<-r.view.Ready()
-	trail, err := audit.Open(filepath.Join(r.dir, "audit.log"), log)
+	trail, err := audit.Open(audit.Config{Path: filepath.Join(r.dir, "audit.log"), Replica: "r1", Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

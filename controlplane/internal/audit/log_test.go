@@ -19,8 +19,8 @@ import (
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// disk is a file whose failures and delays a test decides.
-type disk struct {
+// fakeDisk is a file whose failures and delays a test decides.
+type fakeDisk struct {
 	mu      sync.Mutex
 	written bytes.Buffer
 	synced  int // bytes
@@ -30,7 +30,7 @@ type disk struct {
 	stuck   chan struct{}
 }
 
-func (d *disk) Write(p []byte) (int, error) {
+func (d *fakeDisk) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.fail != nil {
@@ -44,7 +44,7 @@ func (d *disk) Write(p []byte) (int, error) {
 	return d.written.Write(p)
 }
 
-func (d *disk) Sync() error {
+func (d *fakeDisk) Sync() error {
 	d.mu.Lock()
 	stuck := d.stuck
 	d.mu.Unlock()
@@ -57,9 +57,20 @@ func (d *disk) Sync() error {
 	return nil
 }
 
-func (d *disk) Close() error { return nil }
+func (d *fakeDisk) Mend(int) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.written.Truncate(d.synced)
+	return 0, nil
+}
 
-func (d *disk) set(change func()) {
+func (d *fakeDisk) Close() error { return nil }
+
+func logOn(d *fakeDisk) *Log {
+	return newLog(Config{Replica: "r1", Log: hclog.NewNullLogger()}, newDisk(d, nil), "")
+}
+
+func (d *fakeDisk) set(change func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change()
@@ -93,7 +104,7 @@ func lines(t *testing.T, b []byte) []map[string]any {
 
 func TestLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l, err := Open(path, hclog.NewNullLogger())
+	l, err := Open(Config{Path: path, Replica: "r1", Log: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +121,10 @@ func TestLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := lines(t, b)
-	if len(all) != 2 || all[0]["event"] != "rpc_call" || all[0]["time"] != "1970-01-01T00:00:01.000005Z" ||
+	if len(all) != 3 || all[0]["event"] != "audit_log_opened" {
+		t.Fatalf("%s", b)
+	}
+	if all = all[1:]; all[0]["event"] != "rpc_call" || all[0]["replica"] != "r1" || all[0]["time"] != "1970-01-01T00:00:01.000005Z" ||
 		all[0]["args"] != "a=1" || all[1]["duration_ms"] != 1.5 || all[1]["principal"] != nil {
 		t.Errorf("%s", b)
 	}
@@ -121,8 +135,8 @@ func TestLine(t *testing.T) {
 
 func TestChangesShareOneSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &disk{stuck: make(chan struct{})}
-		l := newLog(d, hclog.NewNullLogger())
+		d := &fakeDisk{stuck: make(chan struct{})}
+		l := logOn(d)
 		stop := run(t, l)
 		var wg sync.WaitGroup
 		for i := range 100 {
@@ -151,8 +165,8 @@ func TestChangesShareOneSync(t *testing.T) {
 
 func TestReadsDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &disk{}
-		l := newLog(d, hclog.NewNullLogger())
+		d := &fakeDisk{}
+		l := logOn(d)
 		stop := run(t, l)
 		l.Add(&Event{Kind: Call})
 		time.Sleep(2 * flushEvery) // the fake clock's
@@ -166,8 +180,8 @@ func TestReadsDoNotWait(t *testing.T) {
 
 func TestADiskThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &disk{fail: errors.New("no space left"), torn: true}
-		l := newLog(d, hclog.NewNullLogger())
+		d := &fakeDisk{fail: errors.New("no space left"), torn: true}
+		l := logOn(d)
 		stop := run(t, l)
 		l.Add(&Event{Kind: Call, Method: "first"})
 		if err := l.Sync(t.Context()); !errdefs.Is(err, errdefs.Unavailable) {
@@ -190,8 +204,8 @@ func TestADiskThatFails(t *testing.T) {
 
 func TestADiskThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &disk{stuck: make(chan struct{})}
-		l := newLog(d, hclog.NewNullLogger())
+		d := &fakeDisk{stuck: make(chan struct{})}
+		l := logOn(d)
 		stop := run(t, l)
 		began := time.Now()
 		if err := l.Sync(t.Context()); !errdefs.Is(err, errdefs.Unavailable) || time.Since(began) > syncTimeout {
@@ -200,16 +214,30 @@ func TestADiskThatHangs(t *testing.T) {
 		if l.Healthy() == nil {
 			t.Error("the log says it is well")
 		}
-		event := &Event{Kind: Call, Method: string(bytes.Repeat([]byte("m"), 1<<16))}
-		for range 2 * maxBacklog >> 16 {
-			l.Add(event)
+		if err := l.Sync(t.Context()); !errdefs.Is(err, errdefs.Unavailable) || time.Since(began) > syncTimeout {
+			t.Errorf("another change, after %s: %v", time.Since(began), err)
+		}
+		event := &Event{Kind: Call, Reason: string(bytes.Repeat([]byte("m"), maxReason))}
+		kept := 0
+		for range 2 * maxBacklog / maxReason {
+			if l.Add(event) {
+				kept++
+			}
 		}
 		l.mu.Lock()
-		if len(l.next.lines) > maxBacklog+1<<17 || l.lost == 0 {
-			t.Errorf("%d bytes wait, %d events are lost", len(l.next.lines), l.lost)
+		if waiting := len(l.next.lines) + l.backlog; waiting > maxBacklog+1<<17 || l.lost != 2*maxBacklog/maxReason-kept || l.lost == 0 {
+			t.Errorf("%d bytes wait, %d events are kept, %d lost", waiting, kept, l.lost)
 		}
 		l.mu.Unlock()
 		close(d.stuck)
+		time.Sleep(2 * flushEvery)
+		if l.Add(event); l.Healthy() != nil {
+			t.Error("the log does not recover")
+		}
 		stop()
+		all := lines(t, d.written.Bytes())
+		if last := all[len(all)-2]; len(all) != kept+2 || last["event"] != string(EventsLost) {
+			t.Errorf("%d lines of %d events, the last but one %.300v", len(all), kept, last)
+		}
 	})
 }

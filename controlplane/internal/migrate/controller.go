@@ -54,7 +54,7 @@ type Facts interface {
 
 // Auditor writes the audit log (audit.Log).
 type Auditor interface {
-	Add(e *audit.Event)
+	Add(e *audit.Event) (kept bool)
 }
 
 // Controller advances migrations while its replica leads.
