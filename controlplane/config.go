@@ -25,6 +25,8 @@ type Config struct {
 	AgentsListen string
 	// GatewayListen is the listener for HTTP/JSON, host:port; empty: none.
 	GatewayListen string
+	// GatewayListen is the listener for HTTP/JSON, host:port; empty: none.
+	GatewayListen string
 	// Advertise and AgentsAdvertise are how others reach the two listeners,
 	// host:port; empty: as they listen, which must not be on all addresses.
 	Advertise, AgentsAdvertise string
@@ -85,6 +87,11 @@ func (c *Config) complete() error {
 			return errdefs.Field(l.flag, l.listen, "an address that others can reach, or --advertise and --agents-advertise besides")
 		}
 		*l.advertise = l.listen
+	}
+	if c.GatewayListen != "" {
+		if _, _, err := net.SplitHostPort(c.GatewayListen); err != nil {
+			return errdefs.Field("--gateway-listen", c.GatewayListen, "host:port, such as 192.0.2.10:7446")
+		}
 	}
 	if c.GatewayListen != "" {
 		if _, _, err := net.SplitHostPort(c.GatewayListen); err != nil {

@@ -125,7 +125,10 @@ func (r *replica) openListeners(ctx context.Context) error {
 	public.RegisterAgents(r.agents.server)
 	agentv1.RegisterSessionServiceServer(r.agents.server, sessions)
 	agentv1.RegisterEnrollServiceServer(r.agents.server, &enroll.AgentsServer{Enrolment: enrolment})
-	return chain.Authz.Covers(r.agents.server.GetServiceInfo())
+	if err := chain.Authz.Covers(r.agents.server.GetServiceInfo()); err != nil {
+		return err
+	}
+	return r.openGateway(ctx)
 }
 
 // heard tells the API what only the leader's memory knows.

@@ -12,6 +12,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/gateway"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -37,7 +38,9 @@ type replica struct {
 	authz    *authz.Authorizer
 	callers  *listener
 	agents   *listener
-	led      *led
+	// gateway is nil where there is none.
+	gateway *gateway.Gateway
+	led     *led
 }
 
 // Run runs a replica until ctx ends. It stops in the reverse order of its
@@ -71,9 +74,12 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Add("agents' listener", r.agents.Run)
 	group.Add("election", r.elect)
 	group.Add("callers' listener", r.callers.Run)
+	if r.gateway != nil {
+		group.Add("gateway", r.gateway.Run)
+	}
 	group.Add("watches", r.callers.api.Leave)
 	cfg.Log.Info("serving", "replica", r.member.Record().Name, "cluster", r.member.Record().Cluster, "version", obs.Version,
-		"callers", cfg.Listen, "agents", cfg.AgentsListen)
+		"callers", cfg.Listen, "agents", cfg.AgentsListen, "gateway", cfg.GatewayListen)
 	return group.Run(ctx)
 }
 
@@ -101,6 +107,9 @@ func (r *replica) abandon(ctx context.Context) {
 			l.server.Stop()
 			_ = l.lis.Close() // nothing was served on it
 		}
+	}
+	if r.gateway != nil {
+		_ = r.gateway.Close() // nothing was served on it
 	}
 	switch {
 	case r.embedded != nil:

@@ -74,6 +74,7 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7443", "the callers' listener, host:port")
 	f.StringVar(&cfg.AgentsListen, "agents-listen", "", "the agents' listener, host:port (default: the callers' host with port 7444)")
 	f.StringVar(&cfg.GatewayListen, "gateway-listen", "", "the listener for HTTP/JSON, host:port, such as 127.0.0.1:7446 (default: none)")
+	f.StringVar(&cfg.GatewayListen, "gateway-listen", "", "the listener for HTTP/JSON, host:port, such as 127.0.0.1:7446 (default: none)")
 	f.StringVar(&cfg.Advertise, "advertise", "", "how others reach the callers' listener, host:port (default: as --listen)")
 	f.StringVar(&cfg.AgentsAdvertise, "agents-advertise", "", "how agents reach their listener, host:port (default: as --agents-listen)")
 	f.StringVar(&cfg.EtcdPeerListen, "etcd-peer-listen", "", "where etcd listens for the other replicas, IP:port (default: as init or join was told)")

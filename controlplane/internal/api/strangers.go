@@ -51,6 +51,9 @@ func (s *Strangers) tell(peer string, now time.Time) bool {
 	return s == nil || s.lines.Take(network(peer), now) == nil
 }
 
+// Met counts a request that becomes no call, by the address that it came from.
+func (s *Strangers) Met(peer string, now time.Time) error { return s.failed(peer, now) }
+
 func tooMany(err error) error {
 	if err == nil {
 		return nil
