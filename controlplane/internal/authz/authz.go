@@ -104,6 +104,11 @@ func isPrincipal(caller *authn.Caller) bool {
 // Authorize refuses a call that its caller may not make. The error is
 // PermissionDenied, or Unauthenticated for an agent whose certificate has ended.
 func (a *Authorizer) Authorize(s *cluster.Snapshot, caller *authn.Caller, method string, now time.Time) error {
+	return a.AuthorizeBy(a.Grant(s, caller), caller, method, now)
+}
+
+// AuthorizeBy is Authorize for who has looked up the caller's grant already.
+func (a *Authorizer) AuthorizeBy(g *Grant, caller *authn.Caller, method string, now time.Time) error {
 	rule, ok := a.methods[method]
 	switch {
 	case !ok:
@@ -116,15 +121,18 @@ func (a *Authorizer) Authorize(s *cluster.Snapshot, caller *authn.Caller, method
 		return authorizeAgent(rule, caller, method, now)
 	case rule.Permission == "" && !rule.Anyone:
 		return errdefs.New(errdefs.PermissionDenied, "AGENTS_ONLY", "only a node's agent may call %s", method)
-	}
-	g := a.Grant(s, caller)
-	switch {
 	case rule.Scope == ScopeCluster && g.tenant != "":
 		return confined(caller.Name, g.tenant, method)
 	case rule.Permission == "" || g.Has(rule.Permission):
 		return nil
 	}
 	return lacks(caller.Name, rule.Permission)
+}
+
+// Stamp gives what changes whenever it may have changed who may do what, to be
+// compared with another of this authorizer.
+func (a *Authorizer) Stamp(s *cluster.Snapshot) any {
+	return stamp{access: s.Access, epoch: s.Epoch, file: a.file.Current()}
 }
 
 func authorizeAgent(rule Rule, caller *authn.Caller, method string, now time.Time) error {
