@@ -1,10 +1,15 @@
 // Package authn tells who makes a call: a principal or a node's agent, from the
-// certificate that the handshake verified. It grants nothing; authz does.
+// certificate that the handshake verified; else a principal, from the API key
+// or the JWT that the call carries. It asks nobody: all that it needs is in the
+// snapshot, in the access file and in the keys of tokens, which it fetches
+// beforehand. It grants nothing; authz does.
 package authn
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"sync/atomic"
 	"time"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
@@ -52,6 +57,10 @@ type Caller struct {
 	Expires time.Time
 	// Permissions are those that a trusted issuer wrote into a token.
 	Permissions []string
+
+	// proof is what Check looks for: the SHA-256 of a key's text, or of the
+	// public key that a token was signed with.
+	proof [sha256.Size]byte
 }
 
 // Node is the node whose agent calls; "" for a principal.
@@ -71,6 +80,9 @@ func (c *Caller) Expired(now time.Time) bool {
 type Config struct {
 	// Cluster is the trust domain of agents' certificates.
 	Cluster string
+	// Bearers lets in those who come without a certificate; nil: nobody, as on
+	// the agents' listener.
+	Bearers *Bearers
 }
 
 // Authenticator tells callers by the credentials of one cluster.
@@ -79,36 +91,52 @@ type Authenticator struct{ cfg Config }
 // New makes an authenticator.
 func New(cfg Config) *Authenticator { return &Authenticator{cfg: cfg} }
 
-// verdict is what one connection's certificate came to.
+// verdict is what one connection's certificate came to. Without a certificate
+// it has neither a caller nor an error.
 type verdict struct {
 	caller *Caller
 	err    error
+	// last is the bearer that was last accepted on the connection.
+	last atomic.Pointer[accepted]
 }
 
-// Authenticate tells who makes the call of this context. What a certificate
-// says is found once a connection; first says whether this was that time. The
-// error is Unauthenticated. Whether the credential still holds is Check's to
-// say.
-func (a *Authenticator) Authenticate(ctx context.Context, _ *cluster.Snapshot, _ time.Time) (caller *Caller, first bool, err error) {
+// Authenticate tells who makes the call of this context. A certificate counts
+// before all else, and what it says is found once a connection; without one the
+// call's bearer counts. First says whether the credential is another than that
+// of the call before on this connection. The error is Unauthenticated
+// (Unavailable where a token's keys could not be fetched yet), and Reason tells
+// more of it than the caller may know. Whether the credential still holds is
+// Check's to say.
+func (a *Authenticator) Authenticate(ctx context.Context, s *cluster.Snapshot, now time.Time) (caller *Caller, first bool, err error) {
 	peer := rpc.PeerOf(ctx)
 	if peer == nil {
-		return nil, false, noCertificate()
+		return nil, false, a.noIdentity()
 	}
 	made, first := peer.Once(a.judge)
-	v, ok := made.(verdict)
-	if !ok {
-		return nil, first, noCertificate()
+	v, ok := made.(*verdict)
+	switch {
+	case !ok:
+		return nil, first, a.noIdentity()
+	case v.caller != nil || v.err != nil:
+		return v.caller, first, v.err
 	}
-	return v.caller, first, v.err
+	text, err := bearer(ctx)
+	if err != nil || text == "" || a.cfg.Bearers == nil {
+		if err == nil || a.cfg.Bearers == nil {
+			err = a.noIdentity()
+		}
+		return nil, first, err
+	}
+	return a.cfg.Bearers.authenticate(ctx, v, text, s, now)
 }
 
 func (a *Authenticator) judge(leaf *x509.Certificate) any {
 	if leaf == nil {
-		return verdict{err: noCertificate()}
+		return &verdict{}
 	}
 	id, err := identity.FromCertificate(leaf, a.cfg.Cluster)
 	if err != nil {
-		return verdict{err: err}
+		return &verdict{err: err}
 	}
 	c := &Caller{Identity: id, Name: id.String(), Kind: Certificate, Expires: leaf.NotAfter}
 	if id.Agent != nil {
@@ -117,15 +145,26 @@ func (a *Authenticator) judge(leaf *x509.Certificate) any {
 		c.Serial = id.Principal.Serial
 	}
 	c.CredentialID = c.Serial
-	return verdict{caller: c}
+	return &verdict{caller: c}
 }
 
-// Check tells whether a caller's credential still holds at that moment, by a
-// snapshot; nil: it does. It refuses (Unauthenticated) a certificate that has
-// been revoked, a principal's that has ended, and that of an agent whose node
-// was enrolled anew after it was issued: whoever holds that one speaks for the
-// node no more.
+// Check tells whether a caller's credential still holds at that moment; nil: it
+// does. It refuses (Unauthenticated) a key or a token that Authenticate would
+// refuse, a certificate that has been revoked, a principal's that has ended,
+// and that of an agent whose node was enrolled anew after it was issued:
+// whoever holds that one speaks for the node no more.
 func (a *Authenticator) Check(c *Caller, s *cluster.Snapshot, now time.Time) error {
+	switch {
+	case c.Kind == Certificate:
+		return checkCertificate(c, s, now)
+	case a.cfg.Bearers == nil:
+		return a.noIdentity()
+	default:
+		return a.cfg.Bearers.check(c, s, now)
+	}
+}
+
+func checkCertificate(c *Caller, s *cluster.Snapshot, now time.Time) error {
 	if _, revoked := s.Revoked[c.Serial]; revoked {
 		return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_REVOKED",
 			"the certificate of %s (serial %s) has been revoked", c.Name, c.Serial).With("serial", c.Serial)
@@ -152,9 +191,13 @@ func checkExpiry(c *Caller, now time.Time) error {
 		With("serial", c.Serial)
 }
 
-func noCertificate() error {
+func (a *Authenticator) noIdentity() error {
+	how := ""
+	if a.cfg.Bearers != nil {
+		how = ", or send \"authorization: Bearer <API key or JWT>\""
+	}
 	return errdefs.New(errdefs.Unauthenticated, "NO_IDENTITY",
-		"this call needs an identity: connect with a client certificate of this cluster's CA")
+		"this call needs an identity: connect with a client certificate of this cluster's CA%s", how)
 }
 
 type callerKey struct{}
