@@ -55,6 +55,7 @@ func table() []layer {
 		{[]string{cp + "authn"}, "who a caller is", with(cp+"cluster", cp+"accessfile", "shared/rpc", "certs")},
 		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn", cp+"accessfile")},
 		{[]string{"shared/auditlog"}, "the audit log's format and its proof: replicas write it, hvctl checks copies without a replica's help", nil},
+		{[]string{cp + "access"}, "the rules of changing who may do what; the leader's keeper of keys", with(append(state, cp+"authz", cp+"election")...)},
 		{[]string{cp + "audit"}, "what a caller did; its end goes to etcd", with(append(state, "shared/auditlog")...)},
 		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
@@ -64,7 +65,7 @@ func table() []layer {
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
-			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
+			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
 		)...)},
 		{[]string{cp + "gateway/debvisor/v1"}, "generated: messages to paths", nil},
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},

@@ -1,6 +1,7 @@
 package access_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/controlplane/internal/access"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -22,21 +24,22 @@ func names[M interface{ GetName() string }](list []M) string {
 }
 
 func TestRoles(t *testing.T) {
-	w := world(t, `
+	l := newLab(t)
+	const records = `
 		principal ann - backup
 		role backup storage:snapshot:create storage:snapshot:create a:*
 		role viewer vm:list
 		role idle node:list
-		role auditor vm:list`)
-	list := w.ListRoles().GetRoles()
-	if got := names(list); got != "auditor backup developer idle monitor operator viewer" {
+		role auditor vm:list`
+	w := l.world(records)
+	if got := names(w.ListRoles().GetRoles()); got != "auditor backup developer idle monitor operator viewer" {
 		t.Errorf("the roles are %s", got)
 	}
 	for _, c := range []struct{ name, want string }{
 		{"auditor", "file false [audit:*]"}, // the file's counts, whatever etcd says
 		{"backup", "etcd false [a:* storage:snapshot:create]"},
 		{"viewer", "etcd true [vm:list]"},
-		{"monitor", "built-in true [node:list]"},
+		{"monitor", "built-in true [node:heartbeat node:list]"},
 	} {
 		r, err := w.GetRole(c.name)
 		if err != nil {
@@ -48,20 +51,10 @@ func TestRoles(t *testing.T) {
 	}
 	_, err := w.GetRole("none")
 	refused(t, "an unknown role", err, errdefs.NotFound, "ROLE_NOT_FOUND", `"none"`, "backup")
-
-	change, err := w.SetRole(&debvisorv1.Role{Name: "new", Permissions: []string{"vm:list", "a:*"}, Limit: &debvisorv1.RateLimit{PerMinute: 5, Burst: 2}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := after(w, change).GetRole("new")
-	if err != nil || fmt.Sprint(r.GetPermissions()) != "[a:* vm:list]" || r.GetLimit().GetPerMinute() != 5 || r.GetLimit().GetBurst() != 2 {
-		t.Errorf("the new role is %v, %v", r, err)
-	}
 	_, err = w.SetRole(&debvisorv1.Role{Name: "auditor"})
-	refused(t, "a role of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "/etc/access.yaml", `"auditor"`)
+	refused(t, "a role of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "access.yaml", `"auditor"`)
 	_, err = w.SetRole(&debvisorv1.Role{Name: "x", Limit: &debvisorv1.RateLimit{PerMinute: 1, Unlimited: true}})
 	refused(t, "a limit that is none", err, errdefs.InvalidArgument, "INVALID_FIELD", "limit.unlimited")
-
 	for _, c := range []struct {
 		name string
 		kind errdefs.Kind
@@ -75,33 +68,35 @@ func TestRoles(t *testing.T) {
 		_, err := w.DeleteRole(c.name)
 		refused(t, "deleting "+c.name, err, c.kind, c.code, c.name)
 	}
-	change, err = w.DeleteRole("idle")
-	if err != nil {
-		t.Fatal(err)
+
+	r, err := l.done(w.SetRole(&debvisorv1.Role{
+		Name: "new", Permissions: []string{"vm:list", "a:*"}, Limit: &debvisorv1.RateLimit{PerMinute: 5, Burst: 2},
+	})).GetRole("new")
+	if err != nil || fmt.Sprint(r.GetPermissions()) != "[a:* vm:list]" || r.GetLimit().GetPerMinute() != 5 || r.GetLimit().GetBurst() != 2 {
+		t.Errorf("the new role is %v, %v", r, err)
 	}
-	if _, err := after(w, change).GetRole("idle"); err == nil {
+	w = l.now()
+	if _, err := l.done(w.DeleteRole("idle")).GetRole("idle"); err == nil {
 		t.Error("the deleted role is there")
 	}
 	// It is the file's principal's too, but stays a role.
-	change, err = w.DeleteRole("viewer")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r, err := after(w, change).GetRole("viewer"); err != nil || r.GetSource() != "built-in" || r.GetPermissions()[0] != "node:list" {
+	w = l.now()
+	if r, err := l.done(w.DeleteRole("viewer")).GetRole("viewer"); err != nil || r.GetSource() != "built-in" || len(r.GetPermissions()) < 5 {
 		t.Errorf("viewer became %v, %v", r, err)
 	}
 }
 
 func TestPrincipals(t *testing.T) {
-	w := world(t, `
+	l := newLab(t)
+	w := l.world(`
 		tenant acme
 		principal ann acme backup
-		names ann sha256:aa
+		names ann 0123456789abcdef
 		principal filed - operator
 		role backup storage:snapshot:create`)
 	all := w.ListPrincipals(&debvisorv1.PrincipalFilter{}).GetPrincipals()
 	if got := names(all); got != "ann filed operator" {
-		t.Errorf("the principals are %s", got)
+		t.Fatalf("the principals are %s", got)
 	}
 	for i, source := range []string{"etcd", "file", "founder"} {
 		if all[i].GetSource() != source {
@@ -111,38 +106,21 @@ func TestPrincipals(t *testing.T) {
 	if p := all[1]; p.GetTenant() != "filers" || p.GetRoles()[0] != "viewer" {
 		t.Errorf("not the file's word counts: %v", p)
 	}
-	for filter, want := range map[*debvisorv1.PrincipalFilter]string{
-		{Tenant: "acme"}: "ann", {Role: "viewer"}: "filed", {Role: "operator"}: "operator", {Role: "operator", Tenant: "acme"}: "",
+	for _, c := range []struct {
+		filter *debvisorv1.PrincipalFilter
+		want   string
+	}{
+		{&debvisorv1.PrincipalFilter{Tenant: "acme"}, "ann"},
+		{&debvisorv1.PrincipalFilter{Role: "viewer"}, "filed"},
+		{&debvisorv1.PrincipalFilter{Role: "operator"}, "operator"},
+		{&debvisorv1.PrincipalFilter{Role: "operator", Tenant: "acme"}, ""},
 	} {
-		if got := names(w.ListPrincipals(filter).GetPrincipals()); got != want {
-			t.Errorf("%v: %s; want %s", filter, got, want)
+		if got := names(w.ListPrincipals(c.filter).GetPrincipals()); got != c.want {
+			t.Errorf("%v: %s; want %s", c.filter, got, c.want)
 		}
 	}
 	_, err := w.GetPrincipal("none")
 	refused(t, "an unknown principal", err, errdefs.NotFound, "PRINCIPAL_NOT_FOUND", `"none"`)
-
-	change, err := w.SetPrincipal(&debvisorv1.Principal{
-		Name: "ann", Type: "user", Roles: []string{"auditor", "viewer"}, Permissions: []string{"vm:*", "a:b"}, Tenant: "filers",
-		Limit: &debvisorv1.RateLimit{Unlimited: true},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := &storev1.Principal{
-		Type: "user", ApikeyId: "sha256:aa", Roles: []string{"auditor", "viewer"}, Permissions: []string{"a:b", "vm:*"}, Tenant: "filers",
-		Limit: &storev1.RateLimit{Unlimited: true},
-	}
-	if got := change.After.Principals["ann"].Value; !proto.Equal(got, want) {
-		t.Errorf("the record became %v", got)
-	}
-	// What the request leaves out is gone, but for the key's name.
-	change, err = w.SetPrincipal(&debvisorv1.Principal{Name: "ann"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := change.After.Principals["ann"].Value; !proto.Equal(got, &storev1.Principal{ApikeyId: "sha256:aa"}) {
-		t.Errorf("the record became %v", got)
-	}
 	for _, c := range []struct {
 		p     *debvisorv1.Principal
 		kind  errdefs.Kind
@@ -153,34 +131,51 @@ func TestPrincipals(t *testing.T) {
 		{&debvisorv1.Principal{Name: "system:x"}, errdefs.InvalidArgument, "INVALID_FIELD", []string{"name"}},
 		{&debvisorv1.Principal{Name: "bob", Roles: []string{"viewer", "nobody"}}, errdefs.InvalidArgument, "INVALID_FIELD", []string{"roles[1]", `"nobody"`, "auditor, backup"}},
 		{&debvisorv1.Principal{Name: "bob", Tenant: "void"}, errdefs.InvalidArgument, "INVALID_FIELD", []string{"tenant", `"void"`, "acme, filers"}},
-		{&debvisorv1.Principal{Name: "filed"}, errdefs.FailedPrecondition, "IN_ACCESS_FILE", []string{"/etc/access.yaml"}},
+		{&debvisorv1.Principal{Name: "filed"}, errdefs.FailedPrecondition, "IN_ACCESS_FILE", []string{"access.yaml"}},
 		{&debvisorv1.Principal{Name: "bob", Limit: &debvisorv1.RateLimit{Burst: 1, Unlimited: true}}, errdefs.InvalidArgument, "INVALID_FIELD", []string{"limit.unlimited"}},
 	} {
 		_, err := w.SetPrincipal(c.p)
 		refused(t, c.p.String(), err, c.kind, c.code, c.words...)
 	}
+
+	got := l.done(w.SetPrincipal(&debvisorv1.Principal{
+		Name: "ann", Type: "user", Roles: []string{"auditor", "viewer"}, Permissions: []string{"vm:*", "a:b"}, Tenant: "filers",
+		Limit: &debvisorv1.RateLimit{Unlimited: true},
+	})).Principals["ann"].Value
+	want := &storev1.Principal{
+		Type: "user", ApikeyId: "0123456789abcdef", Roles: []string{"auditor", "viewer"}, Permissions: []string{"a:b", "vm:*"}, Tenant: "filers",
+		Limit: &storev1.RateLimit{Unlimited: true},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("the record became %v", got)
+	}
+	// What the request leaves out is gone, but for the key's name.
+	w = l.now()
+	got = l.done(w.SetPrincipal(&debvisorv1.Principal{Name: "ann"})).Principals["ann"].Value
+	if !proto.Equal(got, &storev1.Principal{ApikeyId: "0123456789abcdef"}) {
+		t.Errorf("the record became %v", got)
+	}
 }
 
 func TestPrincipalLimit(t *testing.T) {
-	w := world(t, "principal ann - viewer\nnames ann sha256:aa")
+	l := newLab(t)
 	limit := &debvisorv1.RateLimit{PerMinute: 7}
 	for name, want := range map[string]*storev1.Principal{
-		"ann": {Roles: []string{"viewer"}, ApikeyId: "sha256:aa", Limit: &storev1.RateLimit{PerMinute: 7}},
+		"ann": {Roles: []string{"viewer"}, ApikeyId: "0123456789abcdef", Limit: &storev1.RateLimit{PerMinute: 7}},
 		// Its first record must not take a founder's power away.
 		"operator": {Roles: []string{"operator"}, Limit: &storev1.RateLimit{PerMinute: 7}},
 	} {
-		change, err := w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: name, Limit: limit})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := change.After.Principals[name].Value; !proto.Equal(got, want) {
+		w := l.world("principal ann - viewer\nnames ann 0123456789abcdef")
+		w = l.done(w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: name, Limit: limit}))
+		if got := w.Principals[name].Value; !proto.Equal(got, want) {
 			t.Errorf("%s became %v", name, got)
 		}
-		change, err = after(w, change).SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: name})
-		if err != nil || change.After.Principals[name].Value.GetLimit() != nil {
-			t.Errorf("%s: no limit became %v, %v", name, change.After.Principals[name].Value, err)
+		w = l.done(w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: name}))
+		if got := w.Principals[name].Value; got.GetLimit() != nil || len(got.GetRoles()) != 1 {
+			t.Errorf("%s: no limit became %v", name, got)
 		}
 	}
+	w := l.world("principal ann - viewer")
 	_, err := w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: "none"})
 	refused(t, "an unknown principal", err, errdefs.NotFound, "PRINCIPAL_NOT_FOUND")
 	_, err = w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: "filed"})
@@ -190,39 +185,88 @@ func TestPrincipalLimit(t *testing.T) {
 }
 
 func TestDeletePrincipal(t *testing.T) {
-	w := world(t, `
+	l := newLab(t)
+	w := l.world(`
 		principal ann - viewer
 		names ann 0123456789abcdef
 		principal bob - viewer
 		key 0123456789abcdef - -
 		key k-ann ann -1h
+		used k-ann 1m
 		key k-bob bob -`)
-	change, err := w.DeletePrincipal("ann")
-	if err != nil {
-		t.Fatal(err)
-	}
-	left := after(w, change)
-	if _, err := left.GetPrincipal("ann"); err == nil {
-		t.Error("the principal is there")
-	}
-	if keys := left.ListKeys(&debvisorv1.KeyFilter{}).GetKeys(); len(keys) != 2 || keys[0].GetId() != "k-bob" || keys[1].GetId() != "filed-key" {
-		t.Errorf("the keys are %v", keys)
-	}
 	for name, code := range map[string]string{"filed": "IN_ACCESS_FILE", "operator": "PRINCIPAL_FOUNDER"} {
 		_, err := w.DeletePrincipal(name)
 		refused(t, name, err, errdefs.FailedPrecondition, code, name)
 	}
-	_, err = w.DeletePrincipal("none")
+	_, err := w.DeletePrincipal("none")
 	refused(t, "none", err, errdefs.NotFound, "PRINCIPAL_NOT_FOUND")
+	w = l.done(w.DeletePrincipal("ann"))
+	if _, err := w.GetPrincipal("ann"); err == nil || len(w.KeyUses) != 0 {
+		t.Errorf("the principal is there, or %v", w.KeyUses)
+	}
+	if got := ids(w, ""); got != "k-bob filed-key" {
+		t.Errorf("the keys are %s", got)
+	}
+}
+
+// TestAnOperatorIsLeft tries each change that could take the last one away.
+func TestAnOperatorIsLeft(t *testing.T) {
+	l := newLab(t)
+	// The founder has a record, and so is no more than that says.
+	const last = "principal operator - viewer\nprincipal boss - operator\nrole operator node:* migration:* storage:* vm:* operation:* token:* " +
+		"replica:* cluster:* reflection:* key:* certificate:* role:* principal:* tenant:* audit:*\ntenant acme\n"
+	lessen := map[string]func(access.World) (store.Change, error){
+		"another role": func(w access.World) (store.Change, error) {
+			return w.SetPrincipal(&debvisorv1.Principal{Name: "boss", Roles: []string{"viewer"}})
+		},
+		"a tenant": func(w access.World) (store.Change, error) {
+			return w.SetPrincipal(&debvisorv1.Principal{Name: "boss", Roles: []string{"operator"}, Tenant: "acme"})
+		},
+		"its end": func(w access.World) (store.Change, error) { return w.DeletePrincipal("boss") },
+		"a smaller role": func(w access.World) (store.Change, error) {
+			return w.SetRole(&debvisorv1.Role{Name: "operator", Permissions: []string{"vm:*"}})
+		},
+	}
+	for what, change := range lessen {
+		_, err := change(l.world(last))
+		refused(t, what, err, errdefs.FailedPrecondition, "NO_OPERATOR_LEFT")
+		if what == "a smaller role" {
+			continue // it is every operator's
+		}
+		if _, err := change(l.world(last + "principal other - operator")); err != nil {
+			t.Errorf("%s, with another operator: %v", what, err)
+		}
+		// Of two who take each other's power at once, one is refused.
+		w := l.world(last + "principal other - operator")
+		first, err := w.SetPrincipal(&debvisorv1.Principal{Name: "other"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := change(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.commit(first)
+		var conflict *store.ConflictError
+		if _, err := l.store.Commit(t.Context(), second); !errors.As(err, &conflict) {
+			t.Errorf("%s at once with another: %v", what, err)
+		}
+	}
+	w := l.world(last)
+	if _, err := w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: "boss"}); err != nil {
+		t.Errorf("a limit: %v", err)
+	}
 }
 
 func TestTenants(t *testing.T) {
-	w := world(t, `
+	l := newLab(t)
+	const records = `
 		tenant acme zfs:tank/acme rbd:vms/acme rbd:own
 		tenant void
 		tenant vmless
 		principal ann acme viewer
-		vm web vmless`)
+		vm web vmless`
+	w := l.world(records)
 	if got := names(w.ListTenants().GetTenants()); got != "acme filers vmless void" {
 		t.Errorf("the tenants are %s", got)
 	}
@@ -249,8 +293,9 @@ func TestTenants(t *testing.T) {
 		{"new", []string{"zfs:a//b"}, "INVALID_FIELD", []string{"storage[0].name", "dataset"}},
 		{"new", []string{"zfs:a/b/"}, "INVALID_FIELD", []string{"storage[0].name"}},
 		{"new", []string{"zfs:a\tb"}, "INVALID_FIELD", []string{"storage[0].pool"}},
-		{"filers", nil, "IN_ACCESS_FILE", []string{"/etc/access.yaml"}},
+		{"filers", nil, "IN_ACCESS_FILE", []string{"access.yaml"}},
 	} {
+		w := l.world(records)
 		change, err := w.SetTenant(&debvisorv1.Tenant{Name: c.tenant, Description: "d", Storage: asked(c.places...)})
 		what := c.tenant + " " + strings.Join(c.places, " ")
 		if c.code != "" {
@@ -265,7 +310,7 @@ func TestTenants(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 			continue
 		}
-		m, err := after(w, change).GetTenant(c.tenant)
+		m, err := l.commit(change).GetTenant(c.tenant)
 		if err != nil || !proto.Equal(m, &debvisorv1.Tenant{Name: c.tenant, Description: "d", Storage: asked(c.places...), Source: "etcd"}) {
 			t.Errorf("%s became %v, %v", what, m, err)
 		}
@@ -274,6 +319,7 @@ func TestTenants(t *testing.T) {
 	_, err := w.SetTenant(slash)
 	refused(t, "a dataset in the place of a pool", err, errdefs.InvalidArgument, "INVALID_FIELD", "storage[0].pool")
 
+	w = l.world(records)
 	for name, word := range map[string]string{"acme": "principal ann", "vmless": "VM web"} {
 		_, err := w.DeleteTenant(name)
 		refused(t, "deleting "+name, err, errdefs.FailedPrecondition, "TENANT_IN_USE", word)
@@ -282,11 +328,7 @@ func TestTenants(t *testing.T) {
 	refused(t, "deleting the file's", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE")
 	_, err = w.DeleteTenant("none")
 	refused(t, "deleting none", err, errdefs.NotFound, "TENANT_NOT_FOUND", "acme")
-	change, err := w.DeleteTenant("void")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := after(w, change).GetTenant("void"); err == nil {
+	if _, err := l.done(w.DeleteTenant("void")).GetTenant("void"); err == nil {
 		t.Error("the deleted tenant is there")
 	}
 }
@@ -301,17 +343,54 @@ func TestCertificates(t *testing.T) {
 		_, err := access.Serial(text)
 		refused(t, text, err, errdefs.InvalidArgument, "INVALID_FIELD", "serial")
 	}
-	w := world(t, "revoked ff lost\nrevoked 0a stolen")
+	l := newLab(t)
+	w := l.world("revoked ff lost\nrevoked 0a stolen")
 	list := w.ListRevokedCertificates().GetCertificates()
 	if len(list) != 2 || list[0].GetSerial() != "0a" || list[1].GetReason() != "lost" {
 		t.Errorf("revoked are %v", list)
 	}
 	for _, c := range []struct{ serial, reason, want string }{{"bb", "why", "why"}, {"ff", "", "lost"}, {"ff", "burnt", "burnt"}} {
-		change, err := w.RevokeCertificate(c.serial, c.reason, "cc")
-		if err != nil || change.After.Revoked[c.serial].Value != c.want {
-			t.Errorf("%+v: %v, %v", c, change.After.Revoked, err)
+		w = l.done(w.RevokeCertificate(c.serial, c.reason, "cc"))
+		if got := w.Revoked[c.serial].Value; got != c.want {
+			t.Errorf("%+v: %s", c, got)
 		}
 	}
 	_, err := w.RevokeCertificate("cc", "", "cc")
 	refused(t, "the own one", err, errdefs.FailedPrecondition, "OWN_CERTIFICATE", "cc")
+}
+
+// TestOneChangeAtATime makes every pair of changes from one snapshot: the second
+// is refused by the store and has to be made anew.
+func TestOneChangeAtATime(t *testing.T) {
+	l := newLab(t)
+	records := "principal ci - viewer\nkey k ci -\nkey k2 ci -1h\nrole r vm:list\ntenant t"
+	changes := map[string]func(access.World) (store.Change, error){
+		"create key":    func(w access.World) (store.Change, error) { return made(t, 0).Create(w, "ci", "") },
+		"rotate key":    func(w access.World) (store.Change, error) { return made(t, 0).Rotate(w, "k2", 1) },
+		"revoke key":    func(w access.World) (store.Change, error) { return w.RevokeKey("k") },
+		"set role":      func(w access.World) (store.Change, error) { return w.SetRole(&debvisorv1.Role{Name: "new"}) },
+		"delete role":   func(w access.World) (store.Change, error) { return w.DeleteRole("r") },
+		"set principal": func(w access.World) (store.Change, error) { return w.SetPrincipal(&debvisorv1.Principal{Name: "new"}) },
+		"limit": func(w access.World) (store.Change, error) {
+			return w.SetPrincipalLimit(&debvisorv1.PrincipalLimit{Name: "ci"})
+		},
+		"delete principal": func(w access.World) (store.Change, error) { return w.DeletePrincipal("ci") },
+		"set tenant":       func(w access.World) (store.Change, error) { return w.SetTenant(&debvisorv1.Tenant{Name: "new"}) },
+		"delete tenant":    func(w access.World) (store.Change, error) { return w.DeleteTenant("t") },
+		"revoke":           func(w access.World) (store.Change, error) { return w.RevokeCertificate("aa", "", "") },
+	}
+	for one, first := range changes {
+		for other, second := range changes {
+			w := l.world(records)
+			change, err := second(w)
+			if err != nil {
+				t.Fatal(other, err)
+			}
+			l.done(first(w))
+			var conflict *store.ConflictError
+			if _, err := l.store.Commit(t.Context(), change); !errors.As(err, &conflict) || conflict.Key != store.AccessTurnKey() {
+				t.Errorf("%s, then %s: %v", one, other, err)
+			}
+		}
+	}
 }

@@ -35,19 +35,18 @@ func Serial(text string) (string, error) {
 // One that is revoked already stays so, and gets the reason if one is given.
 // The caller's own (FailedPrecondition; "": it came without one) is never
 // revoked: the mistake of a typing error would cut off who could mend it.
-func (w World) RevokeCertificate(serial, reason, own string) (Change, error) {
+func (w World) RevokeCertificate(serial, reason, own string) (store.Change, error) {
 	if serial == own {
-		return Change{}, errdefs.New(errdefs.FailedPrecondition, "OWN_CERTIFICATE",
+		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "OWN_CERTIFICATE",
 			"%s is the certificate that this call was made with; revoke it as somebody else", serial).With("serial", serial)
 	}
 	was, revoked := w.Revoked[serial]
 	if revoked && reason == "" {
 		reason = was.Value
 	}
-	e := w.begin()
+	c := w.begin()
 	key := store.RevokedKey(serial)
-	e.change.Require = append(e.change.Require, store.Unchanged(key, was.ModRevision))
-	e.change.Puts = append(e.change.Puts, store.PutString(key, reason))
-	e.draft.Revoked.Put(serial, reason, e.from.Revision+1)
-	return e.done(), nil
+	c.Require = append(c.Require, store.Unchanged(key, was.ModRevision))
+	c.Puts = append(c.Puts, store.PutString(key, reason))
+	return *c, nil
 }

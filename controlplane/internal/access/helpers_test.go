@@ -1,17 +1,24 @@
 package access_test
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/controlplane/internal/access"
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
-	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -29,86 +36,156 @@ roles:
 tenants:
   filers: {storage: [{backend: zfs, pool: tank, name: filers}]}
 keys:
-  filed-key: {sha256: ` + "0000000000000000000000000000000000000000000000000000000000000001" + `, principal: filed}
+  filed-key: {sha256: "0000000000000000000000000000000000000000000000000000000000000001", principal: filed}
 `
 
-// world makes a world of records, each in a line:
+// lab is a real etcd, seen as a replica sees it.
+type lab struct {
+	t      *testing.T
+	client *clientv3.Client
+	store  *store.Store
+	view   *store.View
+	policy *authz.Authorizer
+	file   string
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, client: storetest.Client(t), file: filepath.Join(t.TempDir(), "access.yaml")}
+	l.store = store.New(l.client)
+	l.view = store.NewView(l.client, hclog.NewNullLogger())
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = l.view.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	<-l.view.Ready()
+	if err := os.WriteFile(l.file, []byte(policyFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := accessfile.Open(accessfile.Config{Path: l.file, Log: hclog.NewNullLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.policy = authz.New(authz.Config{Founders: []string{"operator"}, File: file})
+	return l
+}
+
+// now is the world as the replica sees it.
+func (l *lab) now() access.World {
+	return access.World{Snapshot: l.view.Current(), Policy: l.policy, FileName: l.file}
+}
+
+// world makes the store hold these records and no others, each in a line:
 //
 //	principal ci storage viewer,developer    in the tenant storage ("-": none), with these roles
+//	names ci text                            what the apikey_id of ci is, as it stands
 //	role backup storage:snapshot:create
 //	tenant acme zfs:tank/acme rbd:vms
 //	key k1 ci 24h                            of ci ("-": its record does not say), ends in a day ("-": never)
+//	plain k1 text                            a key as the manual set-up puts it
+//	used k1 1m                               a minute ago
 //	vm web acme
 //	revoked 0a lost
-//	names ci sha256:… | id                   the record of ci names a key
-func world(t *testing.T, records string) access.World {
-	t.Helper()
-	d := cluster.Empty().Draft()
-	revision := int64(10)
+func (l *lab) world(records string) access.World {
+	l.t.Helper()
+	if _, err := l.client.Delete(l.t.Context(), "/debvisor/rpc/", clientv3.WithPrefix()); err != nil {
+		l.t.Fatal(err)
+	}
+	principals := map[string]*storev1.Principal{}
+	var change store.Change
 	for line := range strings.Lines(records) {
 		f := strings.Fields(line)
 		if len(f) == 0 {
 			continue
 		}
-		revision++
 		switch f[0] {
 		case "principal":
-			p := &storev1.Principal{Roles: strings.Split(f[3], ",")}
-			if f[2] != "-" {
-				p.Tenant = f[2]
-			}
-			d.Principals.Put(f[1], p, revision)
+			principals[f[1]] = &storev1.Principal{Roles: strings.Split(f[3], ","), Tenant: strings.Trim(f[2], "-")}
 		case "names":
-			s := d.Snapshot(revision)
-			d = s.Draft()
-			p := proto.CloneOf(s.Principals[f[1]].Value)
-			p.ApikeyId = f[2]
-			d.Principals.Put(f[1], p, revision)
-		case "role":
-			d.Roles.Put(f[1], &storev1.Role{Permissions: f[2:]}, revision)
-		case "tenant":
-			d.Tenants.Put(f[1], &storev1.Tenant{Storage: storages(f[2:])}, revision)
-		case "key":
-			d.APIKeys.Put(f[1], key(t, f), revision)
-		case "vm":
-			policy, err := proto.Marshal(&debvisorv1.VMPolicy{Tenant: f[2]})
-			if err != nil {
-				t.Fatal(err)
-			}
-			d.VMs.Put("uuid-"+f[1], &storev1.VM{Uuid: "uuid-" + f[1], Name: f[1], Policy: policy}, revision)
-		case "revoked":
-			d.Revoked.Put(f[1], f[2], revision)
+			principals[f[1]].ApikeyId = f[2]
 		default:
-			t.Fatalf("what is %q?", line)
+			change.Puts = append(change.Puts, l.record(f))
 		}
 	}
-	file, err := accessfile.Parse("access.yaml", []byte(policyFile))
-	if err != nil {
-		t.Fatal(err)
+	for name, p := range principals {
+		change.Puts = append(change.Puts, store.PutJSON(store.PrincipalKey(name), p))
 	}
-	return access.World{
-		Snapshot: d.Snapshot(revision), File: file, FileName: "/etc/access.yaml",
-		BuiltIn: map[string][]string{
-			"operator": {"node:*", "vm:*"}, "developer": {"node:list"}, "monitor": {"node:list"}, "viewer": {"node:list"},
-		},
-		Founders: []string{"operator"},
+	return l.commit(change)
+}
+
+func (l *lab) record(f []string) store.Put {
+	l.t.Helper()
+	switch f[0] {
+	case "role":
+		return store.PutJSON(store.RoleKey(f[1]), &storev1.Role{Permissions: f[2:]})
+	case "tenant":
+		return store.PutJSON(store.TenantKey(f[1]), &storev1.Tenant{Storage: storages(f[2:])})
+	case "key":
+		return store.PutJSON(store.APIKeyKey(f[1]), l.key(f))
+	case "plain":
+		return store.PutString(store.APIKeyKey(f[1]), f[2])
+	case "used":
+		return store.PutProto(store.KeyUseKey(f[1]), &storev1.KeyUse{At: timestamppb.New(noon.Add(-l.span(f[2]))), From: "192.0.2.9"})
+	case "vm":
+		policy, err := proto.Marshal(&debvisorv1.VMPolicy{Tenant: f[2]})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		return store.PutProto(store.VMKey("uuid-"+f[1]), &storev1.VM{Uuid: "uuid-" + f[1], Name: f[1], Policy: policy})
+	case "revoked":
+		return store.PutString(store.RevokedKey(f[1]), f[2])
+	default:
+		l.t.Fatalf("what is %q?", f)
+		return store.Put{}
 	}
 }
 
-func key(t *testing.T, f []string) *storev1.APIKey {
-	t.Helper()
-	k := &storev1.APIKey{Sha256: strings.Repeat("ab", 32), CreatedAt: timestamppb.New(noon.Add(-time.Hour)), Source: "hvctl"}
-	if f[2] != "-" {
-		k.Principal = f[2]
+func (l *lab) key(f []string) *storev1.APIKey {
+	l.t.Helper()
+	k := &storev1.APIKey{
+		Sha256: strings.Repeat("ab", 32), CreatedAt: timestamppb.New(noon.Add(-time.Hour)), Source: "hvctl", Principal: strings.Trim(f[2], "-"),
 	}
 	if f[3] != "-" {
-		life, err := time.ParseDuration(f[3])
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.ExpiresAt = timestamppb.New(noon.Add(life))
+		k.ExpiresAt = timestamppb.New(noon.Add(l.span(f[3])))
 	}
 	return k
+}
+
+func (l *lab) span(text string) time.Duration {
+	l.t.Helper()
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return d
+}
+
+// commit makes a change and gives the world after it.
+func (l *lab) commit(c store.Change) access.World {
+	l.t.Helper()
+	revision, err := l.store.Commit(l.t.Context(), c)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.view.Await(l.t.Context(), revision); err != nil {
+		l.t.Fatal(err)
+	}
+	return l.now()
+}
+
+// done makes a change that is not refused and gives the world after it.
+func (l *lab) done(c store.Change, err error) access.World {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return l.commit(c)
 }
 
 func storages(words []string) []*storev1.TenantStorage {
@@ -134,12 +211,6 @@ func asked(words ...string) []*debvisorv1.TenantStorage {
 	return list
 }
 
-// after gives the world as a change leaves it.
-func after(w access.World, change access.Change) access.World {
-	w.Snapshot = change.After
-	return w
-}
-
 // refused wants an error of a kind, with a code, that says all the words.
 func refused(t *testing.T, what string, err error, kind errdefs.Kind, code string, words ...string) {
 	t.Helper()
@@ -153,9 +224,4 @@ func refused(t *testing.T, what string, err error, kind errdefs.Kind, code strin
 			t.Errorf("%s: %q does not say %q", what, e.Message, word)
 		}
 	}
-}
-
-// uses is a key's last use.
-func uses(at time.Time) cluster.Entry[*storev1.KeyUse] {
-	return cluster.Entry[*storev1.KeyUse]{Value: &storev1.KeyUse{At: timestamppb.New(at), From: "192.0.2.9"}, ModRevision: 5}
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -27,19 +28,13 @@ func (k heldKey) live(now time.Time) bool {
 
 // keys gives every key, by principal, then by age.
 func (w World) keys() []heldKey {
-	var keys []heldKey
-	for id, record := range w.file().Keys {
-		keys = append(keys, heldKey{id: id, principal: record.GetPrincipal(), source: sourceFile, record: record})
-	}
 	named := w.namedKeys()
-	for id, entry := range w.APIKeys {
-		if _, ok := w.file().Keys[id]; !ok {
-			keys = append(keys, named.held(id, entry.Value))
-		}
+	var keys []heldKey
+	for _, r := range w.Policy.Keys(w.Snapshot) {
+		keys = append(keys, named.held(r))
 	}
-	slices.SortFunc(keys, func(a, b heldKey) int {
-		return cmp.Or(cmp.Compare(a.principal, b.principal),
-			a.record.GetCreatedAt().AsTime().Compare(b.record.GetCreatedAt().AsTime()), cmp.Compare(a.id, b.id))
+	slices.SortStableFunc(keys, func(a, b heldKey) int {
+		return cmp.Or(cmp.Compare(a.principal, b.principal), a.record.GetCreatedAt().AsTime().Compare(b.record.GetCreatedAt().AsTime()))
 	})
 	return keys
 }
@@ -50,31 +45,36 @@ type named map[string]string
 // namedKeys reads the principals' records: in the contract's manual set-up a
 // key's own says nothing of whose it is.
 func (w World) namedKeys() named {
-	names := named{}
-	for _, name := range w.principalNames() {
-		if ref := w.Principals[name].Value.GetApikeyId(); ref != "" {
-			names[ref] = name
+	of := named{}
+	for _, p := range w.Policy.Principals(w.Snapshot) {
+		if ref := p.Value.GetApikeyId(); ref != "" {
+			of[ref] = p.Name
 		}
 	}
-	return names
+	return of
 }
 
-func (n named) held(id string, record *storev1.APIKey) heldKey {
-	owner := cmp.Or(record.GetPrincipal(), n[id], n[store.HashedKey+record.GetSha256()])
-	return heldKey{id: id, principal: owner, source: cmp.Or(record.GetSource(), sourceEtcd), record: record}
+func (n named) held(r authz.Record[*storev1.APIKey]) heldKey {
+	k := heldKey{id: r.Name, source: r.Source, record: r.Value}
+	k.principal = cmp.Or(r.Value.GetPrincipal(), n[r.Name], n[store.HashedKey+r.Value.GetSha256()])
+	if r.Source != authz.SourceFile && r.Value.GetSource() != "" {
+		k.source = r.Value.GetSource()
+	}
+	return k
 }
 
 // findKey gives a key of etcd; NotFound where there is none of that id,
 // FailedPrecondition for one of the access file.
 func (w World) findKey(id string) (heldKey, error) {
-	if _, ok := w.file().Keys[id]; ok {
+	keys := w.keys()
+	i := slices.IndexFunc(keys, func(k heldKey) bool { return k.id == id })
+	switch {
+	case i < 0:
+		return heldKey{}, errdefs.New(errdefs.NotFound, "KEY_NOT_FOUND", "no API key %q", id).With("key", id)
+	case keys[i].source == authz.SourceFile:
 		return heldKey{}, w.inFile("key", id)
 	}
-	entry, ok := w.APIKeys[id]
-	if !ok {
-		return heldKey{}, errdefs.New(errdefs.NotFound, "KEY_NOT_FOUND", "no API key %q", id).With("key", id)
-	}
-	return w.namedKeys().held(id, entry.Value), nil
+	return keys[i], nil
 }
 
 // ListKeys gives the keys that pass the filter, by principal, then by age,
@@ -107,34 +107,33 @@ func timestamp(t *timestamppb.Timestamp) *debvisorv1.Timestamp {
 
 // RevokeKey ends a key at once: its record goes, and where its principal's
 // record names it, that does so no more.
-func (w World) RevokeKey(id string) (Change, error) {
+func (w World) RevokeKey(id string) (store.Change, error) {
 	k, err := w.findKey(id)
 	if err != nil {
-		return Change{}, err
+		return store.Change{}, err
 	}
-	e := w.begin()
-	w.dropKey(e, id)
-	w.rename(e, k, "")
-	return e.done(), nil
+	c := w.begin()
+	w.dropKey(c, id)
+	w.rename(c, k, "")
+	return *c, nil
 }
 
 // dropKey deletes a key's record and what is noted of its use.
-func (w World) dropKey(e *edit, id string) {
-	drop(e, store.APIKeyKey(id), w.APIKeys, e.draft.APIKeys, id)
+func (w World) dropKey(c *store.Change, id string) {
+	drop(c, store.APIKeyKey(id), w.APIKeys, id)
 	// Its uses are written at any time: no condition.
-	e.change.Deletes = append(e.change.Deletes, store.KeyUseKey(id))
-	e.draft.KeyUses.Delete(id)
+	c.Deletes = append(c.Deletes, store.KeyUseKey(id))
 }
 
 // rename puts another reference in the place of the one by which the record of
 // a key's principal names the key, if it does.
-func (w World) rename(e *edit, k heldKey, ref string) {
+func (w World) rename(c *store.Change, k heldKey, ref string) {
 	entry, ok := w.Principals[k.principal]
-	named := entry.Value.GetApikeyId()
-	if !ok || named != k.id && named != store.HashedKey+k.record.GetSha256() {
+	was := entry.Value.GetApikeyId()
+	if !ok || was != k.id && was != store.HashedKey+k.record.GetSha256() {
 		return
 	}
 	record := proto.CloneOf(entry.Value)
-	record.ApikeyId = ref
-	put(e, store.PrincipalKey(k.principal), w.Principals, e.draft.Principals, k.principal, record)
+	record.ApikeyId, record.Plain = ref, false
+	put(c, store.PrincipalKey(k.principal), w.Principals, k.principal, record)
 }

@@ -1,16 +1,17 @@
 package access_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/controlplane/internal/access"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -40,48 +41,46 @@ func at(d time.Duration) *debvisorv1.Timestamp {
 }
 
 func TestCreateKey(t *testing.T) {
-	w := world(t, "principal ci - viewer")
+	l := newLab(t)
+	w := l.world("principal ci - viewer")
 	k := made(t, 0)
-	change, err := k.Create(w, "ci", "for the builds")
-	if err != nil {
-		t.Fatal(err)
-	}
+	w = l.done(k.Create(w, "ci", "for the builds"))
 	answer := k.Answer()
 	text, err := identity.ParseAPIKey(answer.GetKey())
 	if err != nil || text.ID != k.ID() {
 		t.Fatalf("the key is %v, %v", text, err)
 	}
-	record := change.After.APIKeys[k.ID()].Value
 	want := &storev1.APIKey{
 		Sha256: text.Hash(), Principal: "ci", Description: "for the builds", CreatedAt: timestamppb.New(noon), CreatedBy: "boss",
 		ExpiresAt: timestamppb.New(noon.Add(access.DefaultKeyLife)), Source: "hvctl",
 	}
-	if !proto.Equal(record, want) {
+	if record := w.APIKeys[k.ID()].Value; !proto.Equal(record, want) {
 		t.Errorf("the record is %v", record)
 	}
-	listed := after(w, change).ListKeys(&debvisorv1.KeyFilter{Principal: "ci"}).GetKeys()
+	listed := w.ListKeys(&debvisorv1.KeyFilter{Principal: "ci"}).GetKeys()
 	answer.Key = ""
 	if len(listed) != 1 || !proto.Equal(listed[0], answer) {
 		t.Errorf("listed is %v, answered was %v", listed, answer)
 	}
-	if other := made(t, time.Hour); other.ID() == k.ID() {
-		t.Error("two keys have one id")
-	} else if _, err := other.Create(w, "ci", ""); err != nil || other.Answer().GetExpiresAt().GetSeconds() != at(time.Hour).GetSeconds() {
-		t.Errorf("%v ends then; %v", other.Answer().GetExpiresAt(), err)
+	other := made(t, time.Hour)
+	l.done(other.Create(w, "ci", ""))
+	if other.ID() == k.ID() || other.Answer().GetExpiresAt().GetSeconds() != at(time.Hour).GetSeconds() {
+		t.Errorf("the other is %v", other.Answer().GetExpiresAt())
 	}
 }
 
 func TestAKeyNeedsAPrincipal(t *testing.T) {
-	w := world(t, "principal ci - viewer")
+	w := newLab(t).world("principal ci - viewer")
 	for name, hint := range map[string]string{"none": `"none"`, "operator": "make a record first"} {
 		_, err := made(t, 0).Create(w, name, "")
 		refused(t, name, err, errdefs.NotFound, "PRINCIPAL_NOT_FOUND", hint)
 	}
 	_, err := made(t, 0).Create(w, "filed", "")
-	refused(t, "filed", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "/etc/access.yaml")
+	refused(t, "filed", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "access.yaml")
 }
 
 func TestTwoLiveKeysAtMost(t *testing.T) {
+	l := newLab(t)
 	for _, c := range []struct {
 		keys string
 		ok   bool
@@ -95,9 +94,10 @@ func TestTwoLiveKeysAtMost(t *testing.T) {
 		{"key a ci -\nkey b other -", true},
 		// Those that only the principal's record names count too.
 		{"key 0123456789abcdef - -\nnames ci 0123456789abcdef\nkey b ci -", false},
-		{"key a - -\nnames ci sha256:" + strings.Repeat("ab", 32) + "\nkey b ci -", false},
+		{"plain ci-system open-sesame\nnames ci open-sesame\nkey b ci -", false},
+		{"plain ci-system open-sesame\nnames ci another\nkey b ci -", true},
 	} {
-		w := world(t, "principal ci - viewer\n"+c.keys)
+		w := l.world("principal ci - viewer\n" + c.keys)
 		_, err := made(t, 0).Create(w, "ci", "")
 		if c.ok && err != nil {
 			t.Errorf("%s: %v", c.keys, err)
@@ -108,6 +108,7 @@ func TestTwoLiveKeysAtMost(t *testing.T) {
 }
 
 func TestRotateKey(t *testing.T) {
+	l := newLab(t)
 	for _, c := range []struct {
 		keys    string
 		overlap time.Duration
@@ -122,128 +123,142 @@ func TestRotateKey(t *testing.T) {
 		{"key old ci -\nkey b ci -", 0, "gone"}, // two stay two
 		{"key old ci -2000h\nkey b ci -", time.Hour, "-2000h0m0s"},
 	} {
-		w := world(t, "principal ci - viewer\n"+c.keys)
 		k := made(t, 0)
-		change, err := k.Rotate(w, "old", c.overlap)
-		if err != nil {
-			t.Errorf("%s: %v", c.keys, err)
-			continue
-		}
+		w := l.world("principal ci - viewer\n" + c.keys)
+		w = l.done(k.Rotate(w, "old", c.overlap))
 		ends := "gone"
-		if entry, ok := change.After.APIKeys["old"]; ok {
+		if entry, ok := w.APIKeys["old"]; ok {
 			ends = entry.Value.GetExpiresAt().AsTime().Sub(noon).String()
 		}
-		if ends != c.ends || change.After.APIKeys[k.ID()].Value.GetPrincipal() != "ci" {
-			t.Errorf("%s: the old one ends %s, want %s; the new one is %v", c.keys, ends, c.ends, change.After.APIKeys[k.ID()].Value)
+		if record := w.APIKeys[k.ID()].Value; ends != c.ends || record.GetPrincipal() != "ci" {
+			t.Errorf("%s: the old one ends %s, want %s; the new one is %v", c.keys, ends, c.ends, record)
 		}
 	}
-	w := world(t, "principal ci - viewer\nkey old ci -\nkey b ci 5s\nkey lost - -")
+	w := l.world("principal ci - viewer\nkey old ci -\nkey b ci 5s\nplain lost something")
 	_, err := made(t, 0).Rotate(w, "old", time.Hour)
 	refused(t, "a third live key", err, errdefs.FailedPrecondition, "TOO_MANY_KEYS", "b")
 	_, err = made(t, 0).Rotate(w, "none", time.Hour)
 	refused(t, "an unknown key", err, errdefs.NotFound, "KEY_NOT_FOUND", `"none"`)
 	_, err = made(t, 0).Rotate(w, "filed-key", time.Hour)
-	refused(t, "a key of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "/etc/access.yaml")
+	refused(t, "a key of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "access.yaml")
 	_, err = made(t, 0).Rotate(w, "lost", time.Hour)
 	refused(t, "a key of nobody", err, errdefs.FailedPrecondition, "KEY_OF_NOBODY", `"lost"`)
 }
 
-// TestRotateAManualKey takes over what the contract's manual set-up made, before
-// the leader has: nothing plain may stay, and nothing be lost.
-func TestRotateAManualKey(t *testing.T) {
-	hash := strings.Repeat("ab", 32)
-	w := world(t, "principal ci acme viewer\nnames ci sha256:"+hash+"\nkey ci-system - -")
-	w.APIKeys["ci-system"].Value.Plain, w.APIKeys["ci-system"].Value.MustRotate, w.APIKeys["ci-system"].Value.Source = true, true, "etcd"
+// TestChangesOfAManualKey changes what the contract's manual set-up made, before
+// the leader has taken it over: nothing plain may stay, and nothing be lost.
+func TestChangesOfAManualKey(t *testing.T) {
+	l := newLab(t)
+	const manual = "tenant acme\nprincipal ci acme viewer\nnames ci open-sesame\nplain ci-system open-sesame"
+	hash := strings.TrimPrefix(store.HashKey("open-sesame"), store.HashedKey)
 	k := made(t, 0)
-	change, err := k.Rotate(w, "ci-system", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := change.After.APIKeys["ci-system"].Value
+	w := l.world(manual)
+	w = l.done(k.Rotate(w, "ci-system", time.Hour))
+	old := w.APIKeys["ci-system"].Value
 	if old.GetPlain() || !old.GetMustRotate() || old.GetSha256() != hash || old.GetPrincipal() != "ci" || old.GetSource() != "etcd" {
 		t.Errorf("the old key's record is %v", old)
 	}
-	if p := change.After.Principals["ci"].Value; p.GetApikeyId() != k.ID() || p.GetTenant() != "acme" {
+	if p := w.Principals["ci"].Value; p.GetApikeyId() != k.ID() || p.GetTenant() != "acme" {
 		t.Errorf("the principal's record is %v", p)
 	}
-	if got := ids(after(w, change), "ci"); got != "ci-system "+k.ID() {
+	if got := ids(w, "ci"); got != k.ID()+" ci-system" && got != "ci-system "+k.ID() {
 		t.Errorf("its keys are %s", got)
 	}
-	change, err = w.RevokeKey("ci-system")
-	if err != nil {
-		t.Fatal(err)
+	l.nothingPlain("open-sesame")
+
+	w = l.world(manual)
+	w = l.done(w.RevokeKey("ci-system"))
+	if p := w.Principals["ci"].Value; p.GetApikeyId() != "" || p.GetTenant() != "acme" || len(w.APIKeys) != 0 {
+		t.Errorf("after the revocation: %v, %v", p, w.APIKeys)
 	}
-	if p := change.After.Principals["ci"].Value; p.GetApikeyId() != "" || len(change.After.APIKeys) != 0 {
-		t.Errorf("after the revocation: %v, %v", p, change.After.APIKeys)
+	l.nothingPlain("open-sesame")
+
+	w = l.world(manual)
+	w = l.done(w.SetPrincipal(&debvisorv1.Principal{Name: "ci", Roles: []string{"developer"}}))
+	if p := w.Principals["ci"].Value; p.GetApikeyId() != store.HashedKey+hash || p.GetPlain() || ids(w, "ci") != "ci-system" {
+		t.Errorf("after another role: %v", p)
+	}
+	w = l.world(manual)
+	if w = l.done(w.DeletePrincipal("ci")); len(w.Principals)+len(w.APIKeys) != 0 {
+		t.Errorf("after its end: %v, %v", w.Principals, w.APIKeys)
+	}
+	l.nothingPlain("open-sesame")
+}
+
+// nothingPlain looks for a text in all that etcd holds.
+func (l *lab) nothingPlain(text string) {
+	l.t.Helper()
+	all, err := l.client.Get(l.t.Context(), "", clientv3.WithFromKey())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, kv := range all.Kvs {
+		if strings.Contains(string(kv.Value), text) {
+			l.t.Errorf("%s holds %s", kv.Key, kv.Value)
+		}
 	}
 }
 
 func TestRevokeKey(t *testing.T) {
-	w := world(t, "principal ci - viewer\nnames ci sha256:aa\nkey a ci -\nkey b ci -")
-	change, err := w.RevokeKey("a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := ids(after(w, change), ""); got != "b filed-key" {
-		t.Errorf("left are %s", got)
-	}
-	if p := change.After.Principals["ci"].Value; p.GetApikeyId() != "sha256:aa" {
-		t.Errorf("another key's name is lost: %v", p)
-	}
-	_, err = w.RevokeKey("filed-key")
-	refused(t, "a key of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "/etc/access.yaml")
+	l := newLab(t)
+	w := l.world("principal ci - viewer\nnames ci 0123456789abcdef\nkey a ci -\nused a 1m\nkey b ci -")
+	_, err := w.RevokeKey("filed-key")
+	refused(t, "a key of the file", err, errdefs.FailedPrecondition, "IN_ACCESS_FILE", "access.yaml")
 	_, err = w.RevokeKey("none")
 	refused(t, "an unknown key", err, errdefs.NotFound, "KEY_NOT_FOUND", `"none"`)
+	w = l.done(w.RevokeKey("a"))
+	if got := ids(w, ""); got != "b filed-key" || len(w.KeyUses) != 0 {
+		t.Errorf("left are %s, %v", got, w.KeyUses)
+	}
+	if p := w.Principals["ci"].Value; p.GetApikeyId() != "0123456789abcdef" {
+		t.Errorf("another key's name is lost: %v", p)
+	}
 }
 
 func TestListKeys(t *testing.T) {
-	w := world(t, "principal ci - viewer\nprincipal ann - viewer\nkey a ci 1h\nkey b ann -\nkey c - -\nkey filed-key ci -")
-	w.KeyUses["a"] = uses(noon.Add(-time.Minute))
-	w.APIKeys["a"].Value.CreatedAt = timestamppb.New(noon)
-	w.APIKeys["a"].Value.MustRotate = true
+	l := newLab(t)
+	w := l.world("principal ci - viewer\nprincipal ann - viewer\nkey a ci 1h\nused a 1m\nkey b ann -\nplain c text\nkey filed-key ci -")
 	if got := ids(w, ""); got != "c b a filed-key" {
 		t.Errorf("the keys are %s", got)
 	}
-	k := w.ListKeys(&debvisorv1.KeyFilter{Principal: "ci"}).GetKeys()[0]
-	want := &debvisorv1.APIKey{
-		Id: "a", Principal: "ci", CreatedAt: at(0), ExpiresAt: at(time.Hour), LastUsedAt: at(-time.Minute), LastUsedFrom: "192.0.2.9",
-		Source: "hvctl", MustRotate: true,
+	for i, want := range []*debvisorv1.APIKey{
+		{Id: "c", Source: "etcd", MustRotate: true},
+		{Id: "b", Principal: "ann", CreatedAt: at(-time.Hour), Source: "hvctl"},
+		{Id: "a", Principal: "ci", CreatedAt: at(-time.Hour), ExpiresAt: at(time.Hour), LastUsedAt: at(-time.Minute), LastUsedFrom: "192.0.2.9", Source: "hvctl"},
+		{Id: "filed-key", Principal: "filed", Source: "file"},
+	} {
+		if k := w.ListKeys(&debvisorv1.KeyFilter{}).GetKeys()[i]; !proto.Equal(k, want) {
+			t.Errorf("the key is %v, want %v", k, want)
+		}
 	}
-	if !proto.Equal(k, want) {
-		t.Errorf("the key is %v", k)
+	if got := ids(w, "ci"); got != "a" {
+		t.Errorf("those of ci are %s", got)
 	}
 }
 
 // TestEndedKeysAreSwept keeps the records of ended keys for a month.
 func TestEndedKeysAreSwept(t *testing.T) {
-	w := world(t, "principal ci - viewer\nkey a ci -719h\nkey b ci -721h\nkey c other -721h")
+	l := newLab(t)
+	w := l.world("principal ci - viewer\nkey a ci -719h\nkey b ci -721h\nkey c other -721h")
 	k := made(t, 0)
-	change, err := k.Create(w, "ci", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := ids(after(w, change), "ci"); got != "a "+k.ID() {
+	w = l.done(k.Create(w, "ci", ""))
+	if got := ids(w, "ci"); got != "a "+k.ID() {
 		t.Errorf("its keys are %s", got)
 	}
-	if _, ok := change.After.APIKeys["c"]; !ok {
+	if _, ok := w.APIKeys["c"]; !ok {
 		t.Error("another principal's was swept")
 	}
 }
 
 // TestTheTextIsShownOnce looks for it in all that a new key shows but Answer.
 func TestTheTextIsShownOnce(t *testing.T) {
-	w := world(t, "principal ci - viewer")
+	l := newLab(t)
+	w := l.world("principal ci - viewer")
 	k := made(t, 0)
-	change, err := k.Create(w, "ci", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	w = l.done(k.Create(w, "ci", ""))
 	secret := strings.Split(k.Answer().GetKey(), "_")[2]
-	shown, err := json.Marshal(after(w, change).ListKeys(&debvisorv1.KeyFilter{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range []string{string(shown), fmt.Sprintf("%+v %#v", k, k)} {
+	l.nothingPlain(secret)
+	for _, s := range []string{w.ListKeys(&debvisorv1.KeyFilter{}).String(), fmt.Sprintf("%v %+v %#v", k, k, k)} {
 		if strings.Contains(s, secret) {
 			t.Errorf("the secret is in %s", s)
 		}

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -69,9 +70,9 @@ func (n *NewKey) Answer() *debvisorv1.APIKey {
 // Create gives the key to a principal. NotFound for one without a record,
 // FailedPrecondition where it has two live keys already or is of the access
 // file.
-func (n *NewKey) Create(w World, principal, description string) (Change, error) {
+func (n *NewKey) Create(w World, principal, description string) (store.Change, error) {
 	if err := n.fits(w, principal, ""); err != nil {
-		return Change{}, err
+		return store.Change{}, err
 	}
 	return n.give(w, w.begin(), principal, description, ""), nil
 }
@@ -80,13 +81,13 @@ func (n *NewKey) Create(w World, principal, description string) (Change, error) 
 // overlap if it does not end before; without an overlap it ends at once, and its
 // record goes. FailedPrecondition where two others would be live besides the
 // new one, and for a key of the access file or that is nobody's.
-func (n *NewKey) Rotate(w World, id string, overlap time.Duration) (Change, error) {
+func (n *NewKey) Rotate(w World, id string, overlap time.Duration) (store.Change, error) {
 	old, err := w.findKey(id)
 	if err != nil {
-		return Change{}, err
+		return store.Change{}, err
 	}
 	if old.principal == "" {
-		return Change{}, errdefs.New(errdefs.FailedPrecondition, "KEY_OF_NOBODY",
+		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "KEY_OF_NOBODY",
 			"no principal's record names key %q, so that it opens nothing and cannot be rotated; revoke it", id).With("key", id)
 	}
 	ending := ""
@@ -94,13 +95,13 @@ func (n *NewKey) Rotate(w World, id string, overlap time.Duration) (Change, erro
 		ending = id
 	}
 	if err := n.fits(w, old.principal, ending); err != nil {
-		return Change{}, err
+		return store.Change{}, err
 	}
-	e := w.begin()
-	w.rename(e, old, n.key.ID)
+	c := w.begin()
+	w.rename(c, old, n.key.ID)
 	if overlap == 0 {
-		w.dropKey(e, id)
-		return n.give(w, e, old.principal, old.record.GetDescription(), id), nil
+		w.dropKey(c, id)
+		return n.give(w, c, old.principal, old.record.GetDescription(), id), nil
 	}
 	record := proto.CloneOf(old.record)
 	// A record that was still a plain key is one of a hash from now on.
@@ -108,23 +109,23 @@ func (n *NewKey) Rotate(w World, id string, overlap time.Duration) (Change, erro
 	if end := n.now.Add(overlap); record.GetExpiresAt() == nil || end.Before(record.GetExpiresAt().AsTime()) {
 		record.ExpiresAt = timestamppb.New(end)
 	}
-	put(e, store.APIKeyKey(id), w.APIKeys, e.draft.APIKeys, id, record)
-	return n.give(w, e, old.principal, old.record.GetDescription(), id), nil
+	put(c, store.APIKeyKey(id), w.APIKeys, id, record)
+	return n.give(w, c, old.principal, old.record.GetDescription(), id), nil
 }
 
 // fits refuses one live key too many; the one that ends with the change does
 // not count.
 func (n *NewKey) fits(w World, principal, ending string) error {
-	_, source, ok := w.findPrincipal(principal)
+	p, err := w.findPrincipal(principal)
 	switch {
-	case source == sourceFile:
+	case err != nil:
+		return err
+	case p.Source == authz.SourceFile:
 		return w.inFile("principal", principal)
-	case source == sourceFounder:
+	case p.Source == authz.SourceFounder:
 		return errdefs.New(errdefs.NotFound, "PRINCIPAL_NOT_FOUND",
 			"principal %q has no record, and a key needs one: it is an operator by its certificate; make a record first, with the role %s",
 			principal, operatorRole).With("principal", principal)
-	case !ok:
-		return noPrincipal(principal)
 	}
 	var others []string
 	for _, k := range w.keys() {
@@ -142,15 +143,15 @@ func (n *NewKey) fits(w World, principal, ending string) error {
 
 // give writes the new key, and clears away what ended long ago, but for the key
 // that the new one takes the place of.
-func (n *NewKey) give(w World, e *edit, principal, description, former string) Change {
+func (n *NewKey) give(w World, c *store.Change, principal, description, former string) store.Change {
 	n.record.Principal, n.record.Description = principal, description
-	put(e, store.APIKeyKey(n.key.ID), w.APIKeys, e.draft.APIKeys, n.key.ID, n.record)
+	put(c, store.APIKeyKey(n.key.ID), w.APIKeys, n.key.ID, n.record)
 	swept := 0
 	for _, k := range w.keys() {
-		if k.principal == principal && k.id != former && k.source != sourceFile && swept < sweptAtOnce && !k.live(n.now.Add(-keyKept)) {
-			w.dropKey(e, k.id)
+		if k.principal == principal && k.id != former && k.source != authz.SourceFile && swept < sweptAtOnce && !k.live(n.now.Add(-keyKept)) {
+			w.dropKey(c, k.id)
 			swept++
 		}
 	}
-	return e.done()
+	return *c
 }

@@ -1,6 +1,9 @@
 package access
 
 import (
+	"slices"
+
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -10,79 +13,90 @@ import (
 // ListRoles gives every role, by name.
 func (w World) ListRoles() *debvisorv1.RoleList {
 	list := &debvisorv1.RoleList{}
-	for _, name := range w.roleNames() {
-		record, source, _ := w.findRole(name)
-		list.Roles = append(list.Roles, w.roleMessage(name, record, source))
+	for _, r := range w.Policy.Roles(w.Snapshot) {
+		list.Roles = append(list.Roles, roleMessage(r))
 	}
 	return list
 }
 
 // GetRole gives one role; NotFound where there is none of that name.
 func (w World) GetRole(name string) (*debvisorv1.Role, error) {
-	record, source, ok := w.findRole(name)
-	if !ok {
-		return nil, w.noRole(name)
+	r, err := w.findRole(name)
+	if err != nil {
+		return nil, err
 	}
-	return w.roleMessage(name, record, source), nil
+	return roleMessage(r), nil
 }
 
-func (w World) roleMessage(name string, record *storev1.Role, source string) *debvisorv1.Role {
-	_, builtIn := w.BuiltIn[name]
+func (w World) findRole(name string) (authz.Record[*storev1.Role], error) {
+	r, ok := w.Policy.Role(w.Snapshot, name)
+	if !ok {
+		return r, errdefs.New(errdefs.NotFound, "ROLE_NOT_FOUND", "no role %q; there are %s", name, w.someRoles()).With("role", name)
+	}
+	return r, nil
+}
+
+func (w World) someRoles() string { return some(names(w.Policy.Roles(w.Snapshot))) }
+
+func roleMessage(r authz.Record[*storev1.Role]) *debvisorv1.Role {
 	return &debvisorv1.Role{
-		Name: name, Permissions: sorted(record.GetPermissions()), Limit: limitMessage(record.GetLimit()),
-		BuiltIn: builtIn, Source: source,
+		Name: r.Name, Permissions: sorted(r.Value.GetPermissions()), Limit: limitMessage(r.Value.GetLimit()),
+		BuiltIn: authz.BuiltIn(r.Name), Source: r.Source,
 	}
 }
 
 // SetRole makes or replaces a role. A record takes the place of a built-in role
-// of its name. FailedPrecondition for a role of the access file.
-func (w World) SetRole(m *debvisorv1.Role) (Change, error) {
+// of its name. FailedPrecondition for a role of the access file, and where no
+// operator would be left.
+func (w World) SetRole(m *debvisorv1.Role) (store.Change, error) {
 	name := m.GetName()
-	if _, ok := w.file().Roles[name]; ok {
-		return Change{}, w.inFile("role", name)
+	if r, ok := w.Policy.Role(w.Snapshot, name); ok && r.Source == authz.SourceFile {
+		return store.Change{}, w.inFile("role", name)
 	}
 	limit, err := limitRecord(m.GetLimit())
 	if err != nil {
-		return Change{}, err
+		return store.Change{}, err
 	}
-	e := w.begin()
-	put(e, store.RoleKey(name), w.Roles, e.draft.Roles, name, &storev1.Role{Permissions: sorted(m.GetPermissions()), Limit: limit})
-	return e.done(), nil
+	record := &storev1.Role{Permissions: sorted(m.GetPermissions()), Limit: limit}
+	c := w.begin()
+	put(c, store.RoleKey(name), w.Roles, name, record)
+	return *c, w.leavesOperator(authz.Change{Roles: map[string]*storev1.Role{name: record}})
 }
 
 // DeleteRole takes a role's record away: a built-in role becomes what it was,
-// any other must be nobody's any more.
-func (w World) DeleteRole(name string) (Change, error) {
-	_, source, ok := w.findRole(name)
+// any other must be nobody's any more. FailedPrecondition as for SetRole.
+func (w World) DeleteRole(name string) (store.Change, error) {
+	r, err := w.findRole(name)
 	switch {
-	case !ok:
-		return Change{}, w.noRole(name)
-	case source == sourceFile:
-		return Change{}, w.inFile("role", name)
-	case source == sourceBuiltIn:
-		return Change{}, errdefs.New(errdefs.FailedPrecondition, "ROLE_BUILT_IN",
+	case err != nil:
+		return store.Change{}, err
+	case r.Source == authz.SourceFile:
+		return store.Change{}, w.inFile("role", name)
+	case r.Source == authz.SourceBuiltIn:
+		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "ROLE_BUILT_IN",
 			"role %q is built in and as it was made: there is no record of it to delete", name).With("role", name)
 	}
-	if _, builtIn := w.BuiltIn[name]; !builtIn {
-		if holders := w.holders(name); len(holders) > 0 {
-			return Change{}, errdefs.New(errdefs.FailedPrecondition, "ROLE_IN_USE",
-				"role %q is still that of %s", name, some(holders)).With("role", name).With("principal", holders[0])
-		}
+	if holders := w.holders(name); len(holders) > 0 && !authz.BuiltIn(name) {
+		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "ROLE_IN_USE",
+			"role %q is still that of %s", name, some(holders)).With("role", name)
 	}
-	e := w.begin()
-	drop(e, store.RoleKey(name), w.Roles, e.draft.Roles, name)
-	return e.done(), nil
+	c := w.begin()
+	drop(c, store.RoleKey(name), w.Roles, name)
+	return *c, w.leavesOperator(authz.Change{Roles: map[string]*storev1.Role{name: nil}})
 }
 
 // holders are the principals that have a role, by name.
 func (w World) holders(role string) []string {
-	var names []string
-	for _, m := range w.ListPrincipals(&debvisorv1.PrincipalFilter{Role: role}).GetPrincipals() {
-		names = append(names, m.GetName())
+	var holders []string
+	for _, p := range w.Policy.Principals(w.Snapshot) {
+		if slices.Contains(p.Value.GetRoles(), role) {
+			holders = append(holders, p.Name)
+		}
 	}
-	return names
+	return holders
 }
 
-func (w World) noRole(name string) error {
-	return errdefs.New(errdefs.NotFound, "ROLE_NOT_FOUND", "no role %q; there are %s", name, some(w.roleNames())).With("role", name)
+// leavesOperator refuses a change after which nobody could mend anything.
+func (w World) leavesOperator(c authz.Change) error {
+	return w.Policy.LeavesOperator(w.Snapshot, c)
 }

@@ -5,8 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
@@ -22,25 +22,34 @@ const (
 // ListTenants gives every tenant, by name.
 func (w World) ListTenants() *debvisorv1.TenantList {
 	list := &debvisorv1.TenantList{}
-	for _, name := range w.tenantNames() {
-		record, source, _ := w.findTenant(name)
-		list.Tenants = append(list.Tenants, tenantMessage(name, record, source))
+	for _, t := range w.Policy.Tenants(w.Snapshot) {
+		list.Tenants = append(list.Tenants, tenantMessage(t))
 	}
 	return list
 }
 
 // GetTenant gives one; NotFound where there is none of that name.
 func (w World) GetTenant(name string) (*debvisorv1.Tenant, error) {
-	record, source, ok := w.findTenant(name)
-	if !ok {
-		return nil, w.noTenant(name)
+	t, err := w.findTenant(name)
+	if err != nil {
+		return nil, err
 	}
-	return tenantMessage(name, record, source), nil
+	return tenantMessage(t), nil
 }
 
-func tenantMessage(name string, record *storev1.Tenant, source string) *debvisorv1.Tenant {
-	m := &debvisorv1.Tenant{Name: name, Description: record.GetDescription(), Source: source}
-	for _, s := range record.GetStorage() {
+func (w World) findTenant(name string) (authz.Record[*storev1.Tenant], error) {
+	t, ok := w.Policy.Tenant(w.Snapshot, name)
+	if !ok {
+		return t, errdefs.New(errdefs.NotFound, "TENANT_NOT_FOUND", "no tenant %q; there are %s", name, w.someTenants()).With("tenant", name)
+	}
+	return t, nil
+}
+
+func (w World) someTenants() string { return some(names(w.Policy.Tenants(w.Snapshot))) }
+
+func tenantMessage(t authz.Record[*storev1.Tenant]) *debvisorv1.Tenant {
+	m := &debvisorv1.Tenant{Name: t.Name, Description: t.Value.GetDescription(), Source: t.Source}
+	for _, s := range t.Value.GetStorage() {
 		backend := debvisorv1.StorageBackend_BACKEND_UNKNOWN
 		switch s.GetBackend() {
 		case backendZFS:
@@ -56,42 +65,41 @@ func tenantMessage(name string, record *storev1.Tenant, source string) *debvisor
 // SetTenant makes or replaces a tenant. InvalidArgument for storage that cannot
 // be or is said twice, FailedPrecondition where another tenant has it, whole or
 // in part, and for a tenant of the access file.
-func (w World) SetTenant(m *debvisorv1.Tenant) (Change, error) {
+func (w World) SetTenant(m *debvisorv1.Tenant) (store.Change, error) {
 	name := m.GetName()
-	if _, ok := w.file().Tenants[name]; ok {
-		return Change{}, w.inFile("tenant", name)
+	if t, ok := w.Policy.Tenant(w.Snapshot, name); ok && t.Source == authz.SourceFile {
+		return store.Change{}, w.inFile("tenant", name)
 	}
 	record := &storev1.Tenant{Description: m.GetDescription()}
 	for i, s := range m.GetStorage() {
 		field := fmt.Sprintf("storage[%d]", i)
 		own, err := storageRecord(field, s)
 		if err != nil {
-			return Change{}, err
+			return store.Change{}, err
 		}
 		for _, other := range record.GetStorage() {
 			if overlaps(own, other) {
-				return Change{}, errdefs.Field(field, place(own), "each storage once, with all below it: "+place(other)+" is said already")
+				return store.Change{}, errdefs.Field(field, place(own), "each storage once, with all below it: "+place(other)+" is said already")
 			}
 		}
 		if err := w.unowned(name, own); err != nil {
-			return Change{}, err
+			return store.Change{}, err
 		}
 		record.Storage = append(record.Storage, own)
 	}
-	e := w.begin()
-	put(e, store.TenantKey(name), w.Tenants, e.draft.Tenants, name, record)
-	return e.done(), nil
+	c := w.begin()
+	put(c, store.TenantKey(name), w.Tenants, name, record)
+	return *c, nil
 }
 
 // unowned refuses storage of which another tenant has a part.
 func (w World) unowned(tenant string, own *storev1.TenantStorage) error {
-	for _, other := range w.tenantNames() {
-		record, _, _ := w.findTenant(other)
-		for _, s := range record.GetStorage() {
-			if other != tenant && overlaps(own, s) {
+	for _, other := range w.Policy.Tenants(w.Snapshot) {
+		for _, s := range other.Value.GetStorage() {
+			if other.Name != tenant && overlaps(own, s) {
 				return errdefs.New(errdefs.FailedPrecondition, "STORAGE_OF_ANOTHER_TENANT",
-					"%s cannot be tenant %s's: %s is tenant %s's", place(own), tenant, place(s), other).
-					With("tenant", other).With("storage", place(s))
+					"%s cannot be tenant %s's: %s is tenant %s's", place(own), tenant, place(s), other.Name).
+					With("tenant", other.Name).With("storage", place(s))
 			}
 		}
 	}
@@ -137,44 +145,40 @@ func place(s *storev1.TenantStorage) string {
 // DeleteTenant takes a tenant away that nobody belongs to any more: no principal
 // (and with it no key) and no VM. VMs that no node has any more do not count:
 // should one come back, no confined caller sees it.
-func (w World) DeleteTenant(name string) (Change, error) {
-	_, source, ok := w.findTenant(name)
+func (w World) DeleteTenant(name string) (store.Change, error) {
+	t, err := w.findTenant(name)
 	switch {
-	case !ok:
-		return Change{}, w.noTenant(name)
-	case source == sourceFile:
-		return Change{}, w.inFile("tenant", name)
+	case err != nil:
+		return store.Change{}, err
+	case t.Source == authz.SourceFile:
+		return store.Change{}, w.inFile("tenant", name)
 	}
 	var left []string
-	for _, m := range w.ListPrincipals(&debvisorv1.PrincipalFilter{Tenant: name}).GetPrincipals() {
-		left = append(left, "principal "+m.GetName())
+	for _, p := range w.Policy.Principals(w.Snapshot) {
+		if p.Value.GetTenant() == name {
+			left = append(left, "principal "+p.Name)
+		}
 	}
 	for _, vm := range w.vmsOf(name) {
 		left = append(left, "VM "+vm)
 	}
 	if len(left) > 0 {
-		return Change{}, errdefs.New(errdefs.FailedPrecondition, "TENANT_IN_USE",
+		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "TENANT_IN_USE",
 			"tenant %q cannot be deleted while something belongs to it: %s", name, some(left)).With("tenant", name)
 	}
-	e := w.begin()
-	drop(e, store.TenantKey(name), w.Tenants, e.draft.Tenants, name)
-	return e.done(), nil
+	c := w.begin()
+	drop(c, store.TenantKey(name), w.Tenants, name)
+	return *c, nil
 }
 
 // vmsOf are the names of a tenant's VMs, in order.
 func (w World) vmsOf(tenant string) []string {
 	var names []string
 	for _, entry := range w.VMs {
-		policy := &debvisorv1.VMPolicy{}
-		// What cannot be read says nothing of a tenant.
-		if proto.Unmarshal(entry.Value.GetPolicy(), policy) == nil && policy.GetTenant() == tenant {
+		if cluster.TenantOf(entry.Value) == tenant {
 			names = append(names, entry.Value.GetName())
 		}
 	}
 	slices.Sort(names)
 	return names
-}
-
-func (w World) noTenant(name string) error {
-	return errdefs.New(errdefs.NotFound, "TENANT_NOT_FOUND", "no tenant %q; there are %s", name, some(w.tenantNames())).With("tenant", name)
 }
