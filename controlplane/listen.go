@@ -99,10 +99,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 	})
 	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers()
-	if r.cfg.PerMinute > 0 {
-		chain.Limit = limit.New(limit.Config{PerMinute: r.cfg.PerMinute})
-	}
+	chain.Limit = limit.New()
 	callersChain := api.NewChain(chain)
+	r.chains = []*api.Chain{agentsChain, callersChain}
 
 	r.callers, err = bind(ctx, "--listen", r.cfg.Listen, rpc.ServerConfig{
 		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Age: true, Codec: codec, Log: log,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
+	"github.com/debvisor/debvisor/controlplane/internal/api"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
@@ -36,8 +37,10 @@ type replica struct {
 	audit    *audit.Log
 	access   *accessfile.File
 	authz    *authz.Authorizer
-	callers  *listener
-	agents   *listener
+	// chains are those of both listeners.
+	chains  []*api.Chain
+	callers *listener
+	agents  *listener
 	// gateway is nil where there is none.
 	gateway *gateway.Gateway
 	led     *led
@@ -70,6 +73,9 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Add("replica's record", r.announce)
 	group.Add("access file", r.access.Run)
 	group.Add("SIGHUP", r.hangUps)
+	for _, chain := range r.chains {
+		group.Add("chain", chain.Run)
+	}
 	group.Add("api", r.callers.api.Run)
 	group.Add("agents' listener", r.agents.Run)
 	group.Add("election", r.elect)

@@ -49,7 +49,11 @@ func journey(t *testing.T, err error) error {
 }
 
 func TestEveryKindSurvivesTheJourney(t *testing.T) {
-	for kind, code := range kindCodes() {
+	for kind := Internal; kind <= Unimplemented; kind++ {
+		code := kind.code()
+		if got := strings.ReplaceAll(strings.ToUpper(code.String()), "CANCELED", "CANCELLED"); got != strings.ReplaceAll(kind.String(), "_", "") {
+			t.Errorf("kind %d is told as %s and leaves as %s", kind, kind, code)
+		}
 		raised := New(kind, "SOME_CODE", "vm %s", "web1").With("vm", "web1").WithRetry(1500 * time.Millisecond).
 			WithCause(errors.New("secret inside"))
 		got := journey(t, fmt.Errorf("while moving: %w", raised))

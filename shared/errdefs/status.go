@@ -14,23 +14,94 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// kindCodes pairs each kind with its gRPC code, both ways.
-func kindCodes() map[Kind]codes.Code {
-	return map[Kind]codes.Code{
-		Internal:           codes.Internal,
-		Cancelled:          codes.Canceled,
-		InvalidArgument:    codes.InvalidArgument,
-		DeadlineExceeded:   codes.DeadlineExceeded,
-		NotFound:           codes.NotFound,
-		AlreadyExists:      codes.AlreadyExists,
-		PermissionDenied:   codes.PermissionDenied,
-		Unauthenticated:    codes.Unauthenticated,
-		ResourceExhausted:  codes.ResourceExhausted,
-		FailedPrecondition: codes.FailedPrecondition,
-		Aborted:            codes.Aborted,
-		Unavailable:        codes.Unavailable,
-		Unimplemented:      codes.Unimplemented,
+// code is a kind's gRPC code.
+func (k Kind) code() codes.Code {
+	switch k {
+	case Internal:
+		return codes.Internal
+	case Cancelled:
+		return codes.Canceled
+	case InvalidArgument:
+		return codes.InvalidArgument
+	case DeadlineExceeded:
+		return codes.DeadlineExceeded
+	case NotFound:
+		return codes.NotFound
+	case AlreadyExists:
+		return codes.AlreadyExists
+	case PermissionDenied:
+		return codes.PermissionDenied
+	case Unauthenticated:
+		return codes.Unauthenticated
+	case ResourceExhausted:
+		return codes.ResourceExhausted
+	case FailedPrecondition:
+		return codes.FailedPrecondition
+	case Aborted:
+		return codes.Aborted
+	case Unavailable:
+		return codes.Unavailable
+	case Unimplemented:
+		return codes.Unimplemented
 	}
+	return codes.Internal
+}
+
+// kindOf is the kind of a gRPC code; ok is false for a code that no kind has.
+func kindOf(code codes.Code) (kind Kind, ok bool) {
+	for k := Internal; k <= Unimplemented; k++ {
+		if k.code() == code {
+			return k, true
+		}
+	}
+	return Internal, false
+}
+
+// String is the kind's gRPC code in the words of the contract, such as
+// NOT_FOUND.
+func (k Kind) String() string {
+	switch k {
+	case Cancelled:
+		return "CANCELLED"
+	case InvalidArgument:
+		return "INVALID_ARGUMENT"
+	case DeadlineExceeded:
+		return "DEADLINE_EXCEEDED"
+	case NotFound:
+		return "NOT_FOUND"
+	case AlreadyExists:
+		return "ALREADY_EXISTS"
+	case PermissionDenied:
+		return "PERMISSION_DENIED"
+	case Unauthenticated:
+		return "UNAUTHENTICATED"
+	case ResourceExhausted:
+		return "RESOURCE_EXHAUSTED"
+	case FailedPrecondition:
+		return "FAILED_PRECONDITION"
+	case Aborted:
+		return "ABORTED"
+	case Unavailable:
+		return "UNAVAILABLE"
+	case Unimplemented:
+		return "UNIMPLEMENTED"
+	default:
+		return "INTERNAL"
+	}
+}
+
+// Of gives the *Error that an error leaves the server as: the one that a
+// package of ours raised, or what is told of an error that none did. Nil gives
+// nil.
+func Of(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return foreign(err)
 }
 
 // ToStatus turns any error into a gRPC status error with ErrorDetails. What no
@@ -40,11 +111,8 @@ func ToStatus(err error, traceID string) error {
 	if err == nil {
 		return nil
 	}
-	var e *Error
-	if !errors.As(err, &e) {
-		e = foreign(err)
-	}
-	st := status.New(kindCodes()[e.Kind], e.Message)
+	e := Of(err)
+	st := status.New(e.Kind.code(), e.Message)
 	details := []protoadapt.MessageV1{&debvisorv1.ErrorDetails{
 		Code: e.Code, Message: e.Message, Context: e.Context, TraceId: traceID,
 	}}
@@ -66,10 +134,8 @@ func foreign(err error) *Error {
 		return New(DeadlineExceeded, "DEADLINE_EXCEEDED", "the call's deadline passed before an answer was known").WithCause(err)
 	}
 	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown && st.Code() != codes.Internal {
-		for kind, code := range kindCodes() {
-			if code == st.Code() {
-				return New(kind, code.String(), "%s", st.Message()).WithCause(err)
-			}
+		if kind, ok := kindOf(st.Code()); ok {
+			return New(kind, st.Code().String(), "%s", st.Message()).WithCause(err)
 		}
 	}
 	return New(Internal, "INTERNAL", "internal error; the server's log has the trace id").WithCause(err)
@@ -90,12 +156,8 @@ func FromStatus(err error) *Error {
 	if !ok {
 		return New(Unavailable, "UNREACHABLE", "%s", err.Error()).WithCause(err)
 	}
-	e = New(Internal, st.Code().String(), "%s", st.Message())
-	for kind, code := range kindCodes() {
-		if code == st.Code() {
-			e.Kind = kind
-		}
-	}
+	kind, _ := kindOf(st.Code())
+	e = New(kind, st.Code().String(), "%s", st.Message())
 	for _, detail := range st.Details() {
 		switch d := detail.(type) {
 		case *debvisorv1.ErrorDetails:

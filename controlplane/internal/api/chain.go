@@ -6,7 +6,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
@@ -20,6 +19,7 @@ import (
 // View is what the chain needs of the store's View.
 type View interface {
 	Current() *cluster.Snapshot
+	Changed() <-chan struct{}
 	Fresh() error
 }
 
@@ -41,32 +41,20 @@ type ChainConfig struct {
 
 // Chain is the way of every call to its handler: trace → audit → recover →
 // authenticate → authorize → rate limit → validate → handler. Its methods are
-// the interceptors of a server.
-type Chain struct{ ChainConfig }
-
-// NewChain makes a chain.
-func NewChain(cfg ChainConfig) *Chain { return &Chain{cfg} }
-
-// call is what a chain knows of one call; handlers add the operation.
-type call struct {
-	began     time.Time
-	method    string
-	rule      authz.Rule
-	trace     string
-	caller    *authn.Caller
-	peer      string
-	requestID string
-	operation string
-	// unheard is a call that is refused without a line of the audit log.
-	unheard bool
+// the interceptors of a server; Run must run for as long as it serves.
+type Chain struct {
+	ChainConfig
+	guard guard
+	// refusals are those of callers, flood those of strangers.
+	refusals, flood tally
 }
 
-type callKey struct{}
-
-// callOf gives the call of a handler's context; nil outside of a chain.
-func callOf(ctx context.Context) *call {
-	k, _ := ctx.Value(callKey{}).(*call)
-	return k
+// NewChain makes a chain.
+func NewChain(cfg ChainConfig) *Chain {
+	c := &Chain{ChainConfig: cfg}
+	c.refusals = newTally(time.Second, cfg.Audit)
+	c.flood = newTally(time.Minute, cfg.Audit)
+	return c
 }
 
 // Unary is the chain of unary calls.
@@ -74,20 +62,28 @@ func (c *Chain) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	ctx, k := c.open(ctx, info.FullMethod)
 	var resp any
 	err := rpc.Recover(func() error {
-		admitted, err := c.admit(ctx, k, req)
+		admitted, err := c.admit(ctx, k)
 		if err != nil {
 			return err
 		}
 		if err := c.Check.Check(req); err != nil {
 			return err
 		}
-		if err := c.sync(admitted, k); err != nil {
+		if !k.rule.Change {
+			c.begin(admitted, k, req)
+			resp, err = handler(admitted, req)
 			return err
 		}
-		resp, err = handler(admitted, req)
-		return err
+		watched, release := c.watch(admitted, k)
+		defer release()
+		c.begin(watched, k, req)
+		if err := c.Audit.Sync(watched); err != nil {
+			return err
+		}
+		resp, err = handler(watched, req)
+		return ended(watched, err)
 	})
-	if err := c.close(ctx, k, err); err != nil {
+	if err := c.close(ctx, k, req, err); err != nil {
 		return nil, err
 	}
 	return resp, nil
@@ -98,51 +94,60 @@ func (c *Chain) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 func (c *Chain) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, k := c.open(ss.Context(), info.FullMethod)
 	err := rpc.Recover(func() error {
-		admitted, err := c.admit(ctx, k, nil)
+		admitted, err := c.admit(ctx, k)
 		if err != nil {
 			return err
 		}
-		if err := c.sync(admitted, k); err != nil {
-			return err
+		watched, release := c.watch(admitted, k)
+		defer release()
+		c.begin(watched, k, nil)
+		if k.rule.Change {
+			if err := c.Audit.Sync(watched); err != nil {
+				return err
+			}
 		}
-		return handler(srv, &checkedStream{ServerStream: rpc.WithContext(admitted, ss), check: c.Check})
+		return c.guard.serve(watched, func() error {
+			return handler(srv, &checkedStream{ServerStream: rpc.WithContext(watched, ss), check: c.Check})
+		})
 	})
-	return c.close(ctx, k, err)
+	return c.close(ctx, k, nil, err)
 }
 
 // open gives the call its trace id.
 func (c *Chain) open(ctx context.Context, method string) (context.Context, *call) {
-	k := &call{began: time.Now(), method: method, peer: rpc.Address(ctx)}
+	k := &call{began: time.Now(), method: method, peer: rpc.Address(ctx), kind: audit.Result}
 	ctx, k.trace = rpc.StartTrace(ctx)
-	k.rule, _ = c.Authz.Rule(method)
+	k.rule, k.known = c.Authz.Rule(method)
 	return context.WithValue(ctx, callKey{}, k), k
 }
 
 // admit tells who calls and refuses those who may not, or not so often.
-func (c *Chain) admit(ctx context.Context, k *call, req any) (context.Context, error) {
+func (c *Chain) admit(ctx context.Context, k *call) (context.Context, error) {
 	snapshot := c.View.Current()
 	ctx, first, refusal := c.authenticate(ctx, k, snapshot)
+	if refusal == nil || k.rule.Open {
+		k.grant = c.Authz.Grant(snapshot, k.caller)
+	}
 	if refusal != nil || k.caller == nil {
 		if err := c.meet(k); err != nil {
-			return ctx, c.refuseStranger(k, err)
+			k.kind, k.summed = audit.RateLimitExceeded, &c.flood
+			return ctx, err
 		}
-	}
-	if !k.rule.Quiet {
-		c.Audit.Add(c.called(ctx, k, req))
 	}
 	if !k.rule.Stale {
 		// A revoked certificate or permission might still look good.
 		if err := c.View.Fresh(); err != nil {
+			k.summed = &c.refusals
 			return ctx, err
 		}
 	}
 	switch {
 	case k.rule.Open:
 	case refusal != nil:
+		k.kind = audit.AuthenticationFailure
 		if k.caller != nil {
 			c.Log.Warn("call refused", "caller", k.caller.Name, "serial", k.caller.Serial, "peer", k.peer, "method", k.method, "reason", refusal)
 		}
-		c.Audit.Add(c.refused(k, audit.AuthenticationFailure, refusal))
 		return ctx, refusal
 	case first:
 		c.Audit.Add(&audit.Event{
@@ -150,18 +155,16 @@ func (c *Chain) admit(ctx context.Context, k *call, req any) (context.Context, e
 			Principal: k.caller.Name, Peer: k.peer, Method: k.method,
 		})
 	}
-	if err := c.Authz.Authorize(snapshot, k.caller, k.method, k.began); err != nil {
-		c.Audit.Add(c.refused(k, audit.PermissionDenied, err))
-		return ctx, err
-	}
+	denied := c.authorize(k)
 	if k.caller == nil {
-		return ctx, nil // it was counted before
+		return ctx, denied // it was counted before
 	}
+	// What is denied counts, too: it is no cheaper, and fills the audit log.
 	if err := c.count(k); err != nil {
-		c.Audit.Add(c.refused(k, audit.RateLimitExceeded, err))
+		k.kind, k.summed = audit.RateLimitExceeded, &c.refusals
 		return ctx, err
 	}
-	return ctx, nil
+	return ctx, denied
 }
 
 // authenticate tells who calls, whether this connection was asked for the first
@@ -172,7 +175,23 @@ func (c *Chain) authenticate(ctx context.Context, k *call, snapshot *cluster.Sna
 		return ctx, first, err
 	}
 	k.caller = caller
-	return authn.With(ctx, caller), first, c.Authn.Check(caller, snapshot, k.began)
+	if err == nil {
+		err = c.Authn.Check(caller, snapshot, k.began)
+	}
+	return authn.With(ctx, caller), first, err
+}
+
+// authorize refuses what the caller may not call, and what does not exist.
+func (c *Chain) authorize(k *call) error {
+	if !k.known {
+		k.kind = audit.PermissionDenied
+		return errdefs.New(errdefs.Unimplemented, "UNKNOWN_METHOD", "this server has no method %s", clip(k.method))
+	}
+	err := c.Authz.AuthorizeBy(k.grant, k.caller, k.method, k.began)
+	if err != nil {
+		k.kind = audit.PermissionDenied
+	}
+	return err
 }
 
 // meet counts a call that nobody answers for by the address it comes from. One
@@ -196,31 +215,43 @@ func (c *Chain) count(k *call) error {
 	if c.Limit == nil || k.rule.Quiet {
 		return nil
 	}
+	who := name(k.caller)
 	if k.caller == nil {
-		return c.Limit.Take("address:"+k.peer, k.began)
+		who = network(k.peer)
 	}
-	return c.Limit.Take(k.caller.Name, k.began)
+	perMinute, burst, unlimited := k.grant.Limit()
+	return c.Limit.Take(who, limit.Rate{PerMinute: perMinute, Burst: burst, Unlimited: unlimited}, k.began)
 }
 
-// sync makes a change wait until the audit log tells of it.
-func (c *Chain) sync(ctx context.Context, k *call) error {
-	if !k.rule.Change {
-		return nil
+// begin tells the audit log that the call is about to be handled.
+func (c *Chain) begin(ctx context.Context, k *call, req any) {
+	if k.rule.Quiet {
+		return
 	}
-	return c.Audit.Sync(ctx)
+	k.begun = true
+	k.requestID = metadataValue(ctx, requestIDHeader)
+	c.Audit.Add(k.event(audit.Call, req))
 }
 
 // close ends the call: its result is audited, and what went wrong leaves as a
-// status.
-func (c *Chain) close(ctx context.Context, k *call, err error) error {
+// status. A call that never began has one line, which says all of it.
+func (c *Chain) close(ctx context.Context, k *call, req any, err error) error {
 	status := rpc.Finish(c.Log, k.method, k.trace, err)
-	if k.rule.Quiet || k.unheard {
+	if k.rule.Quiet {
 		return status
 	}
 	if k.rule.Open && (errdefs.Is(err, errdefs.Unauthenticated) || errdefs.Is(err, errdefs.InvalidArgument)) {
 		_ = c.Strangers.failed(k.peer, k.began) // this call is over; the next is refused
 	}
-	c.Audit.Add(c.result(k, status))
+	switch {
+	case k.summed != nil:
+		k.summed.tell(k, err)
+	case k.begun:
+		c.Audit.Add(k.result(audit.Result, nil, err))
+	default:
+		k.requestID = metadataValue(ctx, requestIDHeader)
+		c.Audit.Add(k.result(k.kind, req, err))
+	}
 	if k.rule.Change && err == nil {
 		// The change is made; that its end may not be on disk yet is in the log.
 		if err := c.Audit.Sync(context.WithoutCancel(ctx)); err != nil {
@@ -228,45 +259,4 @@ func (c *Chain) close(ctx context.Context, k *call, err error) error {
 		}
 	}
 	return status
-}
-
-func (c *Chain) called(ctx context.Context, k *call, req any) *audit.Event {
-	k.requestID = metadataValue(ctx, requestIDHeader)
-	e := &audit.Event{
-		Time: k.began, Kind: audit.Call, TraceID: k.trace, Principal: name(k.caller),
-		Peer: k.peer, Method: k.method, RequestID: clip(k.requestID),
-	}
-	// What carries its own proof of identity is a secret.
-	if m, ok := req.(proto.Message); ok && k.rule.Change && !k.rule.Open {
-		e.Args = audit.Summary(m)
-	}
-	return e
-}
-
-func (c *Chain) refused(k *call, kind audit.Kind, err error) *audit.Event {
-	e := errdefs.FromStatus(errdefs.ToStatus(err, k.trace))
-	return &audit.Event{
-		Time: time.Now(), Kind: kind, TraceID: k.trace, Principal: name(k.caller),
-		Peer: k.peer, Method: k.method, Error: e.Code, Reason: e.Message,
-	}
-}
-
-func (c *Chain) result(k *call, status error) *audit.Event {
-	now := time.Now()
-	e := &audit.Event{
-		Time: now, Kind: audit.Result, TraceID: k.trace, Principal: name(k.caller),
-		Peer: k.peer, Method: k.method, Code: "OK", Operation: k.operation, Duration: now.Sub(k.began),
-	}
-	if status != nil {
-		refusal := errdefs.FromStatus(status)
-		e.Code, e.Error, e.Reason = statusCode(status), refusal.Code, refusal.Message
-	}
-	return e
-}
-
-func name(caller *authn.Caller) string {
-	if caller == nil {
-		return ""
-	}
-	return caller.Name
 }

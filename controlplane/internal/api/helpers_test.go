@@ -110,11 +110,12 @@ func start(t testing.TB, perMinute int) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.authz = authz.New(authz.Config{Founders: []string{"operator"}})
+	r.authz = authz.New(authz.Config{Founders: []string{"operator"}, DefaultPerMinute: perMinute})
 	chain := api.NewChain(api.ChainConfig{
-		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName}), Authz: r.authz, Limit: limit.New(limit.Config{PerMinute: perMinute}),
+		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName}), Authz: r.authz, Limit: limit.New(),
 		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,
 	})
+	background(t, chain.Run)
 	codec := rpc.NewCodec()
 	own, err := certs.NewReloader(r.issue("server", certs.ServerLeaf(clusterName, "r1", nil, 0)), log)
 	if err != nil {

@@ -5,9 +5,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -58,19 +56,4 @@ func tellOperation(ctx context.Context, id string) {
 	}
 	// It fails when the caller is gone, which the handler's context tells.
 	_ = grpc.SendHeader(ctx, metadata.Pairs(operationHeader, id))
-}
-
-// statusCode is a status's code in the words of the contract, such as NOT_FOUND.
-func statusCode(err error) string {
-	if status.Code(err) == codes.Canceled {
-		return "CANCELLED"
-	}
-	var b strings.Builder
-	for i, r := range status.Code(err).String() {
-		if i > 0 && r >= 'A' && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToUpper(b.String())
 }

@@ -1,14 +1,15 @@
 // Package limit bounds how often each principal calls this replica: a token
-// bucket a name, sharded, with full ones forgotten. Every replica counts for
-// itself.
+// bucket a name, sharded. Who has not called for a while costs no memory, and
+// no number of names costs more than a bounded amount of it. Every replica
+// counts for itself.
 package limit
 
 import (
 	"hash/maphash"
+	"math"
+	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -17,102 +18,162 @@ import (
 // is said; as many may come at once.
 const PerMinute = 100
 
-// shards is how many locks the buckets are spread over.
-const shards = 16
+const (
+	// shards is how many locks the buckets are spread over.
+	shards = 64
+	// sweepEvery is how often a shard forgets its full buckets.
+	sweepEvery = time.Minute
+	// maxNames is how many names a limiter counts at once: those beyond it take
+	// the places of those that have used the least.
+	maxNames = 1 << 16
+	// sample is how many names are looked at to find one that has used little.
+	sample = 8
+)
 
-// sweepEvery is how often a shard forgets its full buckets.
-const sweepEvery = time.Minute
-
-// Config says how many calls a minute are allowed.
-type Config struct {
-	// PerMinute is everybody's; 0: PerMinute.
+// Rate is how often a name may call.
+type Rate struct {
+	// PerMinute is how many calls a minute are allowed; 0: PerMinute.
 	PerMinute int
-	// Principals has those who have another.
-	Principals map[string]int
+	// Burst is how many may come at once; 0: as many as in a minute.
+	Burst int
+	// Unlimited lets every call pass, and counts none.
+	Unlimited bool
+}
+
+func (r Rate) complete() Rate {
+	if r.PerMinute <= 0 {
+		r.PerMinute = PerMinute
+	}
+	if r.Burst <= 0 {
+		r.Burst = r.PerMinute
+	}
+	return r
 }
 
 // Limiter counts. It is safe for use by many goroutines.
 type Limiter struct {
-	config Config
 	seed   maphash.Seed
 	shards [shards]shard
 }
 
 type shard struct {
 	mu      sync.Mutex
-	buckets map[string]*rate.Limiter
+	buckets map[string]bucket
 	swept   time.Time
 }
 
-// New makes a limiter whose buckets are all full.
-func New(cfg Config) *Limiter {
-	if cfg.PerMinute <= 0 {
-		cfg.PerMinute = PerMinute
+// bucket is how much of its rate a name has used. It holds what was taken and
+// not what is left, so that another rate or burst acts at once.
+type bucket struct {
+	// used is in calls, as of at (Unix nanoseconds).
+	used float64
+	at   int64
+	// perMinute is the rate that used shrinks by until the next call.
+	perMinute int
+}
+
+// settle lets used shrink until now. A clock that was set back changes nothing.
+func (b *bucket) settle(now int64) {
+	if passed := now - b.at; passed > 0 {
+		b.used = max(0, b.used-float64(passed)*float64(b.perMinute)/float64(time.Minute))
 	}
-	l := &Limiter{config: cfg, seed: maphash.MakeSeed()}
+	b.at = now
+}
+
+// New makes a limiter that has counted nothing.
+func New() *Limiter {
+	l := &Limiter{seed: maphash.MakeSeed()}
 	for i := range l.shards {
-		l.shards[i].buckets = map[string]*rate.Limiter{}
+		l.shards[i].buckets = map[string]bucket{}
 	}
 	return l
 }
 
 // Take counts one call of a name at that moment, or refuses it with
-// ResourceExhausted, which says when the next one will be allowed.
-func (l *Limiter) Take(name string, now time.Time) error {
-	bucket := l.bucket(name, now)
-	if bucket.AllowN(now, 1) {
-		return nil
-	}
-	return l.refusal(name, bucket, now)
+// ResourceExhausted, which says when the next one will be allowed. A name's rate
+// may differ from call to call: it is the last one that counts.
+func (l *Limiter) Take(name string, r Rate, now time.Time) error {
+	return l.ask(name, r, now, 1)
 }
 
 // Peek tells what Take would, and counts nothing.
-func (l *Limiter) Peek(name string, now time.Time) error {
-	bucket := l.bucket(name, now)
-	if bucket.TokensAt(now) >= 1 {
+func (l *Limiter) Peek(name string, r Rate, now time.Time) error {
+	return l.ask(name, r, now, 0)
+}
+
+func (l *Limiter) ask(name string, r Rate, now time.Time, take float64) error {
+	if r.Unlimited {
 		return nil
 	}
-	return l.refusal(name, bucket, now)
-}
-
-func (l *Limiter) refusal(name string, bucket *rate.Limiter, now time.Time) error {
-	perMinute := l.perMinute(name)
-	missing := 1 - bucket.TokensAt(now)
-	wait := time.Duration(missing * float64(time.Minute) / float64(perMinute)).Round(time.Millisecond)
-	return errdefs.New(errdefs.ResourceExhausted, "RATE_LIMIT_EXCEEDED",
-		"%s has made more than %d calls a minute; the next one is allowed in %s", name, perMinute, wait).
-		With("principal", name).WithRetry(max(wait, time.Millisecond))
-}
-
-func (l *Limiter) perMinute(name string) int {
-	if n, ok := l.config.Principals[name]; ok && n > 0 {
-		return n
-	}
-	return l.config.PerMinute
-}
-
-func (l *Limiter) bucket(name string, now time.Time) *rate.Limiter {
+	r = r.complete()
 	s := &l.shards[maphash.String(l.seed, name)%shards]
+	if over := s.ask(name, r, now, take); over > 0 {
+		return refusal(name, r, over)
+	}
+	return nil
+}
+
+// ask gives how many calls too many one more would be; 0: it is allowed.
+func (s *shard) ask(name string, r Rate, now time.Time, take float64) (over float64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now.Sub(s.swept) >= sweepEvery {
 		s.sweep(now)
 	}
-	b, ok := s.buckets[name]
-	if !ok {
-		n := l.perMinute(name)
-		b = rate.NewLimiter(rate.Limit(float64(n)/60), n)
-		s.buckets[name] = b
+	at := now.UnixNano()
+	b, known := s.buckets[name]
+	if known {
+		b.settle(at)
+	} else {
+		b.at = at
 	}
-	return b
+	b.perMinute = r.PerMinute
+	if over = max(0, b.used+1-float64(r.Burst)); over == 0 {
+		b.used += take
+	}
+	if !known && b.used == 0 {
+		return over
+	}
+	if !known && len(s.buckets) >= maxNames/shards {
+		s.makeRoom(at)
+	}
+	s.buckets[name] = b
+	return over
 }
 
 // sweep forgets the buckets that are full: a new one would be the same.
 func (s *shard) sweep(now time.Time) {
 	s.swept = now
+	at := now.UnixNano()
 	for name, b := range s.buckets {
-		if b.TokensAt(now) >= float64(b.Burst()) {
+		if b.settle(at); b.used == 0 {
 			delete(s.buckets, name)
 		}
 	}
+}
+
+// makeRoom forgets the one of some names that has used the least: whoever is at
+// its limit stays there, however many names others make up.
+func (s *shard) makeRoom(at int64) {
+	least, name, seen := math.Inf(1), "", 0
+	for n, b := range s.buckets {
+		if b.settle(at); b.used < least {
+			least, name = b.used, n
+		}
+		if seen++; seen == sample {
+			break
+		}
+	}
+	delete(s.buckets, name)
+}
+
+// refusal says when the next call is allowed. It is made for each call of a
+// flood, hence without formatting.
+func refusal(name string, r Rate, over float64) error {
+	wait := time.Duration(math.Ceil(over*60e3/float64(r.PerMinute))) * time.Millisecond
+	return (&errdefs.Error{
+		Kind: errdefs.ResourceExhausted, Code: "RATE_LIMIT_EXCEEDED",
+		Message: name + " has made more than " + strconv.Itoa(r.PerMinute) + " calls a minute (" + strconv.Itoa(r.Burst) +
+			" at once); the next one is allowed in " + wait.String(),
+	}).With("principal", name).WithRetry(wait)
 }

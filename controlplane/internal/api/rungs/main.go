@@ -1,0 +1,75 @@
+// Command rungs serves one answer on several ports of one process: bare, and
+// behind one stage after another of the chain that calls to a replica pass.
+// The bench drives it to measure what each stage costs. It is no part of the
+// product; it lies here since the stages are internal to the control plane.
+//
+// It writes its certificates under the directory that it is given, prints one
+// line of JSON that says what it serves, and then answers each line of its
+// input with what the process has used so far. It ends with its input.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+)
+
+func main() {
+	dir := flag.String("dir", "", "directory for certificates and the audit log")
+	nodes := flag.Int("nodes", 10, "how many nodes the answer lists")
+	flag.Parse()
+	if err := run(*dir, *nodes); err != nil {
+		fmt.Fprintln(os.Stderr, "rungs:", err)
+		os.Exit(1)
+	}
+}
+
+// Used is what the process has used since its start.
+type Used struct {
+	Mallocs uint64 `json:"mallocs"`
+	CPU     int64  `json:"cpu_ns"`
+}
+
+func run(dir string, nodes int) error {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	h, err := newHouse(dir, nodes)
+	if err != nil {
+		return err
+	}
+	for _, component := range []func(context.Context) error{h.trail.Run, h.chain.Run} {
+		go func() { _ = component(ctx) }() // for as long as the process lives
+	}
+	if err := h.serve(ctx); err != nil {
+		return err
+	}
+	out := json.NewEncoder(os.Stdout)
+	if err := out.Encode(h.offer); err != nil {
+		return fmt.Errorf("telling what is served: %w", err)
+	}
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		used, err := used()
+		if err != nil {
+			return err
+		}
+		if err := out.Encode(used); err != nil {
+			return fmt.Errorf("telling what was used: %w", err)
+		}
+	}
+	return nil
+}
+
+func used() (Used, error) {
+	var cpu syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &cpu); err != nil {
+		return Used{}, fmt.Errorf("asking for the processor time: %w", err)
+	}
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	return Used{Mallocs: memory.Mallocs, CPU: cpu.Utime.Nano() + cpu.Stime.Nano()}, nil
+}
