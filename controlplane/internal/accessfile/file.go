@@ -37,9 +37,13 @@ type Config struct {
 // File keeps the policy of one file current. It is safe for concurrent use.
 type File struct {
 	cfg     Config
-	mu      sync.Mutex // one load at a time, so that an older one never wins
-	seen    stamp      // of what was last loaded, or refused
 	current atomic.Pointer[Policy]
+
+	mu sync.Mutex // one load at a time, so that an older one never wins
+	// seen is of what was last read.
+	seen stamp
+	// refusal is why that was refused; empty if it was not.
+	refusal string
 
 	waiting sync.Mutex
 	changed chan struct{}
@@ -51,7 +55,13 @@ type stamp struct {
 	size     int64
 	inode    uint64
 	mode     fs.FileMode
+	// fresh says that it had changed just before: another change right after may
+	// bear the same time.
+	fresh bool
 }
+
+// settled is the age at which a file's next change is sure to bear another time.
+const settled = time.Second
 
 // Open reads the file. Its error is one line that names the file and, where
 // the content is at fault, the line.
@@ -80,6 +90,9 @@ func None() *File {
 // Current is the policy in force, never nil.
 func (f *File) Current() *Policy { return f.current.Load() }
 
+// Name is the file's path; empty where there is none.
+func (f *File) Name() string { return f.cfg.Path }
+
 // Changed gives a channel that is closed when another policy comes into force
 // after this call. Ask for it before reading Current, or a change in between
 // goes unseen.
@@ -94,6 +107,7 @@ func (f *File) Changed() <-chan struct{} {
 func (f *File) Reload() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.refusal = "" // who asks is told anew
 	return f.reload()
 }
 
@@ -103,6 +117,8 @@ func (f *File) reload() error {
 	}
 	next, stamp, err := load(f.cfg.Path)
 	f.seen = stamp
+	told := f.refusal
+	f.refusal = ""
 	was := f.current.Load()
 	if err == nil && next.Version != was.Version && f.cfg.Accept != nil {
 		if err = f.cfg.Accept(next); err != nil {
@@ -110,6 +126,9 @@ func (f *File) reload() error {
 		}
 	}
 	if err != nil {
+		if f.refusal = err.Error(); f.refusal == told {
+			return err
+		}
 		f.cfg.Log.Error("the access file is refused; what it said before stays in force", "error", err)
 		f.tell(nil, err)
 		return err
@@ -161,7 +180,7 @@ func (f *File) lookAgain() {
 	if info, err := os.Stat(f.cfg.Path); err == nil {
 		now = stampOf(info)
 	}
-	if now != f.seen {
+	if now != f.seen || now.fresh {
 		_ = f.reload() // it has told of the error
 	}
 }
@@ -195,7 +214,7 @@ func load(path string) (*Policy, stamp, error) {
 }
 
 func stampOf(info fs.FileInfo) stamp {
-	s := stamp{modified: info.ModTime(), size: info.Size(), mode: info.Mode()}
+	s := stamp{modified: info.ModTime(), size: info.Size(), mode: info.Mode(), fresh: time.Since(info.ModTime()) < settled}
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
 		s.inode = sys.Ino
 	}

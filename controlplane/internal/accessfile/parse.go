@@ -189,7 +189,7 @@ func (p *parser) tenants(n *yaml.Node) {
 					record.Storage = append(record.Storage, s)
 					where := place{s.GetBackend(), s.GetPool(), s.GetName()}
 					if other, ok := held[where]; ok {
-						p.failf(item, "%s: %s is tenant %s's already, in line %d", field, where, other.tenant, other.at.Line)
+						p.failf(item, "%s: storage: %s is tenant %s's already, in line %d", field, where, other.tenant, other.at.Line)
 					}
 					held[where] = holding{tenant: e.key.Value, at: item}
 					order = append(order, where)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -178,6 +179,9 @@ func (r *reader) matches(n *yaml.Node, field string, most int, pattern *regexp.R
 // document gives the root of the one document that the content holds; nil for
 // an empty one.
 func document(file string, content []byte) (*yaml.Node, error) {
+	if err := legible(file, content); err != nil {
+		return nil, err
+	}
 	decoder := yaml.NewDecoder(strings.NewReader(string(content)))
 	var doc, more yaml.Node
 	switch err := decoder.Decode(&doc); {
@@ -198,16 +202,40 @@ func document(file string, content []byte) (*yaml.Node, error) {
 	return doc.Content[0], nil
 }
 
-// lineOf finds the line in the parser's own message.
+// lineOf finds the line in the YAML package's own message.
 var lineOf = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(.*)$`)
+
+// below are the messages whose line that package counts from 0.
+var below = regexp.MustCompile(`^(did not find expected (<|node content|'-' indicator|key|',' or)|found (duplicate|undefined|incompatible) )`)
 
 // syntax says where YAML itself is broken, in our form.
 func syntax(file string, err error) error {
 	message, _, _ := strings.Cut(err.Error(), "\n")
 	found := lineOf.FindStringSubmatch(message)
-	line := 1
-	if found[1] != "" {
+	line, numbered := 1, found[1] != ""
+	if numbered {
 		_, _ = fmt.Sscan(found[1], &line) // digits only
 	}
+	if numbered && below.MatchString(found[2]) {
+		line++
+	}
 	return &fault{file: file, line: line, reason: "it is no YAML: " + clip(found[2])}
+}
+
+// legible refuses what is no text, which the YAML package does without a line.
+func legible(file string, content []byte) error {
+	line := 1
+	for rest := content; len(rest) > 0; {
+		r, size := utf8.DecodeRune(rest)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			return &fault{file: file, line: line, reason: "it is not UTF-8 text"}
+		case r == '\n':
+			line++
+		case r < ' ' && r != '\t' && r != '\r', r == 0x7f:
+			return &fault{file: file, line: line, reason: fmt.Sprintf("it holds the control character %#x", r)}
+		}
+		rest = rest[size:]
+	}
+	return nil
 }
