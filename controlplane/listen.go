@@ -95,7 +95,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	codec := rpc.NewCodec()
 	public := api.New(api.Config{
 		Cluster: record.Cluster, Replica: record.Name, Fingerprint: certs.Fingerprint(ca.Certificate()),
-		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
+		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, AccessFile: r.access, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
 	})
 	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers()

@@ -55,9 +55,9 @@ func table() []layer {
 		{[]string{cp + "authn"}, "who a caller is", with(cp+"cluster", cp+"accessfile", "shared/rpc", "certs")},
 		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn", cp+"accessfile")},
 		{[]string{"shared/auditlog"}, "the audit log's format and its proof: replicas write it, hvctl checks copies without a replica's help", nil},
-		{[]string{cp + "access"}, "the rules of changing who may do what; the leader's keeper of keys", with(append(state, cp+"authz", cp+"election")...)},
+		{[]string{cp + "access"}, "the rules of changing who may do what; the leader's keeper of keys", with(append(state, cp+"authn", cp+"authz", cp+"accessfile", cp+"election")...)},
 		{[]string{cp + "audit"}, "what a caller did; its end goes to etcd", with(append(state, "shared/auditlog")...)},
-		{[]string{cp + "limit"}, "how often a caller may", with(cp+"cluster", cp+"authn")},
+		{[]string{cp + "limit"}, "how often a caller may; knows names and rates", []string{"shared/errdefs"}},
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
 		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd; what tunnels refused is audited", with(append(state, cp+"election", cp+"planner", cp+"audit")...)},
@@ -65,8 +65,11 @@ func table() []layer {
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
-			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs",
+			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"accessfile", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs", "shared/auditlog",
 		)...)},
+		{[]string{cp + "api/rungs"}, "what each stage of the chain costs: the bench's, and no part of the product", with(
+			cp+"api", cp+"authn", cp+"authz", cp+"limit", cp+"audit", cp+"cluster", "shared/rpc", "certs",
+		)},
 		{[]string{cp + "gateway/debvisor/v1"}, "generated: messages to paths", nil},
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
@@ -74,7 +77,7 @@ func table() []layer {
 			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
-		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client", []string{"shared/errdefs", "shared/rpc", "shared/obs"}},
+		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client, and how to check a copy of an audit log", []string{"shared/errdefs", "shared/rpc", "shared/obs", "shared/auditlog"}},
 
 		{[]string{ag + "hypervisor"}, "the only package that touches libvirt", with()},
 		{[]string{ag + "tunnel"}, "byte streams between agents", with("certs")},

@@ -20,13 +20,19 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// sourceMade is the source of a key that CreateKey or RotateKey made.
-const sourceMade = "hvctl"
+// The sources of keys in etcd.
+const (
+	// sourceEtcd is that of the contract's manual set-up.
+	sourceEtcd = authz.SourceEtcd
+	// sourceMade is that of what CreateKey and RotateKey make.
+	sourceMade = "hvctl"
+)
 
 // operatorRole is the built-in role that founders have.
 const operatorRole = "operator"
@@ -34,18 +40,17 @@ const operatorRole = "operator"
 // World is all that says who may do what, as one replica sees it at a moment.
 type World struct {
 	*cluster.Snapshot
-	// Policy knows which records are in force, those of the access file among
-	// them.
+	// Policy knows which records are in force, those of File among them.
 	Policy *authz.Authorizer
-	// FileName is what the access file is called, which changes what it says.
-	FileName string
+	// File alone changes what it says.
+	File *accessfile.File
 }
 
 // inFile refuses to change by a call what the access file says.
 func (w World) inFile(what, name string) error {
 	return errdefs.New(errdefs.FailedPrecondition, "IN_ACCESS_FILE",
-		"%s %q comes from the replicas' access file %s, and is changed there only", what, name, w.FileName).
-		With(what, name).With("file", w.FileName)
+		"%s %q comes from the replicas' access file %s, and is changed there only", what, name, w.File.Name()).
+		With(what, name).With("file", w.File.Name())
 }
 
 // sorted gives values in order, each once, in a list of its own.

@@ -46,12 +46,12 @@ type lab struct {
 	store  *store.Store
 	view   *store.View
 	policy *authz.Authorizer
-	file   string
+	file   *accessfile.File
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	l := &lab{t: t, client: storetest.Client(t), file: filepath.Join(t.TempDir(), "access.yaml")}
+	l := &lab{t: t, client: storetest.Client(t)}
 	l.store = store.New(l.client)
 	l.view = store.NewView(l.client, hclog.NewNullLogger())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -65,20 +65,21 @@ func newLab(t *testing.T) *lab {
 		<-done
 	})
 	<-l.view.Ready()
-	if err := os.WriteFile(l.file, []byte(policyFile), 0o600); err != nil {
+	path := filepath.Join(t.TempDir(), "access.yaml")
+	if err := os.WriteFile(path, []byte(policyFile), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, err := accessfile.Open(accessfile.Config{Path: l.file, Log: hclog.NewNullLogger()})
-	if err != nil {
+	var err error
+	if l.file, err = accessfile.Open(accessfile.Config{Path: path, Log: hclog.NewNullLogger()}); err != nil {
 		t.Fatal(err)
 	}
-	l.policy = authz.New(authz.Config{Founders: []string{"operator"}, File: file})
+	l.policy = authz.New(authz.Config{Founders: []string{"operator"}, File: l.file})
 	return l
 }
 
 // now is the world as the replica sees it.
 func (l *lab) now() access.World {
-	return access.World{Snapshot: l.view.Current(), Policy: l.policy, FileName: l.file}
+	return access.World{Snapshot: l.view.Current(), Policy: l.policy, File: l.file}
 }
 
 // world makes the store hold these records and no others, each in a line:

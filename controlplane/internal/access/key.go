@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -15,7 +16,8 @@ import (
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// heldKey is a key with whose it is and where it came from.
+// heldKey is a key with whose it is (empty: nobody's that has a record) and
+// where it came from.
 type heldKey struct {
 	id, principal, source string
 	record                *storev1.APIKey
@@ -28,39 +30,22 @@ func (k heldKey) live(now time.Time) bool {
 
 // keys gives every key, by principal, then by age.
 func (w World) keys() []heldKey {
-	named := w.namedKeys()
+	holders := authn.Holders(w.Snapshot, w.File.Current())
 	var keys []heldKey
 	for _, r := range w.Policy.Keys(w.Snapshot) {
-		keys = append(keys, named.held(r))
+		k := heldKey{id: r.Name, principal: holders[r.Name], source: r.Source, record: r.Value}
+		if _, ok := w.Policy.Principal(w.Snapshot, k.principal); !ok {
+			k.principal = r.Value.GetPrincipal()
+		}
+		if r.Source != authz.SourceFile && r.Value.GetSource() != "" {
+			k.source = r.Value.GetSource()
+		}
+		keys = append(keys, k)
 	}
 	slices.SortStableFunc(keys, func(a, b heldKey) int {
 		return cmp.Or(cmp.Compare(a.principal, b.principal), a.record.GetCreatedAt().AsTime().Compare(b.record.GetCreatedAt().AsTime()))
 	})
 	return keys
-}
-
-// named says which principal's record names a key, by the key's id or hash.
-type named map[string]string
-
-// namedKeys reads the principals' records: in the contract's manual set-up a
-// key's own says nothing of whose it is.
-func (w World) namedKeys() named {
-	of := named{}
-	for _, p := range w.Policy.Principals(w.Snapshot) {
-		if ref := p.Value.GetApikeyId(); ref != "" {
-			of[ref] = p.Name
-		}
-	}
-	return of
-}
-
-func (n named) held(r authz.Record[*storev1.APIKey]) heldKey {
-	k := heldKey{id: r.Name, source: r.Source, record: r.Value}
-	k.principal = cmp.Or(r.Value.GetPrincipal(), n[r.Name], n[store.HashedKey+r.Value.GetSha256()])
-	if r.Source != authz.SourceFile && r.Value.GetSource() != "" {
-		k.source = r.Value.GetSource()
-	}
-	return k
 }
 
 // findKey gives a key of etcd; NotFound where there is none of that id,
@@ -129,8 +114,8 @@ func (w World) dropKey(c *store.Change, id string) {
 // a key's principal names the key, if it does.
 func (w World) rename(c *store.Change, k heldKey, ref string) {
 	entry, ok := w.Principals[k.principal]
-	was := entry.Value.GetApikeyId()
-	if !ok || was != k.id && was != store.HashedKey+k.record.GetSha256() {
+	names := []string{k.id, store.HashKey(k.id), store.HashedKey + k.record.GetSha256()}
+	if !ok || !slices.Contains(names, entry.Value.GetApikeyId()) {
 		return
 	}
 	record := proto.CloneOf(entry.Value)

@@ -96,6 +96,8 @@ func TestTwoLiveKeysAtMost(t *testing.T) {
 		{"key 0123456789abcdef - -\nnames ci 0123456789abcdef\nkey b ci -", false},
 		{"plain ci-system open-sesame\nnames ci open-sesame\nkey b ci -", false},
 		{"plain ci-system open-sesame\nnames ci another\nkey b ci -", true},
+		{"plain ci open-sesame\nkey b ci -", false},
+		{"plain ci-system open-sesame\nnames ci ci-system\nkey b ci -", false},
 	} {
 		w := l.world("principal ci - viewer\n" + c.keys)
 		_, err := made(t, 0).Create(w, "ci", "")

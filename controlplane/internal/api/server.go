@@ -13,6 +13,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -38,6 +39,8 @@ type Config struct {
 	Store       *store.Store
 	Operations  *operations.Operations
 	Authz       *authz.Authorizer
+	// AccessFile is the one that Authz reads; nil: there is none.
+	AccessFile *accessfile.File
 	// Audit is asked for its health.
 	Audit *audit.Log
 	// Codec is the callers' server's; nil: answers are never kept encoded.
@@ -77,6 +80,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	})
 	debvisorv1.RegisterStorageServiceServer(to, &storageService{view: s.cfg.View, authz: s.cfg.Authz})
 	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
+	debvisorv1.RegisterAccessServiceServer(to, newAccessService(s.cfg))
 	healthv1.RegisterHealthServer(to, s.health)
 	if server, ok := to.(reflection.GRPCServer); ok {
 		reflection.Register(server)
