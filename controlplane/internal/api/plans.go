@@ -49,7 +49,7 @@ func (s *migrationService) PlanRebalance(ctx context.Context, req *debvisorv1.Re
 // plan has the leader compute a plan.
 func (s *migrationService) plan(ctx context.Context, kind string, req proto.Message) (*debvisorv1.Plan, error) {
 	p, err := s.desk.Ask(ctx, plans.Request{
-		Kind: kind, Principal: authn.From(ctx).Name, Tenant: tenantOf(ctx, s.view.Current()), Message: req,
+		Kind: kind, Principal: authn.From(ctx).Name, Tenant: tenantOf(ctx), Message: req,
 	})
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ func (s *storageService) CloneRbdFromTemplate(ctx context.Context, req *debvisor
 func (s *storageService) unbuilt(ctx context.Context, what string, named ...*debvisorv1.DatasetRef) error {
 	snapshot := s.view.Current()
 	for _, ref := range named {
-		if err := s.own(snapshot, tenantOf(ctx, snapshot), ref); err != nil {
+		if err := s.own(snapshot, tenantOf(ctx), ref); err != nil {
 			return err
 		}
 	}

@@ -7,7 +7,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -17,17 +16,16 @@ import (
 // scopeOf is what of a snapshot the caller of a call may know. Handlers look for
 // VMs, operations and plans in it and nowhere else.
 func scopeOf(ctx context.Context, s *cluster.Snapshot) cluster.Scope {
-	return s.Within(tenantOf(ctx, s))
+	return s.Within(tenantOf(ctx))
 }
 
 // tenantOf is the tenant that the caller of a call is confined to; empty: to
-// none.
-func tenantOf(ctx context.Context, s *cluster.Snapshot) string {
-	caller := authn.From(ctx)
-	if caller == nil || caller.Principal == nil {
-		return ""
+// none. Outside of a chain nobody calls.
+func tenantOf(ctx context.Context) string {
+	if grant := grantOf(ctx); grant != nil {
+		return grant.Tenant()
 	}
-	return s.Principals[caller.Name].Value.GetTenant()
+	return ""
 }
 
 // awaitEnd waits for the end of an operation and gives it as its caller may read it.
@@ -68,7 +66,7 @@ func readable(scope cluster.Scope, op *storev1.Operation) *storev1.Operation {
 // use by driver QEMU, domain web").
 var (
 	idInText     = regexp.MustCompile(`[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\b(?:op|plan)-[0-9a-z]{26}\b`) //nolint:gochecknoglobals // constant
-	domainInText = regexp.MustCompile(`(domain ')([^']*)'|(by driver [^,]*, domain )(\S+)`)                                 //nolint:gochecknoglobals // constant
+	domainInText = regexp.MustCompile(`(domain ')([^']*)'|(by driver [^,]*, domain )([^\s,;:]+)`)                                 //nolint:gochecknoglobals // constant
 )
 
 // hidden is in the place of a name that the caller may not know.

@@ -57,7 +57,7 @@ func (s *vmService) GetVM(ctx context.Context, ref *debvisorv1.VMRef) (*debvisor
 // for as long as inventory remembers a VM that no node has any more. A caller
 // that is confined to a tenant cannot give a VM away: InvalidArgument.
 func (s *vmService) SetVMPolicy(ctx context.Context, req *debvisorv1.VMPolicyRequest) (*debvisorv1.VM, error) {
-	policy, err := normal(req.GetPolicy(), tenantOf(ctx, s.view.Current()))
+	policy, err := normal(req.GetPolicy(), tenantOf(ctx))
 	if err != nil {
 		return nil, err
 	}
