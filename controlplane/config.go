@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"net"
+	"reflect"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -23,8 +24,6 @@ type Config struct {
 	// AgentsListen is the agents' listener, host:port; empty: the callers' host
 	// with port 7444.
 	AgentsListen string
-	// GatewayListen is the listener for HTTP/JSON, host:port; empty: none.
-	GatewayListen string
 	// GatewayListen is the listener for HTTP/JSON, host:port; empty: none.
 	GatewayListen string
 	// Advertise and AgentsAdvertise are how others reach the two listeners,
@@ -49,6 +48,8 @@ type Config struct {
 	PerMinute int
 	// AccessFile is a file with an access policy beside that in etcd; empty: none.
 	AccessFile string
+	// JWT says which tokens are accepted.
+	JWT JWT
 	// LeaderTTL is how long a leader that is not heard of leads on; 0: 3 s.
 	LeaderTTL time.Duration
 	// ServerLife and AgentLife are the lives of certificates; 0: 30 days.
@@ -93,13 +94,11 @@ func (c *Config) complete() error {
 			return errdefs.Field("--gateway-listen", c.GatewayListen, "host:port, such as 192.0.2.10:7446")
 		}
 	}
-	if c.GatewayListen != "" {
-		if _, _, err := net.SplitHostPort(c.GatewayListen); err != nil {
-			return errdefs.Field("--gateway-listen", c.GatewayListen, "host:port, such as 192.0.2.10:7446")
-		}
-	}
 	if ttl := c.LeaderTTL; ttl != 0 && (ttl < time.Second || ttl > 5*time.Second || ttl%time.Second != 0) {
 		return errdefs.Field("--leader-ttl", ttl.String(), "whole seconds from 1s to 5s")
+	}
+	if c.JWT.Key == "" && c.JWT.JWKS == "" && !reflect.ValueOf(c.JWT).IsZero() {
+		return errdefs.New(errdefs.InvalidArgument, "INVALID_FIELD", "the --jwt-… flags say nothing without --jwt-key or --jwt-jwks")
 	}
 	if set := []string{c.TLSCert, c.TLSKey, c.TLSCA}; (set[0] == "") != (set[1] == "") || (set[0] == "") != (set[2] == "") {
 		return errdefs.New(errdefs.InvalidArgument, "INVALID_FIELD",

@@ -7,6 +7,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/debvisor/debvisor/controlplane/internal/access"
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
 	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
@@ -30,6 +32,7 @@ type led struct {
 	ops      *operations.Operations
 	view     *store.View
 	store    *store.Store
+	audit    *audit.Log
 	// etcd is the embedded one; nil with an outside one.
 	etcd *store.Embedded
 	log  hclog.Logger
@@ -48,6 +51,8 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	}
 	sweeper := enroll.Sweeper{View: d.view, Store: d.store, Fence: l.Fence, Log: d.log.Named("enroll")}
 	group.Add("tokens", sweeper.Run)
+	keeper := access.Keeper{View: d.view, Store: d.store, Fence: l.Fence, Audit: d.audit, Log: d.log.Named("access")}
+	group.Add("plain keys", keeper.Run)
 	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })

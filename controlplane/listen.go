@@ -71,7 +71,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),
-		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, log: log.Named("leader"),
+		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{
@@ -100,6 +100,10 @@ func (r *replica) openListeners(ctx context.Context) error {
 	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers()
 	chain.Limit = limit.New()
+	if r.bearers, err = r.openBearers(); err != nil {
+		return err
+	}
+	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Bearers: r.bearers.Bearers})
 	callersChain := api.NewChain(chain)
 	r.chains = []*api.Chain{agentsChain, callersChain}
 

@@ -37,6 +37,7 @@ type replica struct {
 	audit    *audit.Log
 	access   *accessfile.File
 	authz    *authz.Authorizer
+	bearers  *bearers
 	// chains are those of both listeners.
 	chains  []*api.Chain
 	callers *listener
@@ -72,6 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 	// their stop, before: sessions, which end with leadership, and watches.
 	group.Add("replica's record", r.announce)
 	group.Add("access file", r.access.Run)
+	r.bearers.run(&group)
 	group.Add("SIGHUP", r.hangUps)
 	for _, chain := range r.chains {
 		group.Add("chain", chain.Run)

@@ -55,7 +55,7 @@ func table() []layer {
 		{[]string{cp + "authn"}, "who a caller is", with(cp+"cluster", cp+"accessfile", "shared/rpc", "certs")},
 		{[]string{cp + "authz"}, "what a caller may do", with(cp+"cluster", cp+"authn", cp+"accessfile")},
 		{[]string{"shared/auditlog"}, "the audit log's format and its proof: replicas write it, hvctl checks copies without a replica's help", nil},
-		{[]string{cp + "access"}, "the rules of changing who may do what; the leader's keeper of keys", with(append(state, cp+"authn", cp+"authz", cp+"accessfile", cp+"election")...)},
+		{[]string{cp + "access"}, "the rules of changing who may do what; the leader's keeper of keys", with(append(state, cp+"authn", cp+"authz", cp+"accessfile", cp+"election", cp+"audit")...)},
 		{[]string{cp + "audit"}, "what a caller did; its end goes to etcd", with(append(state, "shared/auditlog")...)},
 		{[]string{cp + "limit"}, "how often a caller may; knows names and rates", []string{"shared/errdefs"}},
 		{[]string{cp + "enroll"}, "tokens and agents' certificates; speaks of the peers of calls", with(append(state, "certs", "shared/rpc")...)},
@@ -73,7 +73,7 @@ func table() []layer {
 		{[]string{cp + "gateway/debvisor/v1"}, "generated: messages to paths", nil},
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
-			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"authn", cp+"authz", cp+"audit",
+			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"access", cp+"authn", cp+"authz", cp+"audit",
 			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},

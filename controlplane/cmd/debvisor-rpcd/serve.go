@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/debvisor/debvisor/controlplane"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
@@ -74,7 +75,6 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7443", "the callers' listener, host:port")
 	f.StringVar(&cfg.AgentsListen, "agents-listen", "", "the agents' listener, host:port (default: the callers' host with port 7444)")
 	f.StringVar(&cfg.GatewayListen, "gateway-listen", "", "the listener for HTTP/JSON, host:port, such as 127.0.0.1:7446 (default: none)")
-	f.StringVar(&cfg.GatewayListen, "gateway-listen", "", "the listener for HTTP/JSON, host:port, such as 127.0.0.1:7446 (default: none)")
 	f.StringVar(&cfg.Advertise, "advertise", "", "how others reach the callers' listener, host:port (default: as --listen)")
 	f.StringVar(&cfg.AgentsAdvertise, "agents-advertise", "", "how agents reach their listener, host:port (default: as --agents-listen)")
 	f.StringVar(&cfg.EtcdPeerListen, "etcd-peer-listen", "", "where etcd listens for the other replicas, IP:port (default: as init or join was told)")
@@ -84,6 +84,7 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 	f.StringVar(&cfg.EtcdKey, "etcd-key", "", "its key file")
 	f.IntVar(&cfg.PerMinute, "rate-limit", defaultPerMinute, "calls a minute that a principal may make of this replica; 0: no limit")
 	f.StringVar(&cfg.AccessFile, "access-file", "", "principals, roles, tenants and hashes of keys beside those in etcd, YAML")
+	jwtFlags(f, &cfg.JWT)
 	f.DurationVar(&cfg.LeaderTTL, "leader-ttl", 0, "how long a leader that is not heard of leads on, 1s to 5s (default 3s)")
 	f.DurationVar(&cfg.AgentLife, "agent-cert-life", 0, "the life of agents' certificates (default 30 days)")
 	f.DurationVar(&cfg.ServerLife, "server-cert-life", 0, "the life of the replica's own certificates (default 30 days)")
@@ -92,6 +93,16 @@ func serveFlags(cmd *cobra.Command, cfg *controlplane.Config, logCfg *obs.LogCon
 		"the socket of the syslog that takes the audit log's lines while its file cannot be written; \"none\": changes are then refused")
 	f.StringVar(&logCfg.File, "log-file", env("RPC_LOG_FILE", "/var/log/debvisor/rpc.log"), "the log; \"-\": standard error")
 	f.StringVar(&logCfg.Level, "log-level", env("RPC_LOG_LEVEL", "info"), "trace, debug, info, warn or error")
+}
+
+func jwtFlags(f *pflag.FlagSet, jwt *controlplane.JWT) {
+	f.StringVar(&jwt.Key, "jwt-key", "", "public keys or certificates of the issuer whose JWTs are accepted, PEM, read anew when changed")
+	f.StringVar(&jwt.JWKS, "jwt-jwks", "", "or the https address of the issuer's key set")
+	f.StringVar(&jwt.JWKSCA, "jwt-jwks-ca", "", "the CAs that vouch for that address, PEM (default: the host's)")
+	f.StringVar(&jwt.Issuer, "jwt-issuer", "", "what a JWT must have as its issuer (default debvisor-auth)")
+	f.StringVar(&jwt.Audience, "jwt-audience", "", "what a JWT must have among its audience (default debvisor-rpc)")
+	f.StringSliceVar(&jwt.Algorithms, "jwt-algorithms", nil, "the algorithms accepted: RS256, ES256 or both (default RS256)")
+	f.BoolVar(&jwt.TrustPermissions, "jwt-trust-permissions", false, "grant what a JWT's claim \"permissions\" lists, besides what records grant")
 }
 
 func env(name, otherwise string) string {
