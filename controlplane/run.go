@@ -64,6 +64,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	group.Add("view", r.view.Run)
+	recorder := audit.Recorder{
+		Log: r.audit, Replica: r.member.Record().Name, View: r.view, Store: r.store, Logger: cfg.Log.Named("audit"),
+	}
+	group.Add("audit log's end", recorder.Run)
 	group.Add("audit log", r.audit.Run)
 	group.Add("certificates", r.member.Run)
 	if r.own != r.member.Server() {

@@ -54,6 +54,7 @@ type Config struct {
 type Server struct {
 	nodes  *nodeService
 	health *watchedHealth
+	audit  *auditService
 	cfg    Config
 }
 
@@ -62,6 +63,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg:    cfg,
 		health: newWatchedHealth(),
+		audit:  newAuditService(cfg.View, cfg.Audit, cfg.Replica),
 		nodes: &nodeService{
 			view: cfg.View, operations: cfg.Operations, authz: cfg.Authz, fingerprint: cfg.Fingerprint,
 			list:  &nodeList{view: cfg.View, codec: cfg.Codec, heard: cfg.Heard},
@@ -80,6 +82,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	})
 	debvisorv1.RegisterStorageServiceServer(to, &storageService{view: s.cfg.View, authz: s.cfg.Authz})
 	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
+	debvisorv1.RegisterAuditServiceServer(to, s.audit)
 	debvisorv1.RegisterAccessServiceServer(to, newAccessService(s.cfg))
 	healthv1.RegisterHealthServer(to, s.health)
 	if server, ok := to.(reflection.GRPCServer); ok {
@@ -127,6 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Leave(ctx context.Context) error {
 	<-ctx.Done()
 	s.health.leave()
+	s.audit.leave()
 	s.cfg.Operations.Leave()
 	return nil
 }
