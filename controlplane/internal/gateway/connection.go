@@ -20,15 +20,21 @@ import (
 type connection struct {
 	net.Conn
 	inner *rpc.Inner
-	born  time.Time
-	// tooOld closes a connection that has not ended by itself long after it
-	// was asked to.
-	tooOld  *time.Timer
+	// until is when the peer is asked to connect anew.
+	until   time.Time
 	release func()
 
 	mu     sync.Mutex
+	tooOld *time.Timer
 	client *grpc.ClientConn
 	closed bool
+}
+
+// end closes a connection that has not ended by itself by then.
+func (c *connection) end(after time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tooOld = time.AfterFunc(after, func() { _ = c.Close() })
 }
 
 // Close closes both connections: calls that have not ended are cancelled.
@@ -36,12 +42,12 @@ func (c *connection) Close() error {
 	c.mu.Lock()
 	client, was := c.client, c.closed
 	c.client, c.closed = nil, true
+	c.tooOld.Stop()
 	c.mu.Unlock()
 	err := c.Conn.Close()
 	if was {
 		return err
 	}
-	c.tooOld.Stop()
 	c.release()
 	if client != nil {
 		return errors.Join(err, client.Close())
@@ -68,30 +74,34 @@ func (c *connection) open(state *tls.ConnectionState) (*grpc.ClientConn, error) 
 }
 
 // aged tells whether the peer is to be asked to connect anew.
-func (c *connection) aged(now time.Time) bool { return now.Sub(c.born) >= rpc.MaxConnectionAge }
+func (c *connection) aged(now time.Time) bool { return now.After(c.until) }
 
-// maxConnections is how many connections there may be, of all and of one
-// address: what is above is closed at once.
-const (
-	maxConnections           = 1024
-	maxConnectionsPerAddress = 128
-)
+// limits bound connections.
+type limits struct {
+	// all and perAddress are how many there may be: one above is closed at once.
+	all, perAddress int
+	// age is when a peer is asked to connect anew, and grace how long calls may
+	// still run after that.
+	age, grace time.Duration
+}
+
+func defaultLimits() limits {
+	return limits{all: 1024, perAddress: 128, age: rpc.MaxConnectionAge, grace: rpc.MaxConnectionAgeGrace}
+}
 
 // door accepts connections and counts them.
 type door struct {
 	net.Listener
 	inner *rpc.Inner
+	limits
 
-	mu    sync.Mutex
-	all   int
-	byIP  map[string]int
-	limit struct{ all, perAddress int }
+	mu   sync.Mutex
+	now  int
+	byIP map[string]int
 }
 
 func newDoor(lis net.Listener, inner *rpc.Inner) *door {
-	d := &door{Listener: lis, inner: inner, byIP: map[string]int{}}
-	d.limit.all, d.limit.perAddress = maxConnections, maxConnectionsPerAddress
-	return d
+	return &door{Listener: lis, inner: inner, limits: defaultLimits(), byIP: map[string]int{}}
 }
 
 // Accept waits for a connection that is not one too many.
@@ -106,8 +116,8 @@ func (d *door) Accept() (net.Conn, error) {
 			_ = raw.Close() // it was told nothing and said nothing
 			continue
 		}
-		c := &connection{Conn: raw, inner: d.inner, born: time.Now(), release: func() { d.leave(address) }}
-		c.tooOld = time.AfterFunc(rpc.MaxConnectionAge+rpc.MaxConnectionAgeGrace, func() { _ = c.Close() })
+		c := &connection{Conn: raw, inner: d.inner, until: time.Now().Add(d.age), release: func() { d.leave(address) }}
+		c.end(d.age + d.grace)
 		return c, nil
 	}
 }
@@ -115,10 +125,10 @@ func (d *door) Accept() (net.Conn, error) {
 func (d *door) admit(address string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.all >= d.limit.all || d.byIP[address] >= d.limit.perAddress {
+	if d.now >= d.all || d.byIP[address] >= d.perAddress {
 		return false
 	}
-	d.all++
+	d.now++
 	d.byIP[address]++
 	return true
 }
@@ -126,7 +136,7 @@ func (d *door) admit(address string) bool {
 func (d *door) leave(address string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.all--
+	d.now--
 	if d.byIP[address]--; d.byIP[address] == 0 {
 		delete(d.byIP, address)
 	}

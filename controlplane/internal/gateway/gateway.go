@@ -157,15 +157,13 @@ func (g *Gateway) Close() error { return g.lis.Close() }
 // Run serves until ctx ends; requests at work get a grace. The gRPC server must
 // not stop before.
 func (g *Gateway) Run(ctx context.Context) error {
-	served, failed := make(chan error, 1), make(chan error, 1)
-	go func() { served <- g.cfg.Server.Serve(g.inner) }()
-	go func() { failed <- g.http.ServeTLS(g.lis, "", "") }()
+	calls, requests := make(chan error, 1), make(chan error, 1)
+	go func() { calls <- g.cfg.Server.Serve(g.inner) }()
+	go func() { requests <- g.http.ServeTLS(g.lis, "", "") }()
 	select {
-	case err := <-failed:
-		_ = g.inner.Close() // never fails
-		<-served
-		return fmt.Errorf("serving %s: %w", g.Addr(), err)
-	case err := <-served:
+	case err := <-requests:
+		return errors.Join(fmt.Errorf("serving %s: %w", g.Addr(), err), g.endCalls(calls))
+	case err := <-calls:
 		return errors.Join(fmt.Errorf("serving %s: the gRPC server has stopped: %w", g.Addr(), err), g.http.Close())
 	case <-ctx.Done():
 	}
@@ -174,9 +172,18 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if err := g.http.Shutdown(grace); err != nil {
 		_ = g.http.Close() // their time is over
 	}
-	<-failed
-	_ = g.inner.Close() // never fails
-	<-served
+	if err := <-requests; !errors.Is(err, http.ErrServerClosed) {
+		return errors.Join(fmt.Errorf("stopping %s: %w", g.Addr(), err), g.endCalls(calls))
+	}
+	return g.endCalls(calls)
+}
+
+// endCalls ends the inner listener.
+func (g *Gateway) endCalls(calls <-chan error) error {
+	_ = g.inner.Close() // it never fails
+	if err := <-calls; err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("ending the gateway's calls: %w", err)
+	}
 	return nil
 }
 
