@@ -19,6 +19,7 @@ const (
 	codeRefused     = "TUNNEL_REFUSED"
 	codeInterrupted = "INTERRUPTED"
 	codeNotArrived  = "NOT_ARRIVED"
+	codeHungUp      = "QEMU_ENDED"
 	codeResume      = "RESUME_FAILED"
 	codeStopped     = "GUEST_STOPPED"
 	codeUnclear     = "COPY_UNCLEAR"

@@ -27,6 +27,8 @@ const (
 	// apart.
 	resumeTries = 10
 	resumeAgain = time.Second
+	// qemuLogs is where libvirt keeps what QEMU says.
+	qemuLogs = "/var/log/libvirt/qemu"
 	// lateWithin is how long libvirtd may take to start a QEMU for a migration
 	// that has broken off meanwhile.
 	lateWithin = 20 * time.Second
@@ -476,6 +478,10 @@ func (r *receiver) notArrived() *agentv1.TaskOutcome {
 		if refusal.Procedure != 0 {
 			return failure(codeRefused, "VM %s stays on %s: %s does not let it in: %s", r.right.GetVmName(), r.right.GetSourceNode(), r.right.GetTargetNode(), refusal.Reason)
 		}
+	}
+	if r.tunnel.HungUp() && !r.libvirtLost() {
+		return failure(codeHungUp, "QEMU on %s ended while VM %s was copied to it (see %s/%s.log there)",
+			r.right.GetTargetNode(), r.right.GetVmName(), qemuLogs, r.right.GetVmName())
 	}
 	out := failure(codeNotArrived, "VM %s stays on %s", r.right.GetVmName(), r.right.GetSourceNode())
 	if r.other.GetReason() != "" {

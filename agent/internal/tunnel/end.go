@@ -264,7 +264,9 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 		g := e.guard()
 		there, back = g.calls, g.answers
 	case memoryChannel:
-		there = e.memory
+		there, back = e.hearing(c, e.memory)
+	case diskChannel:
+		there, back = e.hearing(c, transfer)
 	}
 	in, out := join(newSecured(far, below), local.(*net.UnixConn), there, back)
 	err = errors.Join(in, out)
@@ -293,6 +295,35 @@ func (e *end) notePending(pending bool) error {
 		return writeFile(e.layout.pending(), "prepare")
 	}
 	return os.Remove(e.layout.pending())
+}
+
+// hearing notes when the target's QEMU hangs up: to the source it looks like one
+// of many ways in which a connection breaks. A stream of memory is QEMU's to end
+// when it is whole; one for disks may end on either side.
+func (e *end) hearing(c channel, there copying) (copying, copying) {
+	var ended atomic.Bool // by the source
+	note := func(err error) error { return errors.Join(err, writeFile(e.layout.hungUp(), c.String())) }
+	return func(dst io.Writer, src io.Reader) error {
+			err := there(dst, src)
+			if hungUp(err) {
+				return note(err)
+			}
+			ended.Store(true)
+			return err
+		}, func(dst io.Writer, src io.Reader) error {
+			err := transfer(dst, src)
+			if hungUp(err) || err == nil && c == memoryChannel && !ended.Load() {
+				return note(err)
+			}
+			return err
+		}
+}
+
+// hungUp picks out errors of a connection to the target's QEMU that this end has
+// not closed.
+func hungUp(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Net == "unix" && !errors.Is(err, net.ErrClosed)
 }
 
 // memory copies one of QEMU's streams and notes when the last was complete.

@@ -75,6 +75,7 @@ func (l layout) log() string     { return filepath.Join(l.dir, "log") }
 func (l layout) address() string { return filepath.Join(l.dir, "address") }
 func (l layout) broken() string  { return filepath.Join(l.dir, "broken") }
 func (l layout) arrived() string { return filepath.Join(l.dir, "arrived") }
+func (l layout) hungUp() string  { return filepath.Join(l.dir, "hung-up") }
 func (l layout) pending() string { return filepath.Join(l.dir, "pending") }
 func (l layout) refused() string { return filepath.Join(l.dir, "refused") }
 func (l layout) audited() string { return filepath.Join(l.dir, "audited") }

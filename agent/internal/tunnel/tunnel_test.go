@@ -189,8 +189,56 @@ func TestMemoryGoesThroughWhole(t *testing.T) {
 	if at := target.Arrived(); time.Since(at) > 10*time.Second {
 		t.Errorf("arrival noted at %v", at)
 	}
-	if source.Broken() != "" {
-		t.Errorf("a clean end is told as broken: %s", source.Broken())
+	if source.Broken() != "" || target.HungUp() {
+		t.Errorf("a clean end is told as broken: %q, hung up %v", source.Broken(), target.HungUp())
+	}
+}
+
+func TestAQEMUThatEndsIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		channel channel
+		unread  bool // the source sends what QEMU does not read any more
+		want    bool
+	}{
+		"memory, in silence": {memoryChannel, false, true}, "memory, while it comes": {memoryChannel, true, true},
+		"a disk, while it comes": {diskChannel, true, true}, "a disk, in silence": {diskChannel, false, false},
+	} {
+		p := newPair(t)
+		p.in.CopyDisks, p.out.CopyDisks = []string{"vda"}, []string{"vda"}
+		source, target := p.both()
+		l, err := net.Listen("unix", target.layout.socket(c.channel))
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, err := net.Dial("unix", source.layout.socket(c.channel))
+		if err != nil {
+			t.Fatal(err)
+		}
+		qemu, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := from.Write(make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(qemu, make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if err := qemu.Close(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, name+": the source hears of it", func() bool {
+			if c.unread {
+				_, err = from.Write(make([]byte, 1<<20))
+				return err != nil
+			}
+			_, err = from.Read(make([]byte, 1))
+			return err != nil
+		})
+		if target.HungUp() != c.want || source.Broken() != "" {
+			t.Errorf("%s: hung up %v, want %v; broken %q", name, target.HungUp(), c.want, source.Broken())
+		}
+		_, _ = from.Close(), l.Close()
 	}
 }
 

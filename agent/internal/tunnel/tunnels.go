@@ -217,6 +217,10 @@ func (t *Tunnel) ListenCopy(ctx context.Context) (net.Listener, error) {
 // Broken tells what failed on the way to the other host; empty: nothing did.
 func (t *Tunnel) Broken() string { return readFile(t.layout.broken()) }
 
+// HungUp tells whether the target's QEMU hung up before the source had sent all.
+// It does so too when all has come, so it counts only where nothing arrived.
+func (t *Tunnel) HungUp() bool { return readFile(t.layout.hungUp()) != "" }
+
 // Arrived tells when the guest's memory was complete on the target; the zero
 // time where it is not, or nobody noted it.
 func (t *Tunnel) Arrived() time.Time {

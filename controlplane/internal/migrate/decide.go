@@ -427,6 +427,9 @@ func (m *migration) why() string {
 	if m.receive != nil && (m.receive.outcome.GetErrorCode() == codeUnclear || m.notLetIn()) {
 		return m.receive.why() // what people have to decide
 	}
+	if m.send != nil && m.send.outcome.GetErrorCode() == codeLibvirt && m.receive.outcome.GetErrorCode() == codeQEMUEnded {
+		return m.receive.why() + ": " + m.send.why() // libvirt may know of a broken connection only
+	}
 	if m.send != nil && !m.send.succeeded() {
 		return m.send.why()
 	}

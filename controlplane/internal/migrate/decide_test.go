@@ -157,6 +157,10 @@ func taskRecord(t *testing.T, w []string) *storev1.Task {
 			outcome.Interrupted = true
 		case "notletin":
 			outcome.ErrorCode = codeTunnelRefused
+		case "hungup":
+			outcome.ErrorCode, outcome.ErrorMessage = codeQEMUEnded, "QEMU on b ended"
+		case "libvirt":
+			outcome.ErrorCode, outcome.ErrorMessage = codeLibvirt, "Unable to write"
 		case "asked":
 			k.CancelRequested = true
 		case "just":
@@ -223,6 +227,8 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, receive failed, send failed interrupted", "begin"},
 		{"running 5, receive failed, send failed interrupted", "fail: INTERRUPTED"},
 		{"running 1, receive failed notletin, send failed interrupted", "fail: MIGRATION_FAILED"},
+		{"running 1, receive failed hungup gone, send failed libvirt here", "fail: failed: web stays on a: QEMU on b ended: Unable to write"},
+		{"running 1, receive failed hungup gone, send failed here", "fail: failed: web stays on a: libvirt says no"},
 		// The target's inventory may still show what the attempt left.
 		{"running 1, holds b, receive failed, send failed interrupted", "progress: waiting"},
 		{"running 1, age 11m, holds b, receive failed, send failed interrupted", "fail: PLAN_REFUSED"},

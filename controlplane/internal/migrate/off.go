@@ -20,6 +20,10 @@ const (
 	codeUnclear = "COPY_UNCLEAR"
 	// codeTunnelRefused is theirs for a call that the target's tunnel did not let in.
 	codeTunnelRefused = "TUNNEL_REFUSED"
+	// codeQEMUEnded is theirs for a target's QEMU that ended in the middle of a copy,
+	// codeLibvirt for what libvirt says by itself.
+	codeQEMUEnded = "QEMU_ENDED"
+	codeLibvirt   = "LIBVIRT_ERROR"
 )
 
 // told ends an open task of a node that an operator says is powered off; nil:
