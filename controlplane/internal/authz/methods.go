@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"maps"
+
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
@@ -66,13 +68,27 @@ func handlers() map[string]Scope {
 // Methods is the one table of who may call what, by full method name as
 // routed. A method without a row is denied to everybody.
 func Methods() map[string]Rule {
-	read := func(permission string) Rule { return Rule{Permission: permission} }
-	change := func(permission string) Rule { return Rule{Permission: permission, Change: true} }
-	ownRead := func(permission string) Rule { return Rule{Permission: permission, Scope: ScopeTenant} }
-	ownChange := func(permission string) Rule { return Rule{Permission: permission, Change: true, Scope: ScopeTenant} }
-	shared := func(permission string) Rule { return Rule{Permission: permission, Scope: ScopeShared} }
-	open := Rule{Open: true, Change: true, Scope: ScopeShared}
-	health := Rule{Open: true, Stale: true, Quiet: true, Scope: ScopeShared}
+	all := map[string]Rule{}
+	for _, some := range []map[string]Rule{clusterMethods(), accessMethods(), tenantMethods(), otherMethods()} {
+		maps.Copy(all, some)
+	}
+	return all
+}
+
+func read(permission string) Rule { return Rule{Permission: permission} }
+
+func change(permission string) Rule { return Rule{Permission: permission, Change: true} }
+
+func ownRead(permission string) Rule { return Rule{Permission: permission, Scope: ScopeTenant} }
+
+func ownChange(permission string) Rule {
+	return Rule{Permission: permission, Change: true, Scope: ScopeTenant}
+}
+
+func shared(permission string) Rule { return Rule{Permission: permission, Scope: ScopeShared} }
+
+// clusterMethods are about what belongs to all.
+func clusterMethods() map[string]Rule {
 	return map[string]Rule{
 		debvisorv1.NodeService_RegisterNode_FullMethodName:    {Permission: "node:register", Agent: true, Change: true},
 		debvisorv1.NodeService_Heartbeat_FullMethodName:       {Permission: "node:heartbeat", Agent: true},
@@ -89,7 +105,12 @@ func Methods() map[string]Rule {
 		debvisorv1.NodeService_RevokeJoinToken_FullMethodName: change("token:revoke"),
 
 		debvisorv1.ClusterService_GetCluster_FullMethodName: read("cluster:get"),
+	}
+}
 
+// accessMethods are about who may do what, and who did.
+func accessMethods() map[string]Rule {
+	return map[string]Rule{
 		debvisorv1.AccessService_WhoAmI_FullMethodName:                  {Anyone: true, Scope: ScopeShared},
 		debvisorv1.AccessService_CheckAccess_FullMethodName:             {Anyone: true, Scope: ScopeTenant},
 		debvisorv1.AccessService_CreateKey_FullMethodName:               change("key:create"),
@@ -114,7 +135,12 @@ func Methods() map[string]Rule {
 		debvisorv1.AuditService_SearchAudit_FullMethodName:    read("audit:read"),
 		debvisorv1.AuditService_VerifyAudit_FullMethodName:    read("audit:verify"),
 		debvisorv1.AuditService_ListAuditHeads_FullMethodName: read("audit:verify"),
+	}
+}
 
+// tenantMethods are about what may belong to a tenant.
+func tenantMethods() map[string]Rule {
+	return map[string]Rule{
 		debvisorv1.VMService_ListVMs_FullMethodName:        ownRead("vm:list"),
 		debvisorv1.VMService_GetVM_FullMethodName:          ownRead("vm:get"),
 		debvisorv1.VMService_SetVMPolicy_FullMethodName:    ownChange("vm:policy"),
@@ -144,7 +170,15 @@ func Methods() map[string]Rule {
 		debvisorv1.StorageService_GetReplicationStatus_FullMethodName:      ownRead("storage:replication:status"),
 		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: ownChange("storage:clone:template"),
 		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName:      ownChange("storage:clone:create"),
+	}
+}
 
+// otherMethods are those of agents and of who is not anyone yet, and what any
+// gRPC server has.
+func otherMethods() map[string]Rule {
+	open := Rule{Open: true, Change: true, Scope: ScopeShared}
+	health := Rule{Open: true, Stale: true, Quiet: true, Scope: ScopeShared}
+	return map[string]Rule{
 		agentv1.EnrollService_Enroll_FullMethodName:      open,
 		agentv1.EnrollService_JoinReplica_FullMethodName: open,
 		agentv1.EnrollService_Renew_FullMethodName:       {Agent: true, Expired: true, Change: true},
