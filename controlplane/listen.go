@@ -108,7 +108,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	r.chains = []*api.Chain{agentsChain, callersChain}
 
 	r.callers, err = bind(ctx, "--listen", r.cfg.Listen, rpc.ServerConfig{
-		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Age: true, Codec: codec, Log: log,
+		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Tap: callersChain.Tap, Age: true, Codec: codec, Log: log,
 	})
 	if err != nil {
 		return err

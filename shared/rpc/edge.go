@@ -58,11 +58,10 @@ func Finish(log hclog.Logger, method, trace string, err error) error {
 	if err == nil {
 		return nil
 	}
-	status := errdefs.ToStatus(err, trace)
-	if errdefs.FromStatus(status).Kind == errdefs.Internal {
+	if errdefs.Of(err).Kind == errdefs.Internal {
 		log.Error("call failed inside", "method", method, "trace_id", trace, "error", err)
 	}
-	return status
+	return errdefs.ToStatus(err, trace)
 }
 
 // decodedStream refuses messages that could not be decoded.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
 	grpcpeer "google.golang.org/grpc/peer"
@@ -17,6 +18,7 @@ type Peer struct {
 	address string
 	once    sync.Once
 	made    any
+	note    atomic.Value
 }
 
 // PeerOf gives the connection that a server's call came on; nil where the
@@ -38,6 +40,13 @@ func (p *Peer) Once(make func(leaf *x509.Certificate) any) (made any, first bool
 	})
 	return p.made, first
 }
+
+// Note keeps something of a server's own with the connection, always of one
+// type, in place of what was kept before.
+func (p *Peer) Note(v any) { p.note.Store(v) }
+
+// Noted gives what Note kept last; nil: nothing.
+func (p *Peer) Noted() any { return p.note.Load() }
 
 // leaf is the client's certificate, verified by the handshake; nil where it
 // gave none.

@@ -8,12 +8,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 // ServerConfig says what a server needs beyond the limits.
@@ -23,6 +25,9 @@ type ServerConfig struct {
 	// Unary and Stream are the whole chain of the server; both nil: Edge(Log).
 	Unary  grpc.UnaryServerInterceptor
 	Stream grpc.StreamServerInterceptor
+	// Tap sees each call before it has a handler, and may refuse it with a status.
+	// It holds up its connection: it must not wait. Nil: none.
+	Tap tap.ServerInHandle
 	// Age asks callers to connect anew after MaxConnectionAge; not for agents,
 	// whose session is one long call.
 	Age bool
@@ -56,7 +61,7 @@ func serverOptions(cfg ServerConfig) []grpc.ServerOption {
 		alive.MaxConnectionAge = MaxConnectionAge
 		alive.MaxConnectionAgeGrace = MaxConnectionAgeGrace
 	}
-	return []grpc.ServerOption{
+	options := []grpc.ServerOption{
 		grpc.Creds(peerCredentials{credentials.NewTLS(cfg.TLS)}),
 		grpc.MaxConcurrentStreams(MaxStreams),
 		grpc.MaxHeaderListSize(MaxHeaderBytes),
@@ -69,10 +74,25 @@ func serverOptions(cfg ServerConfig) []grpc.ServerOption {
 		grpc.UnaryInterceptor(cfg.Unary),
 		grpc.StreamInterceptor(cfg.Stream),
 		grpc.WaitForHandlers(true),
+		grpc.UnknownServiceHandler(unknown),
 		// Handlers that need a deep stack find one already grown; when all
 		// workers are busy, calls get a goroutine of their own as ever.
-		grpc.NumStreamWorkers(uint32(runtime.NumCPU())),
+		grpc.NumStreamWorkers(streamWorkers),
 	}
+	if cfg.Tap != nil {
+		options = append(options, grpc.InTapHandle(cfg.Tap))
+	}
+	return options
+}
+
+// streamWorkers is how many goroutines a server keeps for calls.
+const streamWorkers = 32
+
+// unknown ends calls of methods that the server does not have, behind its chain:
+// grpc-go's own refusal passes by it.
+func unknown(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	return errdefs.New(errdefs.Unimplemented, "UNKNOWN_METHOD", "this server has no method %q", method)
 }
 
 func checkTLS(cfg *tls.Config) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"math/rand/v2"
 	"regexp"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -30,18 +31,46 @@ func WithTraceID(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, traceKey{}, id)
 }
 
-// StartTrace gives a server's call its trace id: the caller's (TraceHeader, or
-// traceparent's) where it is well formed, else a new one. The answer's header
-// carries it.
+// IsTraceKey tells whether a key of a context's values asks for the trace id, a
+// string: for contexts that carry it themselves.
+func IsTraceKey(key any) bool {
+	_, ok := key.(traceKey)
+	return ok
+}
+
+// StartTrace gives a server's call its trace id, and a context that has it.
 func StartTrace(ctx context.Context) (context.Context, string) {
-	id := PickTrace(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) })
-	// It fails only outside of a server's call, which has no answer.
-	_ = grpc.SetHeader(ctx, metadata.MD{TraceHeader: []string{id}})
+	id := NewTrace(ctx)
 	return WithTraceID(ctx, id), id
 }
 
+// NewTrace gives a server's call its trace id: the caller's (TraceHeader, or
+// traceparent's) where it is well formed, else a new one. The answer's header
+// carries it.
+func NewTrace(ctx context.Context) string {
+	id := PickTrace(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) })
+	answer := answers.Get().(*answer)
+	answer.value[0] = id
+	// It fails only outside of a server's call, which has no answer.
+	_ = grpc.SetHeader(ctx, answer.header)
+	answers.Put(answer)
+	return id
+}
+
+// answer is a header that holds a trace id. SetHeader copies it, so that the
+// next call can have it.
+type answer struct {
+	header metadata.MD
+	value  []string
+}
+
+var answers = sync.Pool{New: func() any {
+	value := make([]string, 1)
+	return &answer{header: metadata.MD{TraceHeader: value}, value: value}
+}}
+
 // PickTrace gives the trace id of a call whose headers' values are given by
-// their lower-case names, as StartTrace does.
+// their lower-case names, as NewTrace does.
 func PickTrace(values func(key string) []string) string {
 	if v := values(TraceHeader); len(v) == 1 && traceForm.MatchString(v[0]) {
 		return v[0]

@@ -41,7 +41,8 @@ type ChainConfig struct {
 
 // Chain is the way of every call to its handler: trace → audit → recover →
 // authenticate → authorize → rate limit → validate → handler. Its methods are
-// the interceptors of a server; Run must run for as long as it serves.
+// the interceptors and the tap of a server; Run must run for as long as it
+// serves.
 type Chain struct {
 	ChainConfig
 	guard guard
@@ -59,133 +60,136 @@ func NewChain(cfg ChainConfig) *Chain {
 
 // Unary is the chain of unary calls.
 func (c *Chain) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, k := c.open(ctx, info.FullMethod)
-	var resp any
-	err := rpc.Recover(func() error {
-		admitted, err := c.admit(ctx, k)
-		if err != nil {
-			return err
-		}
-		if err := c.Check.Check(req); err != nil {
-			return err
-		}
-		if !k.rule.Change {
-			c.begin(admitted, k, req)
-			resp, err = handler(admitted, req)
-			return err
-		}
-		watched, release := c.watch(admitted, k)
-		defer release()
-		c.begin(watched, k, req)
-		if err := c.Audit.Sync(watched); err != nil {
-			return err
-		}
-		resp, err = handler(watched, req)
-		return ended(watched, err)
-	})
-	if err := c.close(ctx, k, req, err); err != nil {
+	k := c.open(ctx, info.FullMethod)
+	resp, err := c.answer(k, req, handler)
+	if err := c.close(k, req, err); err != nil {
 		return nil, err
 	}
 	return resp, nil
 }
 
+// answer passes a unary call through the stages.
+func (c *Chain) answer(k *call, req any, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = rpc.Panicked(r)
+		}
+	}()
+	if err := c.admit(k); err != nil {
+		return nil, err
+	}
+	if err := c.Check.Check(req); err != nil {
+		return nil, err
+	}
+	if !k.rule.Change {
+		c.begin(k, req)
+		return handler(k, req)
+	}
+	ctx, release := c.watch(k)
+	defer release()
+	c.begin(k, req)
+	if err := c.Audit.Sync(ctx); err != nil {
+		return nil, ended(ctx, err)
+	}
+	resp, err = handler(ctx, req)
+	return resp, ended(ctx, err)
+}
+
 // Stream is the chain of streams; each message of the caller is validated as it
 // is received.
 func (c *Chain) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, k := c.open(ss.Context(), info.FullMethod)
+	k := c.open(ss.Context(), info.FullMethod)
 	err := rpc.Recover(func() error {
-		admitted, err := c.admit(ctx, k)
-		if err != nil {
+		if err := c.admit(k); err != nil {
 			return err
 		}
-		watched, release := c.watch(admitted, k)
+		ctx, release := c.watch(k)
 		defer release()
-		c.begin(watched, k, nil)
+		c.begin(k, nil)
 		if k.rule.Change {
-			if err := c.Audit.Sync(watched); err != nil {
-				return err
+			if err := c.Audit.Sync(ctx); err != nil {
+				return ended(ctx, err)
 			}
 		}
-		return c.guard.serve(watched, func() error {
-			return handler(srv, &checkedStream{ServerStream: rpc.WithContext(watched, ss), check: c.Check})
+		return c.guard.serve(ctx, func() error {
+			return handler(srv, &checkedStream{ServerStream: rpc.WithContext(ctx, ss), check: c.Check})
 		})
 	})
-	return c.close(ctx, k, nil, err)
+	return c.close(k, nil, err)
 }
 
 // open gives the call its trace id.
-func (c *Chain) open(ctx context.Context, method string) (context.Context, *call) {
-	k := &call{began: time.Now(), method: method, peer: rpc.Address(ctx), kind: audit.Result}
-	ctx, k.trace = rpc.StartTrace(ctx)
+func (c *Chain) open(ctx context.Context, method string) *call {
+	k := &call{Context: ctx, began: time.Now(), method: method, peer: rpc.Address(ctx), kind: audit.Result}
+	k.trace = rpc.NewTrace(ctx)
 	k.rule, k.known = c.Authz.Rule(method)
-	return context.WithValue(ctx, callKey{}, k), k
+	return k
 }
 
 // admit tells who calls and refuses those who may not, or not so often.
-func (c *Chain) admit(ctx context.Context, k *call) (context.Context, error) {
+func (c *Chain) admit(k *call) error {
 	snapshot := c.View.Current()
-	ctx, first, refusal := c.authenticate(ctx, k, snapshot)
+	first, refusal := c.authenticate(k, snapshot)
 	if refusal == nil || k.rule.Open {
 		k.grant = c.Authz.Grant(snapshot, k.caller)
 	}
 	if refusal != nil || k.caller == nil {
 		if err := c.meet(k); err != nil {
 			k.kind, k.summed = audit.RateLimitExceeded, &c.flood
-			return ctx, err
+			return err
 		}
 	}
 	if !k.rule.Stale {
 		// A revoked certificate or permission might still look good.
 		if err := c.View.Fresh(); err != nil {
 			k.summed = &c.refusals
-			return ctx, err
+			return err
 		}
 	}
 	switch {
 	case k.rule.Open:
 	case refusal != nil:
 		k.kind = audit.AuthenticationFailure
-		if k.caller != nil {
-			c.Log.Warn("call refused", "caller", k.caller.Name, "serial", k.caller.Serial, "peer", k.peer, "method", k.method, "reason", refusal)
-		}
-		return ctx, refusal
+		return refusal
 	case first:
-		c.Audit.Add(&audit.Event{
-			Time: k.began, Kind: audit.AuthenticationSuccess, TraceID: k.trace,
-			Principal: k.caller.Name, Peer: k.peer, Method: k.method,
-		})
+		e := k.event(audit.AuthenticationSuccess, nil)
+		c.Audit.Add(&e)
 	}
 	denied := c.authorize(k)
 	if k.caller == nil {
-		return ctx, denied // it was counted before
+		return denied // it was counted before
 	}
 	// What is denied counts, too: it is no cheaper, and fills the audit log.
 	if err := c.count(k); err != nil {
 		k.kind, k.summed = audit.RateLimitExceeded, &c.refusals
-		return ctx, err
+		c.hold(k, err)
+		return err
 	}
-	return ctx, denied
+	return denied
 }
 
 // authenticate tells who calls, whether this connection was asked for the first
 // time, and why the caller cannot be told or is not to be believed.
-func (c *Chain) authenticate(ctx context.Context, k *call, snapshot *cluster.Snapshot) (_ context.Context, first bool, refusal error) {
-	caller, first, err := c.Authn.Authenticate(ctx, snapshot, k.began)
-	if caller == nil {
-		return ctx, first, err
+func (c *Chain) authenticate(k *call, snapshot *cluster.Snapshot) (first bool, refusal error) {
+	k.caller, first, refusal = c.Authn.Authenticate(k.Context, snapshot, k.began)
+	if k.caller == nil {
+		return first, refusal
 	}
-	k.caller = caller
-	if err == nil {
-		err = c.Authn.Check(caller, snapshot, k.began)
+	if refusal == nil {
+		refusal = c.Authn.Check(k.caller, snapshot, k.began)
 	}
-	return authn.With(ctx, caller), first, err
+	if refusal != nil && !k.rule.Open {
+		c.Log.Warn("call refused", "caller", k.caller.Name, "credential", k.caller.CredentialID, "peer", k.peer,
+			"method", shownMethod(k.method), "reason", authn.Reason(refusal))
+	}
+	return first, refusal
 }
 
 // authorize refuses what the caller may not call, and what does not exist.
 func (c *Chain) authorize(k *call) error {
 	if !k.known {
 		k.kind = audit.PermissionDenied
-		return errdefs.New(errdefs.Unimplemented, "UNKNOWN_METHOD", "this server has no method %s", clip(k.method))
+		return errdefs.New(errdefs.Unimplemented, "UNKNOWN_METHOD", "this server has no method %q", shownMethod(k.method))
 	}
 	err := c.Authz.AuthorizeBy(k.grant, k.caller, k.method, k.began)
 	if err != nil {
@@ -224,18 +228,19 @@ func (c *Chain) count(k *call) error {
 }
 
 // begin tells the audit log that the call is about to be handled.
-func (c *Chain) begin(ctx context.Context, k *call, req any) {
+func (c *Chain) begin(k *call, req any) {
 	if k.rule.Quiet {
 		return
 	}
 	k.begun = true
-	k.requestID = metadataValue(ctx, requestIDHeader)
-	c.Audit.Add(k.event(audit.Call, req))
+	k.requestID = metadataValue(k.Context, requestIDHeader)
+	e := k.event(audit.Call, req)
+	c.Audit.Add(&e)
 }
 
 // close ends the call: its result is audited, and what went wrong leaves as a
 // status. A call that never began has one line, which says all of it.
-func (c *Chain) close(ctx context.Context, k *call, req any, err error) error {
+func (c *Chain) close(k *call, req any, err error) error {
 	status := rpc.Finish(c.Log, k.method, k.trace, err)
 	if k.rule.Quiet {
 		return status
@@ -247,14 +252,16 @@ func (c *Chain) close(ctx context.Context, k *call, req any, err error) error {
 	case k.summed != nil:
 		k.summed.tell(k, err)
 	case k.begun:
-		c.Audit.Add(k.result(audit.Result, nil, err))
+		e := k.result(audit.Result, nil, err)
+		c.Audit.Add(&e)
 	default:
-		k.requestID = metadataValue(ctx, requestIDHeader)
-		c.Audit.Add(k.result(k.kind, req, err))
+		k.requestID = metadataValue(k.Context, requestIDHeader)
+		e := k.result(k.kind, req, err)
+		c.Audit.Add(&e)
 	}
 	if k.rule.Change && err == nil {
 		// The change is made; that its end may not be on disk yet is in the log.
-		if err := c.Audit.Sync(context.WithoutCancel(ctx)); err != nil {
+		if err := c.Audit.Sync(context.WithoutCancel(k.Context)); err != nil {
 			c.Log.Error("the end of a change is not in the audit log yet", "method", k.method, "trace_id", k.trace, "error", err)
 		}
 	}

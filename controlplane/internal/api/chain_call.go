@@ -10,10 +10,13 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/rpc"
 )
 
-// call is what a chain knows of one call; handlers add the operation.
+// call is what a chain knows of one call; handlers add the operation. It is the
+// context of its handler, which spares every call three others.
 type call struct {
+	context.Context
 	began  time.Time
 	method string
 	rule   authz.Rule
@@ -38,6 +41,19 @@ type call struct {
 
 type callKey struct{}
 
+// Value gives what handlers ask for of their call.
+func (k *call) Value(key any) any {
+	switch {
+	case key == any(callKey{}):
+		return k
+	case authn.IsCallerKey(key):
+		return k.caller
+	case rpc.IsTraceKey(key):
+		return k.trace
+	}
+	return k.Context.Value(key)
+}
+
 // callOf gives the call of a handler's context; nil outside of a chain.
 func callOf(ctx context.Context) *call {
 	k, _ := ctx.Value(callKey{}).(*call)
@@ -54,8 +70,8 @@ func grantOf(ctx context.Context) *authz.Grant {
 }
 
 // event is what every line that tells of the call begins with.
-func (k *call) event(kind audit.Kind, req any) *audit.Event {
-	e := &audit.Event{
+func (k *call) event(kind audit.Kind, req any) audit.Event {
+	e := audit.Event{
 		Time: k.began, Kind: kind, TraceID: k.trace, Principal: name(k.caller), Credential: credential(k.caller),
 		Peer: k.peer, Method: shownMethod(k.method), RequestID: clip(k.requestID),
 	}
@@ -67,13 +83,16 @@ func (k *call) event(kind audit.Kind, req any) *audit.Event {
 }
 
 // result tells how the call ended; with what was asked where it never began.
-func (k *call) result(kind audit.Kind, req any, err error) *audit.Event {
+func (k *call) result(kind audit.Kind, req any, err error) audit.Event {
 	e := k.event(kind, req)
 	e.Time, e.Code, e.Operation = time.Now(), "OK", k.operation
 	e.Duration = e.Time.Sub(k.began)
 	if err != nil {
 		refusal := errdefs.Of(err)
 		e.Code, e.Error, e.Reason = refusal.Kind.String(), refusal.Code, refusal.Message
+	}
+	if kind == audit.AuthenticationFailure {
+		e.Reason = authn.Reason(err)
 	}
 	return e
 }

@@ -47,11 +47,12 @@ func ended(ctx context.Context, err error) error {
 
 // watch gives the call a context that ends when its caller may no longer make
 // it. What is open to everybody needs no watching.
-func (c *Chain) watch(ctx context.Context, k *call) (_ context.Context, release func()) {
+func (c *Chain) watch(k *call) (_ context.Context, release func()) {
 	if k.caller == nil || k.rule.Open {
-		return ctx, func() {}
+		return k, func() {}
 	}
-	ctx, k.end = context.WithCancelCause(ctx)
+	ctx, end := context.WithCancelCause(k)
+	k.end = end
 	g := &c.guard
 	g.mu.Lock()
 	if g.calls == nil {
@@ -65,7 +66,7 @@ func (c *Chain) watch(ctx context.Context, k *call) (_ context.Context, release 
 		g.mu.Lock()
 		delete(g.calls, k)
 		g.mu.Unlock()
-		k.end(nil)
+		end(nil)
 	}
 }
 

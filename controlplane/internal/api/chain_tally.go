@@ -49,7 +49,8 @@ func (t *tally) tell(k *call, err error) {
 		of.caller = network(k.peer)
 	}
 	if t.add(of, k, refusal) {
-		t.log.Add(k.result(k.kind, nil, err))
+		e := k.result(k.kind, nil, err)
+		t.log.Add(&e)
 	}
 }
 

@@ -121,7 +121,7 @@ func start(t testing.TB, perMinute int) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.server, err = rpc.NewServer(rpc.ServerConfig{TLS: own.CallersServer(), Unary: chain.Unary, Stream: chain.Stream, Codec: codec, Age: true})
+	r.server, err = rpc.NewServer(rpc.ServerConfig{TLS: own.CallersServer(), Unary: chain.Unary, Stream: chain.Stream, Tap: chain.Tap, Codec: codec, Age: true})
 	if err != nil {
 		t.Fatal(err)
 	}

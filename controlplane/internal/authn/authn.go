@@ -207,6 +207,13 @@ func With(ctx context.Context, c *Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
+// IsCallerKey tells whether a key of a context's values asks for the call's
+// *Caller: for contexts that carry it themselves.
+func IsCallerKey(key any) bool {
+	_, ok := key.(callerKey)
+	return ok
+}
+
 // From tells who makes a call; nil for the few calls that need no identity.
 func From(ctx context.Context) *Caller {
 	c, _ := ctx.Value(callerKey{}).(*Caller)

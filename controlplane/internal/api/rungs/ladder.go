@@ -43,18 +43,19 @@ func (h *house) ladder() ([]rung, error) {
 		{"authn", h.authenticate}, {"authz", h.authorize}, {"limit", h.count}, {"validate", h.validate}, {"audit", h.record},
 	} {
 		stages = append(stages, next.stage)
-		server, err := h.server(interceptor(stages), nil)
+		server, err := h.server(rpc.ServerConfig{Unary: interceptor(stages), Stream: h.chain.Stream})
 		if err != nil {
 			return nil, err
 		}
 		rungs = append(rungs, rung{next.name, server})
 	}
-	server, err := h.server(h.chain.Unary, h.chain.Stream)
+	server, err := h.server(rpc.ServerConfig{Unary: h.chain.Unary, Stream: h.chain.Stream, Tap: h.chain.Tap})
 	return append(rungs, rung{whole, server}), err
 }
 
-func (h *house) server(unary grpc.UnaryServerInterceptor, stream grpc.StreamServerInterceptor) (*grpc.Server, error) {
-	server, err := rpc.NewServer(rpc.ServerConfig{TLS: h.tls, Unary: unary, Stream: stream, Age: true})
+func (h *house) server(cfg rpc.ServerConfig) (*grpc.Server, error) {
+	cfg.TLS, cfg.Age = h.tls, true
+	server, err := rpc.NewServer(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("making a server: %w", err)
 	}

@@ -12,21 +12,41 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"syscall"
 )
 
 func main() {
 	dir := flag.String("dir", "", "directory for certificates and the audit log")
 	nodes := flag.Int("nodes", 10, "how many nodes the answer lists")
+	profile := flag.String("profile", "", "file for a profile of the processor time; empty: none")
 	flag.Parse()
-	if err := run(*dir, *nodes); err != nil {
+	if err := profiled(*profile, func() error { return run(*dir, *nodes) }); err != nil {
 		fmt.Fprintln(os.Stderr, "rungs:", err)
 		os.Exit(1)
 	}
+}
+
+// profiled runs, and writes a profile of it to a file.
+func profiled(path string, run func() error) error {
+	if path == "" {
+		return run()
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("making the profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return fmt.Errorf("starting the profile: %w", err)
+	}
+	err = run()
+	pprof.StopCPUProfile()
+	return errors.Join(err, f.Close())
 }
 
 // Used is what the process has used since its start.
