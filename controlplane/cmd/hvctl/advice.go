@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -68,6 +69,18 @@ func adviceByCode(e *errdefs.Error) []string {
 		return []string{"clear what is in the way; hvctl node evacuate " + orWord(e.Context["node"], "NODE") + " --restore goes on from here"}
 	case "NODE_EXISTS":
 		return []string{"--replace makes a token with which it enrols anew; hvctl node show " + orWord(e.Context["node"], "NODE")}
+	case "KEY_SHOWN_ONCE":
+		return []string{"revoke the key whose answer was lost (hvctl key list, hvctl key revoke ID) and run the command again"}
+	case "TOO_MANY_KEYS":
+		return []string{"hvctl key list --principal " + orWord(e.Context["principal"], "PRINCIPAL")}
+	case "NO_OPERATOR_LEFT":
+		return []string{"hvctl principal list --role operator shows who is one"}
+	case "ROLE_IN_USE":
+		return []string{"hvctl principal list --role " + orWord(e.Context["role"], "ROLE")}
+	case "IN_ACCESS_FILE":
+		return []string{"change the access file on every replica; they read it anew within 2 s"}
+	case "OWN_CERTIFICATE":
+		return []string{"use another identity (--context); hvctl auth whoami shows the present one"}
 	case "TOKEN_SHOWN_ONCE":
 		return []string{"revoke the token whose answer was lost (hvctl token list, hvctl token revoke ID) and run the command again"}
 	}
@@ -121,7 +134,7 @@ func refusedAdvice(what string) []string {
 	if len(words) >= 3 && words[0] == "migrate" {
 		return []string{fmt.Sprintf("hvctl migrate plan %s shows every node and its reasons", words[2])}
 	}
-	if len(words) >= 3 && words[0] != "token" {
+	if len(words) >= 3 && !slices.Contains([]string{"token", "key", "tenant", "certificate"}, words[0]) {
 		return []string{fmt.Sprintf("hvctl %s show %s shows its present state", words[0], words[2])}
 	}
 	return []string{"hvctl " + nounVerb(what) + " --help"}
@@ -129,7 +142,7 @@ func refusedAdvice(what string) []string {
 
 // listOf is the command that lists what was not found.
 func listOf(code, what string) string {
-	for _, noun := range []string{"OPERATION", "TOKEN", "PLAN", "NODE", "VM"} {
+	for _, noun := range []string{"PRINCIPAL", "ROLE", "TENANT", "KEY", "OPERATION", "TOKEN", "PLAN", "NODE", "VM"} {
 		if strings.Contains(code, noun) {
 			return "hvctl " + strings.ToLower(noun) + " list"
 		}

@@ -22,6 +22,7 @@ type client struct {
 	migrations debvisorv1.MigrationServiceClient
 	operations debvisorv1.OperationServiceClient
 	cluster    debvisorv1.ClusterServiceClient
+	access     debvisorv1.AccessServiceClient
 	servers    []string
 	conn       *grpc.ClientConn
 	reach      *reach
@@ -70,6 +71,7 @@ func (a *app) dial() (*client, error) {
 	c.migrations = debvisorv1.NewMigrationServiceClient(c.conn)
 	c.operations = debvisorv1.NewOperationServiceClient(c.conn)
 	c.cluster = debvisorv1.NewClusterServiceClient(c.conn)
+	c.access = debvisorv1.NewAccessServiceClient(c.conn)
 	return c, nil
 }
 

@@ -79,6 +79,34 @@ func (a *app) completePlans(cmd *cobra.Command, args []string, typed string) ([]
 	return a.first(cmd, args, typed, planIDs)
 }
 
+func (a *app) completePrincipals(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.first(cmd, args, typed, principalNames)
+}
+
+func (a *app) completePrincipalFlag(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.suggest(cmd.Context(), typed, principalNames)
+}
+
+func (a *app) completeRoles(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.first(cmd, args, typed, roleNames)
+}
+
+func (a *app) completeRoleFlag(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.suggest(cmd.Context(), typed, roleNames)
+}
+
+func (a *app) completeTenants(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.first(cmd, args, typed, tenantNames)
+}
+
+func (a *app) completeTenantFlag(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.suggest(cmd.Context(), typed, tenantNames)
+}
+
+func (a *app) completeKeys(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.first(cmd, args, typed, keyIDs)
+}
+
 // completeContexts completes the name of a context of the configuration file.
 func (a *app) completeContexts(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	file, err := loadConfig()
@@ -155,6 +183,54 @@ func tokenIDs(ctx context.Context, c *client) ([]cobra.Completion, error) {
 	var out []cobra.Completion
 	for _, token := range list.GetTokens() {
 		out = append(out, described(token.GetId(), enumWord(token.GetKind(), "JOIN_TOKEN_KIND_")+" "+token.GetNodeId()))
+	}
+	return out, nil
+}
+
+func principalNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	list, err := c.access.ListPrincipals(ctx, &debvisorv1.PrincipalFilter{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, p := range list.GetPrincipals() {
+		out = append(out, described(p.GetName(), strings.Join(p.GetRoles(), ",")))
+	}
+	return out, nil
+}
+
+func roleNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	list, err := c.access.ListRoles(ctx, &debvisorv1.Empty{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, r := range list.GetRoles() {
+		out = append(out, described(r.GetName(), r.GetSource()))
+	}
+	return out, nil
+}
+
+func tenantNames(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	list, err := c.access.ListTenants(ctx, &debvisorv1.Empty{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, t := range list.GetTenants() {
+		out = append(out, described(t.GetName(), t.GetDescription()))
+	}
+	return out, nil
+}
+
+func keyIDs(ctx context.Context, c *client) ([]cobra.Completion, error) {
+	list, err := c.access.ListKeys(ctx, &debvisorv1.KeyFilter{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, k := range list.GetKeys() {
+		out = append(out, described(k.GetId(), k.GetPrincipal()+" "+k.GetDescription()))
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -23,13 +24,19 @@ const (
 	exitFailed
 )
 
+// exitNo is the exit code of a command whose answer is no.
+const exitNo = 1
+
+// errNo is that the answer, which has been printed, is no.
+var errNo = errors.New("no")
+
 // exitMeanings tells each exit code's meaning, in order.
 func exitMeanings() []string {
 	return []string{
 		exitOK:          "done",
-		exitInternal:    "internal error, of hvctl or of a replica (its log has the trace id)",
+		exitInternal:    "internal error, of hvctl or of a replica (its log has the trace id); of auth can-i: no",
 		exitUsage:       "wrong flags, arguments, configuration or field values; nothing was changed",
-		exitNotFound:    "no such node, VM, operation, token or context",
+		exitNotFound:    "no such node, VM, operation, token, key, principal, role, tenant or context",
 		exitRefused:     "refused in the present state: a precondition fails, a plan is not allowed, it exists already",
 		exitDenied:      "no or no valid identity, or permission denied",
 		exitUnavailable: "no replica could be reached, there is no leader, or a rate limit; try later",

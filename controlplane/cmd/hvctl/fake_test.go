@@ -80,6 +80,7 @@ func startFake(trust pki) (*fake, error) {
 	debvisorv1.RegisterVMServiceServer(f.server, &fakeVMs{made: f.made})
 	debvisorv1.RegisterMigrationServiceServer(f.server, &fakeMigrations{made: f.made})
 	debvisorv1.RegisterOperationServiceServer(f.server, &fakeOperations{made: f.made})
+	debvisorv1.RegisterAccessServiceServer(f.server, newFakeAccess())
 	f.conns = &connections{}
 	if f.addr, err = f.listen("127.0.0.1:0"); err != nil {
 		return nil, err

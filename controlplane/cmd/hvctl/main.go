@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -29,8 +30,11 @@ func run(args []string) int {
 	root := newRoot(a)
 	root.SetArgs(args)
 	failed, err := root.ExecuteContextC(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		return exitOK
+	case errors.Is(err, errNo):
+		return exitNo
 	}
 	f := a.explain(failed, err)
 	f.write(a.errOut)
