@@ -116,15 +116,15 @@ func (t *Tokens) authenticate(ctx context.Context, text string, digest [sha256.S
 	if err != nil {
 		return nil, refuseToken(err.Error())
 	}
+	if len(keys.keys) == 0 {
+		return nil, errdefs.New(errdefs.Unavailable, "TOKEN_KEYS_UNAVAILABLE",
+			"the keys of the tokens' issuer could not be fetched yet").WithRetry(time.Second)
+	}
 	candidates := keys.candidates(form)
 	if len(candidates) == 0 {
 		t.keys.Unknown(ctx, now)
 		keys = t.keys.Current()
 		candidates = keys.candidates(form)
-	}
-	if len(keys.keys) == 0 {
-		return nil, errdefs.New(errdefs.Unavailable, "TOKEN_KEYS_UNAVAILABLE",
-			"the keys of the tokens' issuer could not be fetched yet").WithRetry(time.Second)
 	}
 	c, err := t.verify(text, candidates, now)
 	if err != nil {
