@@ -220,3 +220,18 @@ func TestAPlanIsNotMadeAgainWhileNothingEnds(t *testing.T) {
 		t.Errorf("planned again: %s", describe(v.step))
 	}
 }
+
+func TestAMoveIsItsVMsTenants(t *testing.T) {
+	s, entry := records(t, two+"vm web a, vm db a, cordoned a, evacuate running")
+	d := s.Draft()
+	vm := proto.CloneOf(s.VMs["web"].Value)
+	vm.Policy = encode(t, &debvisorv1.VMPolicy{Tenant: "acme"})
+	d.VMs.Put("web", vm, 10)
+	got := map[string]string{}
+	for _, op := range look(d.Snapshot(10), entry, noon).step.begun {
+		got[op.GetMigrate().GetVmUuid()] = op.GetTenant()
+	}
+	if len(got) != 2 || got["web"] != "acme" || got["db"] != "" || entry.Value.GetTenant() != "" {
+		t.Errorf("got %v", got)
+	}
+}

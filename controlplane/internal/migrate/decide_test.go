@@ -315,6 +315,29 @@ func TestARefusalByTheLeaderSaysWhatItMeans(t *testing.T) {
 	}
 }
 
+// A tenant's callers read what comes of the moves of its VMs, whoever asked.
+func TestARefusalNamesNothingThatIsAnotherTenants(t *testing.T) {
+	const other = "6f2f3a1e-0000-4000-8000-00000000000f"
+	for tenant, want := range map[string]string{
+		"":       "another VM there is called web too (UUID " + other + ")",
+		"acme":   "another VM there is called web too",
+		"globex": "no VM has the UUID",
+	} {
+		s, entry := records(t, "pending")
+		d := s.Draft()
+		vm, op := proto.CloneOf(s.VMs[vmID].Value), proto.CloneOf(entry.Value)
+		vm.Policy, op.Tenant = encode(t, &debvisorv1.VMPolicy{Tenant: "acme"}), tenant
+		d.VMs.Put(vmID, vm, 10)
+		d.VMs.Put(other, &storev1.VM{Uuid: other, Name: "web", Node: "b", Policy: encode(t, &debvisorv1.VMPolicy{Tenant: "globex"})}, 10)
+		d.Operations.Put(opID, op, 10)
+		s = d.Snapshot(10)
+		got := decide(s, s.Operations[opID], moment{now: noon, rightID: "fresh", term: task.Term{Revision: 8}}).op
+		if message := got.GetErrorMessage(); !strings.Contains(message, want) || tenant != "" && strings.Contains(message, other) || got.GetState() != task.OpFailed {
+			t.Errorf("of %q: %v", tenant, got)
+		}
+	}
+}
+
 func TestProgressIsWrittenOnceASecond(t *testing.T) {
 	s, entry := records(t, "running 1, receive running ready, send running copying")
 	first := decide(s, entry, moment{now: noon})

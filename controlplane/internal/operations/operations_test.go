@@ -167,6 +167,110 @@ func TestOneRequestIDIsOneOperation(t *testing.T) {
 	}
 }
 
+func TestAnOperationIsItsTenants(t *testing.T) {
+	r, _ := start(t)
+	vm := func(uuid, tenant string) store.Put {
+		policy, err := proto.Marshal(&debvisorv1.VMPolicy{Tenant: tenant})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store.PutProto(store.VMKey(uuid), &storev1.VM{Uuid: uuid, Policy: policy})
+	}
+	revision, err := r.store.Commit(t.Context(), store.Change{Puts: []store.Put{vm("v1", "acme"), vm("v2", "acme"), vm("v3", "globex"), vm("v4", "")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.view.Await(t.Context(), revision); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		caller    string
+		resources []string
+		want      string
+	}{
+		{"", []string{"vm/v1"}, "acme"},
+		{"", []string{"vm/v1", "vm/v2"}, "acme"},
+		{"", []string{"vm/v1", "vm/v3"}, ""},
+		{"", []string{"vm/v1", "vm/v4"}, ""},
+		{"", []string{"vm/v4", "vm/v1"}, ""},
+		{"", []string{"vm/none"}, ""},
+		{"", []string{"node/a"}, ""},
+		{"", nil, ""},
+		{"acme", []string{"vm/v1"}, "acme"},
+		{"acme", nil, "acme"},
+	} {
+		spec := migrateSpec("v", "")
+		spec.Tenant, spec.Resources = c.caller, c.resources
+		id, err := r.Submit(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if op, err := r.Get(id); err != nil || op.GetTenant() != c.want {
+			t.Errorf("a caller of %q about %v: %v, %v", c.caller, c.resources, op, err)
+		}
+		r.advance(t, id, func(op *storev1.Operation) { op.State = task.OpFailed })
+		op, err := r.Apply(t.Context(), spec, func(*cluster.Snapshot) (store.Change, error) { return store.Change{}, nil })
+		if err != nil || op.GetTenant() != c.want {
+			t.Errorf("applied by a caller of %q about %v: %v, %v", c.caller, c.resources, op, err)
+		}
+	}
+}
+
+// A principal that comes to belong to another tenant repeats nothing that it did
+// for the one before.
+func TestARequestIDIsOfOneTenant(t *testing.T) {
+	r, _ := start(t)
+	ids := map[string]string{}
+	for _, tenant := range []string{"", "acme", "globex"} {
+		spec := migrateSpec("vm-of-"+tenant, "request-1")
+		spec.Tenant = tenant
+		if op, err := r.Repeated(spec); op != nil || err != nil {
+			t.Errorf("%q repeats %v, %v", tenant, op, err)
+		}
+		id, err := r.Submit(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := r.Submit(t.Context(), spec); err != nil || again != id {
+			t.Errorf("%q again: %s, %v", tenant, again, err)
+		}
+		ids[id] = tenant
+	}
+	if len(ids) != 3 {
+		t.Errorf("%v", ids)
+	}
+	for id, tenant := range ids {
+		for _, reader := range []string{"acme", "globex"} {
+			_, err := operations.Find(r.view.Current().Within(reader), id)
+			if (err == nil) != (reader == tenant) || err != nil && kindAndCode(err) != "OPERATION_NOT_FOUND" {
+				t.Errorf("%q reads that of %q: %v", reader, tenant, err)
+			}
+		}
+	}
+}
+
+// What another tenant's operation holds is in use, and no more is said.
+func TestAHolderOfAnotherTenantIsNotNamed(t *testing.T) {
+	r, _ := start(t)
+	spec := migrateSpec("v1", "")
+	spec.Tenant = "globex"
+	id, err := r.Submit(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tenant, named := range map[string]bool{"": true, "globex": true, "acme": false} {
+		spec.Tenant = tenant
+		_, submitted := r.Submit(t.Context(), spec)
+		_, applied := r.Apply(t.Context(), spec, func(*cluster.Snapshot) (store.Change, error) { return store.Change{}, nil })
+		for _, err := range []error{submitted, applied} {
+			var e *errdefs.Error
+			if !errors.As(err, &e) || e.Code != "IN_USE" || (e.Context["operation"] == id) != named || strings.Contains(e.Message, id) != named {
+				t.Errorf("for %q: %v, %v", tenant, err, e.Context)
+			}
+		}
+	}
+}
+
 // TestAlso executes a plan twice, with two request ids, at once.
 func TestAlso(t *testing.T) {
 	r, _ := start(t)

@@ -11,6 +11,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -26,6 +27,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //
 //	pending | running       the operation
 //	cancel, age D           its end was asked for; it is that old
+//	ours, theirs            a tenant's caller asked, and the VM is that tenant's, or not
 //	novm, conflict, moved, transient   what is wrong with the VM
 //	down NODE, nolibvirt, nonode       what is wrong with the node
 //	holds NODE, off NODE    that node has the VM too; it is said to be off
@@ -60,6 +62,9 @@ func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry
 				t.Fatal(err)
 			}
 			op.CreatedAt = timestamppb.New(noon.Add(-age))
+		case "ours", "theirs":
+			op.Tenant = "ours"
+			vm.Policy = encode(t, &debvisorv1.VMPolicy{Tenant: w[0]})
 		case "novm":
 			vm = nil
 		case "conflict":
@@ -137,6 +142,8 @@ func TestDecide(t *testing.T) {
 		{"its node's libvirt is down", "vm.destroy", "pending,nolibvirt", "note waiting for libvirt of a, which does not answer"},
 		{"cancelled while it waits", "vm.start", "pending,down a,cancel", "cancelled CANCELLED"},
 		{"no such VM any more", "vm.start", "pending,novm", "fail VM_NOT_FOUND"},
+		{"its tenant's VM", "vm.start", "pending,ours", "begin"},
+		{"another tenant's VM by now", "vm.start", "pending,theirs", "fail VM_NOT_FOUND"},
 		{"a conflict", "vm.destroy", "pending,conflict", "fail VM_CONFLICT"},
 		{"it belongs elsewhere by now", "vm.shutdown", "pending,moved", "fail PLACEMENT_CHANGED"},
 		{"no definition", "vm.start", "pending,transient", "fail VM_NOT_PERSISTENT"},
