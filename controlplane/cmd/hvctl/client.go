@@ -22,6 +22,7 @@ type client struct {
 	migrations debvisorv1.MigrationServiceClient
 	operations debvisorv1.OperationServiceClient
 	cluster    debvisorv1.ClusterServiceClient
+	audits     debvisorv1.AuditServiceClient
 	access     debvisorv1.AccessServiceClient
 	servers    []string
 	conn       *grpc.ClientConn
@@ -30,14 +31,19 @@ type client struct {
 }
 
 // dial makes the client of this run. It connects with the first call.
-func (a *app) dial() (*client, error) {
+func (a *app) dial() (*client, error) { return a.dialTo(nil) }
+
+// dialTo makes a client of these replicas, with the identity of this run; none:
+// of those that this run was told.
+func (a *app) dialTo(servers []string) (*client, error) {
 	where, err := a.endpoint()
 	if err != nil {
 		return nil, err
 	}
-	servers, err := where.servers()
-	if err != nil {
-		return nil, err
+	if len(servers) == 0 {
+		if servers, err = where.servers(); err != nil {
+			return nil, err
+		}
 	}
 	who, err := where.bearer()
 	if err != nil {
@@ -71,6 +77,7 @@ func (a *app) dial() (*client, error) {
 	c.migrations = debvisorv1.NewMigrationServiceClient(c.conn)
 	c.operations = debvisorv1.NewOperationServiceClient(c.conn)
 	c.cluster = debvisorv1.NewClusterServiceClient(c.conn)
+	c.audits = debvisorv1.NewAuditServiceClient(c.conn)
 	c.access = debvisorv1.NewAccessServiceClient(c.conn)
 	return c, nil
 }

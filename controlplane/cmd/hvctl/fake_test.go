@@ -77,6 +77,7 @@ func startFake(trust pki) (*fake, error) {
 	}
 	debvisorv1.RegisterNodeServiceServer(f.server, &fakeNodes{made: f.made})
 	debvisorv1.RegisterClusterServiceServer(f.server, &fakeControlPlane{})
+	debvisorv1.RegisterAuditServiceServer(f.server, &fakeAudit{made: f.made})
 	debvisorv1.RegisterVMServiceServer(f.server, &fakeVMs{made: f.made})
 	debvisorv1.RegisterMigrationServiceServer(f.server, &fakeMigrations{made: f.made})
 	debvisorv1.RegisterOperationServiceServer(f.server, &fakeOperations{made: f.made})
