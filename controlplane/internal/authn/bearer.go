@@ -168,6 +168,6 @@ func Reason(err error) string {
 
 // digestOf is a text's SHA-256.
 func digestOf(text string) [sha256.Size]byte {
-	var buf [256]byte // what fits needs no copy on the heap
+	var buf [1 << 10]byte // what fits needs no copy on the heap
 	return sha256.Sum256(append(buf[:0], text...))
 }
