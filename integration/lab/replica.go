@@ -30,6 +30,9 @@ func (r *Replica) Callers() string { return fmt.Sprintf("%s:%d", r.Addr, Callers
 // Agents is the address of the replica's listener for agents.
 func (r *Replica) Agents() string { return fmt.Sprintf("%s:%d", r.Addr, AgentsPort) }
 
+// Gateway is the address of the replica's gateway.
+func (r *Replica) Gateway() string { return fmt.Sprintf("https://%s:%d", r.Addr, GatewayPort) }
+
 // EtcdSocket is the unix socket of the replica's etcd.
 func (r *Replica) EtcdSocket() string { return filepath.Join(r.Data, "etcd", "client.sock") }
 
@@ -61,7 +64,7 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 func (r *Replica) Start() error {
 	args := []string{
 		r.lab.Program("debvisor-rpcd"), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
-		"--agents-listen", r.Agents(), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
+		"--gateway-listen", fmt.Sprintf("%s:%d", r.Addr, GatewayPort), "--agents-listen", r.Agents(), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
 	}
 	env := append([]string{
 		"RPC_LOG_LEVEL=debug", "RPC_LOG_FILE=" + r.LogFile(), "RPC_AUDIT_LOG=" + r.Audit(),
