@@ -21,7 +21,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, frontdoor, migrate, failover, heartbeats or list-nodes; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats or list-nodes; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -59,7 +59,7 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 		fmt.Printf("%s "+format+"\n", append([]any{time.Now().Format("15:04:05")}, args...)...)
 	}
 	b := &bench{bin: bin, only: only, rounds: rounds, say: say}
-	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}, {"plan", b.plans}, {"frontdoor", b.frontDoor}}); err != nil {
+	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}, {"plan", b.plans}, {"rbac", b.rbac}, {"frontdoor", b.frontDoor}}); err != nil {
 		return err
 	}
 	if err := b.onLab(ctx, []group{

@@ -40,22 +40,43 @@ func (b *bench) plans(ctx context.Context) error {
 // benchmark runs one of the planner's benchmarks and gives the seconds of each
 // run, after one that warms up.
 func benchmark(ctx context.Context, name string) ([]float64, error) {
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-benchtime", "1x",
-		"-count", strconv.Itoa(planRuns+1), "./controlplane/internal/planner")
-	out, err := cmd.CombinedOutput()
+	out, err := goBench(ctx, "./controlplane/internal/planner", name, planRuns+1)
 	if err != nil {
-		return nil, fmt.Errorf("running %s: %w: %s", name, err, out)
+		return nil, err
 	}
-	var seconds []float64
-	for _, found := range regexp.MustCompile(`\s(\d+(?:\.\d+)?) ns/op`).FindAllSubmatch(out, -1) {
-		ns, err := strconv.ParseFloat(string(found[1]), 64)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		seconds = append(seconds, ns/1e9)
+	seconds, err := metric(out, "ns/op", planRuns+1)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if len(seconds) != planRuns+1 {
-		return nil, fmt.Errorf("%s ran %d times, not %d: %s", name, len(seconds), planRuns+1, out)
+	for i := range seconds {
+		seconds[i] /= 1e9
 	}
 	return seconds[1:], nil
+}
+
+// goBench runs a benchmark of a package so many times, one iteration each, and
+// gives what it printed.
+func goBench(ctx context.Context, pkg, name string, runs int) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-benchtime", "1x", "-count", strconv.Itoa(runs), pkg)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("running %s: %w: %s", name, err, out)
+	}
+	return string(out), nil
+}
+
+// metric gives what a benchmark's runs printed with that unit.
+func metric(out, unit string, runs int) ([]float64, error) {
+	var values []float64
+	for _, found := range regexp.MustCompile(`\s(\d+(?:\.\d+)?) `+regexp.QuoteMeta(unit)+`\s`).FindAllStringSubmatch(out, -1) {
+		value, err := strconv.ParseFloat(found[1], 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", unit, err)
+		}
+		values = append(values, value)
+	}
+	if len(values) != runs {
+		return nil, fmt.Errorf("%s was told %d times, not %d: %s", unit, len(values), runs, out)
+	}
+	return values, nil
 }

@@ -44,7 +44,7 @@ type compiledRole struct {
 func newPolicy(u *universe, at stamp, r records, otherwise rate) *policy {
 	return &policy{
 		stamp: at, universe: u, records: r, otherwise: otherwise,
-		nobody:   &Grant{universe: u, covered: u.none(), limit: otherwise},
+		nobody:   &Grant{universe: u, limit: otherwise},
 		grants:   newTable(len(r.principals) + len(r.change.Principals) + len(r.file.Principals)),
 		founders: newTable(len(r.founders)),
 	}
