@@ -164,7 +164,8 @@ var causes = map[string]struct{ code, message *regexp.Regexp }{
 	sourceLibvirtd: {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`libvirt`)},
 	targetLibvirtd: {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`libvirt`)},
 	sourceQEMU:     {regexp.MustCompile(`^(MIGRATION_FAILED|PLAN_REFUSED|GUEST_STOPPED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu`)},
-	targetQEMU:     {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu`)},
+	// The last is what libvirt says of a QEMU that it has only just started.
+	targetQEMU: {regexp.MustCompile(`^(MIGRATION_FAILED|INTERRUPTED)$`), regexp.MustCompile(`(?i)stopped|shut ?off|not running|qemu|process exited while connecting to monitor`)},
 }
 
 // check holds an operation's end against the truth.
