@@ -97,6 +97,21 @@ func start(t testing.TB, perMinute int) *replica {
 	if err := r.store.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	r.serve(perMinute)
+	return r
+}
+
+// beside starts another replica over the same etcd and CA.
+func (r *replica) beside() *replica {
+	r.t.Helper()
+	other := &replica{t: r.t, ca: r.ca, dir: r.t.TempDir(), client: r.client, store: r.store, log: &buffer{}}
+	other.serve(0)
+	return other
+}
+
+func (r *replica) serve(perMinute int) {
+	t := r.t
+	t.Helper()
 	log := hclog.New(&hclog.LoggerOptions{Output: r.log})
 	r.view = store.NewView(r.client, hclog.NewNullLogger())
 	background(t, r.view.Run)
@@ -112,7 +127,7 @@ func start(t testing.TB, perMinute int) *replica {
 	}
 	r.authz = authz.New(authz.Config{Founders: []string{"operator"}, DefaultPerMinute: perMinute})
 	chain := api.NewChain(api.ChainConfig{
-		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName}), Authz: r.authz, Limit: limit.New(),
+		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName, Bearers: authn.NewBearers(authn.BearersConfig{})}), Authz: r.authz, Limit: limit.New(),
 		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,
 	})
 	background(t, chain.Run)
@@ -126,7 +141,7 @@ func start(t testing.TB, perMinute int) *replica {
 		t.Fatal(err)
 	}
 	front := api.New(api.Config{
-		Cluster: clusterName, Replica: "r1", Fingerprint: certs.Fingerprint(ca.Certificate()), View: r.view, Store: r.store,
+		Cluster: clusterName, Replica: "r1", Fingerprint: certs.Fingerprint(r.ca.Certificate()), View: r.view, Store: r.store,
 		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Log: log,
 	})
 	front.Register(r.server)
@@ -134,7 +149,6 @@ func start(t testing.TB, perMinute int) *replica {
 	agentv1.RegisterEnrollServiceServer(r.server, enrolment{})
 	background(t, front.Run)
 	r.listen()
-	return r
 }
 
 func (r *replica) listen() {
