@@ -87,9 +87,8 @@ func (c *Chain) answer(k *call, req any, handler grpc.UnaryHandler) (resp any, e
 	}
 	ctx, release := c.watch(k)
 	defer release()
-	c.begin(k, req)
-	if err := c.Audit.Sync(ctx); err != nil {
-		return nil, ended(ctx, err)
+	if err := c.record(ctx, c.begin(k, req)); err != nil {
+		return nil, err
 	}
 	resp, err = handler(ctx, req)
 	return resp, ended(ctx, err)
@@ -105,10 +104,10 @@ func (c *Chain) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 		}
 		ctx, release := c.watch(k)
 		defer release()
-		c.begin(k, nil)
+		told := c.begin(k, nil)
 		if k.rule.Change {
-			if err := c.Audit.Sync(ctx); err != nil {
-				return ended(ctx, err)
+			if err := c.record(ctx, told); err != nil {
+				return err
 			}
 		}
 		return c.guard.serve(ctx, func() error {
@@ -227,15 +226,25 @@ func (c *Chain) count(k *call) error {
 	return c.Limit.Take(who, limit.Rate{PerMinute: perMinute, Burst: burst, Unlimited: unlimited}, k.began)
 }
 
-// begin tells the audit log that the call is about to be handled.
-func (c *Chain) begin(k *call, req any) {
+// begin tells the audit log that the call is about to be handled, if that has
+// room for it.
+func (c *Chain) begin(k *call, req any) (told bool) {
 	if k.rule.Quiet {
-		return
+		return true
 	}
 	k.begun = true
 	k.requestID = metadataValue(k.Context, requestIDHeader)
 	e := k.event(audit.Call, req)
-	c.Audit.Add(&e)
+	return c.Audit.Add(&e)
+}
+
+// record lets a change wait until the audit log, which was told of it, has it on
+// disk.
+func (c *Chain) record(ctx context.Context, told bool) error {
+	if !told {
+		return audit.ErrFull
+	}
+	return ended(ctx, c.Audit.Sync(ctx))
 }
 
 // close ends the call: its result is audited, and what went wrong leaves as a

@@ -7,6 +7,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -209,6 +210,9 @@ func (l *Log) nudge() {
 	default:
 	}
 }
+
+// ErrFull refuses a change whose event had no room.
+var ErrFull = unavailable(errors.New("more events wait for the disk than memory holds"))
 
 func unavailable(cause error) error {
 	return errdefs.New(errdefs.Unavailable, "AUDIT_UNAVAILABLE",
