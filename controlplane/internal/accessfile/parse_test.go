@@ -15,7 +15,7 @@ import (
 	"github.com/debvisor/debvisor/shared/identity"
 )
 
-// example is the access file of the guide.
+// example is a file that has everything.
 func example(t testing.TB) []byte {
 	t.Helper()
 	content, err := os.ReadFile("testdata/access.yaml")
@@ -49,6 +49,27 @@ func TestParse(t *testing.T) {
 		if p, err := accessfile.Parse("f", []byte(empty)); err != nil || len(p.Principals) != 0 {
 			t.Errorf("%q: %v, %v", empty, p, err)
 		}
+	}
+}
+
+// TestTheGuidesFile takes the example of the guide as it stands there.
+func TestTheGuidesFile(t *testing.T) {
+	guide, err := os.ReadFile("../../../docs/guide.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(guide), "### The access file")
+	_, after, _ = strings.Cut(after, "```yaml\n")
+	content, _, found := strings.Cut(after, "```")
+	if !found {
+		t.Fatal("the guide has no access file")
+	}
+	p, err := accessfile.Parse("f", []byte(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Principals) != 1 || len(p.Roles) != 1 || len(p.Tenants) != 1 || len(p.Keys) != 1 {
+		t.Errorf("it came out as %+v", p)
 	}
 }
 
