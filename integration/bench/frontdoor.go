@@ -30,7 +30,7 @@ func (b *bench) frontDoor(ctx context.Context) error {
 		return err
 	}
 	defer r.stop()
-	for _, measure := range []func(context.Context, *rungs) error{b.ladder, b.chainVsBare, b.credentials, b.rejected, b.flood} {
+	for _, measure := range []func(context.Context, *rungs) error{b.ladder, b.chainVsBare, b.credentials, b.rejected, b.flood, b.names} {
 		if err := measure(ctx, r); err != nil {
 			return err
 		}
@@ -198,6 +198,26 @@ func (b *bench) rejected(ctx context.Context, r *rungs) error {
 	b.add(Figure{
 		Name: "rejected_vs_accepted", Value: of(a, cpu) / of(z, cpu), Goal: 0.5, Better: "lower", Unit: "ratio",
 		Detail: fmt.Sprintf("the server's CPU time a call over the limit, %.1f µs ÷ %.1f µs for one of the same method that is answered; medians of %d rounds of A B B A", of(a, cpu), of(z, cpu), b.rounds),
+	})
+	return nil
+}
+
+// names measures the memory of a limiter that a million names have called.
+func (b *bench) names(_ context.Context, r *rungs) error {
+	before, err := rssMB(r.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	if _, err := r.ask("names"); err != nil {
+		return err
+	}
+	after, err := rssMB(r.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	b.add(Figure{
+		Name: "limiter_1m_rss_mb", Value: after - before, Better: "lower", Unit: "MiB",
+		Detail: fmt.Sprintf("resident memory by which a process grows in whose limiter a million names have called within seconds: %.0f MiB, then %.0f", before, after),
 	})
 	return nil
 }

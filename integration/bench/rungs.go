@@ -100,8 +100,10 @@ type used struct {
 	CPU     int64  `json:"cpu_ns"`
 }
 
-func (r *rungs) used() (u used, err error) {
-	if _, err := io.WriteString(r.in, "\n"); err != nil {
+func (r *rungs) used() (used, error) { return r.ask("") }
+
+func (r *rungs) ask(line string) (u used, err error) {
+	if _, err := io.WriteString(r.in, line+"\n"); err != nil {
 		return u, fmt.Errorf("asking the ladder's server what it has used: %w", err)
 	}
 	return u, r.read(&u)

@@ -116,13 +116,21 @@ func newHouse(dir string, nodes int) (*house, error) {
 	for name, perMinute := range map[string]uint32{caller: plenty, greedy: 1} {
 		d.Principals.Put(name, &storev1.Principal{Roles: []string{"viewer"}, Limit: &storev1.RateLimit{PerMinute: perMinute}}, 1)
 	}
+	if err := h.issueKey(d); err != nil {
+		return nil, err
+	}
+	tokens, err := h.issueToken()
+	if err != nil {
+		return nil, err
+	}
 	if h.check, err = api.NewValidator(); err != nil {
 		return nil, err
 	}
 	if h.trail, err = audit.Open(audit.Config{Path: filepath.Join(dir, "audit.log"), Replica: "r1", Log: hclog.NewNullLogger()}); err != nil {
 		return nil, fmt.Errorf("opening the audit log: %w", err)
 	}
-	h.authn, h.authz = authn.New(authn.Config{Cluster: clusterName}), authz.New(authz.Config{})
+	h.authz = authz.New(authz.Config{})
+	h.authn = authn.New(authn.Config{Cluster: clusterName, Bearers: authn.NewBearers(authn.BearersConfig{Tokens: tokens})})
 	h.view = view{d.Snapshot(1), time.Now()}
 	h.chain = api.NewChain(api.ChainConfig{
 		View: h.view, Authn: h.authn, Authz: h.authz, Limit: h.limit, Strangers: api.NewStrangers(),

@@ -5,7 +5,8 @@
 //
 // It writes its certificates under the directory that it is given, prints one
 // line of JSON that says what it serves, and then answers each line of its
-// input with what the process has used so far. It ends with its input.
+// input with what the process has used so far, for the line "names" after
+// calls of a million names have been counted. It ends with its input.
 package main
 
 import (
@@ -18,7 +19,11 @@ import (
 	"os"
 	"runtime"
 	"runtime/pprof"
+	"strconv"
 	"syscall"
+	"time"
+
+	"github.com/debvisor/debvisor/controlplane/internal/limit"
 )
 
 func main() {
@@ -73,12 +78,27 @@ func run(dir string, nodes int) error {
 		return fmt.Errorf("telling what is served: %w", err)
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		if in.Text() == "names" {
+			if err := h.countNames(); err != nil {
+				return err
+			}
+		}
 		used, err := used()
 		if err != nil {
 			return err
 		}
 		if err := out.Encode(used); err != nil {
 			return fmt.Errorf("telling what was used: %w", err)
+		}
+	}
+	return nil
+}
+
+// countNames counts one call of each of a million names.
+func (h *house) countNames() error {
+	for i := range 1_000_000 {
+		if err := h.limit.Take("name-"+strconv.Itoa(i), limit.Rate{}, time.Now()); err != nil {
+			return fmt.Errorf("a name's first call: %w", err)
 		}
 	}
 	return nil
