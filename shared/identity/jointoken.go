@@ -27,12 +27,15 @@ type JoinToken struct {
 	secret string
 }
 
+// JoinTokenPrefix begins the text of every join token.
+const JoinTokenPrefix = "dvj_"
+
 const (
 	tokenIDBytes     = 8
 	tokenSecretBytes = 32
 )
 
-var tokenPattern = regexp.MustCompile(`^dvj_([0-9a-f]{16})_([0-9a-f]{64})_([0-9a-f]{64})_([0-9a-f]{8})$`)
+var tokenPattern = regexp.MustCompile(`^` + JoinTokenPrefix + `([0-9a-f]{16})_([0-9a-f]{64})_([0-9a-f]{64})_([0-9a-f]{8})$`)
 
 // NewJoinToken makes a token with 256 random bits for the cluster whose CA has
 // the fingerprint.
@@ -84,7 +87,7 @@ func (t JoinToken) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(t.SecretHash(), hash) == 1
 }
 
-func (t JoinToken) body() string { return "dvj_" + t.ID + "_" + t.secret + "_" + t.Fingerprint }
+func (t JoinToken) body() string { return JoinTokenPrefix + t.ID + "_" + t.secret + "_" + t.Fingerprint }
 
 func (t JoinToken) checksum() string {
 	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(t.body())))

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"github.com/debvisor/debvisor/shared/identity"
 )
 
 const (
@@ -168,12 +170,24 @@ func (s *summary) value(field protoreflect.FieldDescriptor, v protoreflect.Value
 
 // text adds a string: as it is where it cannot be mistaken for anything else.
 func (s *summary) text(value string) {
-	value = clip(value, maxValue)
+	value = clip(withoutSecret(value), maxValue)
 	if value == "" || strings.ContainsAny(value, " =,\"") || !printable(value) {
 		s.b = strconv.AppendQuote(s.b, value)
 		return
 	}
 	s.b = append(s.b, value...)
+}
+
+// withoutSecret keeps no more than the id of a key or a join token that somebody
+// has put where a name belongs.
+func withoutSecret(value string) string {
+	const idLength = 16
+	for _, prefix := range [...]string{identity.APIKeyPrefix, identity.JoinTokenPrefix} {
+		if at := strings.Index(value, prefix); at >= 0 && len(value) > at+len(prefix)+idLength {
+			return value[:at+len(prefix)+idLength] + hidden
+		}
+	}
+	return value
 }
 
 // printable tells whether a text is valid and all of it can be seen.

@@ -43,6 +43,14 @@ func TestSummaryHidesSecrets(t *testing.T) {
 	if strings.Contains(got, "very") || !strings.Contains(got, "token=…") {
 		t.Error(got)
 	}
+	// Where a name belongs, somebody may put the whole thing.
+	whole := "0123456789abcdef_" + strings.Repeat("5ec2e7", 12)
+	for _, prefix := range []string{"dvk_", "dvj_"} {
+		got := Summary(&debvisorv1.KeyRef{Id: prefix + whole})
+		if got != "id="+prefix+"0123456789abcdef…" {
+			t.Error(got)
+		}
+	}
 }
 
 func TestSummaryIsShort(t *testing.T) {
