@@ -87,7 +87,9 @@ func (t JoinToken) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(t.SecretHash(), hash) == 1
 }
 
-func (t JoinToken) body() string { return JoinTokenPrefix + t.ID + "_" + t.secret + "_" + t.Fingerprint }
+func (t JoinToken) body() string {
+	return JoinTokenPrefix + t.ID + "_" + t.secret + "_" + t.Fingerprint
+}
 
 func (t JoinToken) checksum() string {
 	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(t.body())))
