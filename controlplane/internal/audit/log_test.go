@@ -21,13 +21,14 @@ import (
 
 // fakeDisk is a file whose failures and delays a test decides.
 type fakeDisk struct {
-	mu      sync.Mutex
-	written bytes.Buffer
-	synced  int // bytes
-	syncs   int
-	fail    error
-	torn    bool
-	stuck   chan struct{}
+	mu                 sync.Mutex
+	written            bytes.Buffer
+	synced             int // bytes
+	syncs              int
+	fail               error
+	torn               bool
+	stuck              chan struct{}
+	failSync, failMend error
 }
 
 func (d *fakeDisk) Write(p []byte) (int, error) {
@@ -53,6 +54,9 @@ func (d *fakeDisk) Sync() error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.failSync != nil {
+		return d.failSync
+	}
 	d.synced, d.syncs = d.written.Len(), d.syncs+1
 	return nil
 }
@@ -60,11 +64,20 @@ func (d *fakeDisk) Sync() error {
 func (d *fakeDisk) Mend(int) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.failMend != nil {
+		return 0, d.failMend
+	}
 	d.written.Truncate(d.synced)
 	return 0, nil
 }
 
 func (d *fakeDisk) Close() error { return nil }
+
+func nullLog() hclog.Logger { return hclog.NewNullLogger() }
+
+func cancellable() (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.Background())
+}
 
 func logOn(d *fakeDisk) *Log {
 	return newLog(Config{Replica: "r1", Log: hclog.NewNullLogger()}, newDisk(d, nil), "")
