@@ -102,14 +102,19 @@ func (s *site) keeper(fence *store.Fence) access.Keeper {
 	}
 }
 
-// put writes records as etcdctl does: all at once, without conditions.
+// put writes records as etcdctl does, all at once and without conditions, and
+// waits until the view has seen them.
 func (s *site) put(records ...string) {
 	s.t.Helper()
 	var puts []clientv3.Op
 	for i := 0; i < len(records); i += 2 {
 		puts = append(puts, clientv3.OpPut(records[i], records[i+1]))
 	}
-	if _, err := s.client.Txn(s.t.Context()).Then(puts...).Commit(); err != nil {
+	resp, err := s.client.Txn(s.t.Context()).Then(puts...).Commit()
+	if err == nil {
+		err = s.view.Await(s.t.Context(), resp.Header.Revision)
+	}
+	if err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -128,14 +128,14 @@ func TestUsesOfReplicas(t *testing.T) {
 	at := time.Now()
 	one := uses("r1", s.view)
 	one.Note("ci", "192.0.2.7", at)
-	s.background(one.Run)() // what is noted is written at the end
+	runUses(t, one)() // what is noted is written at the end
 	s.await("the first use", func(c *cluster.Snapshot) bool { return c.KeyUses["ci"].Value != nil })
 	if got := s.view.Current().KeyUses["ci"].Value; got.GetFrom() != "192.0.2.7" || got.GetReplica() != "r1" || !got.GetAt().AsTime().Equal(at) {
 		t.Errorf("written: %v", got)
 	}
 	two := uses("r2", s.view)
 	two.Note("ci", "192.0.2.8", at.Add(59*time.Second))
-	s.background(two.Run)()
+	runUses(t, two)()
 	if got := s.dump()[store.KeyUseKey("ci")]; got == "" || s.view.Current().KeyUses["ci"].Value.GetReplica() != "r1" {
 		t.Errorf("another replica wrote within the minute")
 	}
@@ -146,7 +146,7 @@ func TestUsesOfReplicas(t *testing.T) {
 	late := uses("r3", &ledger{s: old})
 	late.Note("gone", "192.0.2.9", at)
 	late.Note("ci", "192.0.2.9", at.Add(2*time.Minute))
-	s.background(late.Run)()
+	runUses(t, late)()
 	if got, ok := s.dump()[store.KeyUseKey("gone")]; ok {
 		t.Errorf("a use has outlived its key: %q", got)
 	}

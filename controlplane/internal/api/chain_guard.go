@@ -110,11 +110,11 @@ func endedStream(ctx context.Context, err error) error {
 func (c *Chain) Run(ctx context.Context) error {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
-	var seen any
+	var seen [2]any
 	for {
 		changed := c.View.Changed()
 		s := c.View.Current()
-		if now := c.Authz.Stamp(s); now != seen {
+		if now := [2]any{c.Authz.Stamp(s), c.Authn.Stamp()}; now != seen {
 			seen = now
 			c.sweep(s, time.Now(), func(*call) bool { return true })
 		}

@@ -125,7 +125,11 @@ func TestKeyFileIsFollowed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		stamp := a.Stamp()
 		put([]byte("nonsense"))
+		if a.Stamp() != stamp {
+			t.Error("a broken file changes the keys")
+		}
 		if err := a.Check(c, r.s, now); err != nil {
 			t.Errorf("a broken file: %v", err)
 		}
@@ -133,6 +137,9 @@ func TestKeyFileIsFollowed(t *testing.T) {
 		put(both)
 		if err := a.Check(c, r.s, now); err != nil {
 			t.Errorf("a second key: %v", err)
+		}
+		if a.Stamp() == stamp {
+			t.Error("other keys have the same stamp")
 		}
 		put(publicPEM(t, strangerKey().Public()))
 		wantRefused(t, a.Check(c, r.s, now), "TOKEN_NOT_ACCEPTED")

@@ -149,7 +149,7 @@ func badTokens(t testing.TB) map[string]string {
 		"None":                    segment(map[string]any{"alg": "None"}) + "." + parts[1] + "." + parts[2],
 		"nOnE, well signed":       header(map[string]any{"alg": "nOnE"}),
 		"HS256 by the public PEM": hmacOf(hs256, public),
-		"HS256 by the public DER": hmacOf(hs256, issuerKey().PublicKey.N.Bytes()),
+		"HS256 by the public DER": hmacOf(hs256, issuerKey().N.Bytes()),
 		"HS256 by nothing":        hmacOf(hs256, nil),
 		"RS256 said, HS256 made":  hmacOf(parts[0]+"."+parts[1], public),
 		"RS384":                   signed(jwt.SigningMethodRS384, issuerKey()),
