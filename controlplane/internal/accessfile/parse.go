@@ -25,6 +25,7 @@ const (
 	maxRate        = 10_000_000
 	maxType        = 32
 	maxDescription = 256
+	maxPlace       = 255
 )
 
 var (
@@ -33,7 +34,9 @@ var (
 	keyIDPattern      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 	hashPattern       = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	backendPattern    = regexp.MustCompile(`^(zfs|rbd)$`)
-	placePattern      = regexp.MustCompile(`^.{1,255}$`)
+	// Printable ASCII without space, '@' and '#', and without '/' but between names.
+	partPattern = regexp.MustCompile(`^[!"$-.0-?A-~]{1,255}$`)
+	pathPattern = regexp.MustCompile(`^[!"$-.0-?A-~]+(/[!"$-.0-?A-~]+)*$`)
 )
 
 const (
@@ -201,13 +204,13 @@ func (p *parser) tenants(n *yaml.Node) {
 	p.apart(order, held)
 }
 
-// apart refuses storage that lies within another tenant's.
+// apart refuses storage that lies within other storage.
 func (p *parser) apart(order []place, held map[place]holding) {
 	for _, where := range order {
 		inner := held[where]
 		for above := where; above.name != ""; {
 			above.name = above.name[:max(0, strings.LastIndexByte(above.name, '/'))]
-			if outer, ok := held[above]; ok && outer.tenant != inner.tenant {
+			if outer, ok := held[above]; ok {
 				p.failf(inner.at, "tenant %s: storage: %s lies within %s, which is tenant %s's (line %d)",
 					inner.tenant, where, above, outer.tenant, outer.at.Line)
 			}
@@ -218,17 +221,26 @@ func (p *parser) apart(order []place, held map[place]holding) {
 func (p *parser) storage(n *yaml.Node, of string) *storev1.TenantStorage {
 	field := of + ": storage"
 	s := &storev1.TenantStorage{}
-	const accepted = "1 to 255 characters in one line"
+	name := &yaml.Node{}
 	p.fields(n, field, map[string]func(*yaml.Node){
 		"backend": func(n *yaml.Node) { s.Backend = p.match(n, field+": backend", backendPattern, "zfs or rbd") },
-		"pool":    func(n *yaml.Node) { s.Pool = p.match(n, field+": pool", placePattern, accepted) },
-		"name":    func(n *yaml.Node) { s.Name = p.match(n, field+": name", placePattern, accepted) },
+		"pool": func(n *yaml.Node) {
+			s.Pool = p.match(n, field+": pool", partPattern, "a pool's name, without '/' and what lies below it")
+		},
+		"name": func(n *yaml.Node) {
+			name = n
+			s.Name = p.match(n, field+": name", pathPattern, "a dataset below the pool, or a namespace; without it the whole pool")
+		},
 	}, "backend, pool, name")
 	switch {
 	case s.GetBackend() == "":
 		p.failf(n, "%s lacks its backend", field)
 	case s.GetPool() == "":
 		p.failf(n, "%s lacks its pool", field)
+	case s.GetBackend() == "rbd" && strings.Contains(s.GetName(), "/"):
+		p.refuse(name, field+": name", "a namespace of the pool, without '/'")
+	case len(s.GetName()) > maxPlace:
+		p.refuse(name, field+": name", fmt.Sprintf("at most %d characters", maxPlace))
 	}
 	return s
 }

@@ -124,6 +124,12 @@ func faults() map[string]string {
 			`tenant b: storage: zfs p/x/y/z lies within zfs p/x, which is tenant a's (line 3)`,
 		"tenants:\n  a: {storage: [{backend: rbd, pool: p}]}\n  b: {storage: [{backend: rbd, pool: p, name: x}]}": `f:3: ` +
 			`tenant b: storage: rbd p/x lies within rbd pool p, which is tenant a's (line 2)`,
+		"tenants:\n  a: {storage: [{backend: zfs, pool: p/x}]}":           `f:2: tenant a: storage: pool: "p/x" is not accepted; expected a pool's name, without '/' and what lies below it`,
+		"tenants:\n  a: {storage: [{backend: zfs, pool: p, name: x//y}]}": `f:2: tenant a: storage: name: "x//y" is not accepted; expected a dataset below the pool, or a namespace; without it the whole pool`,
+		"tenants:\n  a: {storage: [{backend: zfs, pool: p, name: x@y}]}":  `f:2: tenant a: storage: name: "x@y" is not accepted; expected a dataset below the pool, or a namespace; without it the whole pool`,
+		"tenants:\n  a: {storage: [{backend: rbd, pool: p, name: x/y}]}":  `f:2: tenant a: storage: name: "x/y" is not accepted; expected a namespace of the pool, without '/'`,
+		"tenants:\n  a:\n    storage:\n    - {backend: zfs, pool: p, name: x}\n    - {backend: zfs, pool: p}": `f:4: ` +
+			`tenant a: storage: zfs p/x lies within zfs pool p, which is tenant a's (line 5)`,
 		"keys:\n  a: {principal: p}":                             `f:2: key a lacks its sha256`,
 		"keys:\n  a: {sha256: " + hash + "}":                     `f:2: key a lacks its principal`,
 		"keys:\n  a: {sha256: s3cret, principal: p}":             `f:2: key a: sha256: what stands there is not accepted; expected 64 lower-case hex digits: what sha256sum prints of the whole key`,
