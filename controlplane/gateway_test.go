@@ -264,7 +264,7 @@ func (r *replicaUnderTest) follow(c *http.Client, bearer string) (last <-chan []
 		r.t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+bearer)
-	resp, err := c.Do(req)
+	resp, err := c.Do(req) //nolint:bodyclose // the goroutine below closes it
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (c *connection) open(state *tls.ConnectionState) (*grpc.ClientConn, error) 
 // aged tells whether the peer is to be asked to connect anew.
 func (c *connection) aged(now time.Time) bool { return now.After(c.until) }
 
-// limits bound connections.
+// limits bound connections. One that has made a call holds about 150 KiB.
 type limits struct {
 	// all and perAddress are how many there may be: one above is closed at once.
 	all, perAddress int
@@ -86,7 +86,7 @@ type limits struct {
 }
 
 func defaultLimits() limits {
-	return limits{all: 1024, perAddress: 128, age: rpc.MaxConnectionAge, grace: rpc.MaxConnectionAgeGrace}
+	return limits{all: 512, perAddress: 64, age: rpc.MaxConnectionAge, grace: rpc.MaxConnectionAgeGrace}
 }
 
 // door accepts connections and counts them.

@@ -163,6 +163,7 @@ func TestEveryRefusal(t *testing.T) {
 		}
 		return nil, errdefs.New(kinds[ref.GetVmId()], "SOME_CODE", "text").With("vm", ref.GetVmId()).With("status", "RUNNING").WithRetry(1500 * time.Millisecond)
 	}
+	clients := map[bool]*http.Client{false: r.client("ada", false), true: r.client("ada", true)}
 	big := `{"target":{"node_id":{"id":"` + strings.Repeat("x", rpc.MaxRequestBytes) + `"}}}`
 	for _, c := range []struct {
 		method, path, body string
@@ -235,7 +236,7 @@ func TestEveryRefusal(t *testing.T) {
 		{"DELETE", "/v1/keys/x", "", []string{"Sec-Fetch-Site: cross-site"}, 403, "CROSS_ORIGIN", ""},
 	} {
 		for _, http2 := range []bool{false, true} {
-			resp, body := r.do(r.client("ada", http2), r.request(c.method, c.path, c.body, c.headers...))
+			resp, body := r.do(clients[http2], r.request(c.method, c.path, c.body, c.headers...))
 			p, err := problemOf(resp, body)
 			if err != nil {
 				t.Errorf("%s %s (HTTP/%d): %v", c.method, c.path, resp.ProtoMajor, err)
@@ -522,6 +523,27 @@ func TestOldConnectionsAreRenewed(t *testing.T) {
 		if len(used) != 3 {
 			t.Errorf("HTTP/2 %t: 3 calls went over %d old connections", http2, len(used))
 		}
+	}
+}
+
+func TestANewCertificateIsUsed(t *testing.T) {
+	r := newRig(t)
+	serial := func() (serial string) {
+		t.Helper()
+		conn, err := tls.Dial("tcp", r.Addr().String(), &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: r.clients, ServerName: "127.0.0.1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		return certs.Serial(conn.ConnectionState().PeerCertificates[0])
+	}
+	first := serial()
+	r.renew()
+	if err := r.own.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if serial() == first {
+		t.Error("a new connection gets the old certificate")
 	}
 }
 

@@ -28,7 +28,7 @@ import (
 	"github.com/debvisor/debvisor/shared/rpc"
 )
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // seen is what a handler saw of one call.
 type seen struct {
@@ -40,7 +40,7 @@ type seen struct {
 // rig is a gateway before a server whose handlers tell what they see.
 type rig struct {
 	*Gateway
-	t        *testing.T
+	t        testing.TB
 	ca       *certs.Authority
 	clients  *x509.CertPool
 	vms      *vms
@@ -49,6 +49,8 @@ type rig struct {
 	deadline context.Context
 	stop     func()
 	health   *health.Server
+	files    certs.Files
+	own      *certs.Reloader
 
 	mu    sync.Mutex
 	calls []seen
@@ -123,7 +125,7 @@ func (m *met) Met(address string, _ time.Time) error {
 	return nil
 }
 
-func newRig(t *testing.T, change ...func(*door)) *rig {
+func newRig(t testing.TB, change ...func(*door)) *rig {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -137,8 +139,8 @@ func newRig(t *testing.T, change ...func(*door)) *rig {
 	}
 	r.clients = x509.NewCertPool()
 	r.clients.AddCert(r.ca.Certificate())
-	own := r.reloader()
-	server, err := rpc.NewServer(rpc.ServerConfig{TLS: own.CallersServer(), Unary: r.unary, Stream: r.stream, Age: true, Log: hclog.NewNullLogger()})
+	r.own = r.reloader()
+	server, err := rpc.NewServer(rpc.ServerConfig{TLS: r.own.CallersServer(), Unary: r.unary, Stream: r.stream, Age: true, Log: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +150,7 @@ func newRig(t *testing.T, change ...func(*door)) *rig {
 	debvisorv1.RegisterNodeServiceServer(server, nodes{})
 	debvisorv1.RegisterAuditServiceServer(server, audits{})
 	healthv1.RegisterHealthServer(server, r.health)
-	r.Gateway, err = Listen(ctx, Config{Address: "127.0.0.1:0", TLS: own.CallersServer(), Server: server, Strangers: r.met, Log: hclog.NewNullLogger()})
+	r.Gateway, err = Listen(ctx, Config{Address: "127.0.0.1:0", TLS: r.own.CallersServer(), Server: server, Strangers: r.met, Log: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,18 +180,24 @@ func (r *rig) door() *door { return r.lis.(*door) }
 func (r *rig) reloader() *certs.Reloader {
 	r.t.Helper()
 	dir := r.t.TempDir()
-	files := certs.Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
-	certPEM, keyPEM := r.issue(r.ca, certs.ServerLeaf("test", "r1", nil, 0))
-	for path, content := range map[string][]byte{files.CA: r.ca.PEM(), files.Cert: certPEM, files.Key: keyPEM} {
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	own, err := certs.NewReloader(files, hclog.NewNullLogger())
+	r.files = certs.Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
+	r.renew()
+	own, err := certs.NewReloader(r.files, hclog.NewNullLogger())
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return own
+}
+
+// renew writes another certificate of the server's.
+func (r *rig) renew() {
+	r.t.Helper()
+	certPEM, keyPEM := r.issue(r.ca, certs.ServerLeaf("test", "r1", nil, 0))
+	for path, content := range map[string][]byte{r.files.CA: r.ca.PEM(), r.files.Cert: certPEM, r.files.Key: keyPEM} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			r.t.Fatal(err)
+		}
+	}
 }
 
 func (r *rig) issue(ca *certs.Authority, leaf certs.Leaf) (certPEM, keyPEM []byte) {
