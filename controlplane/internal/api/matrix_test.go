@@ -235,7 +235,9 @@ func otherFixtures() map[string]fixture {
 			request: always(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}),
 		},
 		reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: {
-			request: always(&reflectionv1alpha.ServerReflectionRequest{MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}}),
+			request: always(&reflectionv1alpha.ServerReflectionRequest{ //nolint:staticcheck // deprecated, and served for older clients
+				MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}, //nolint:staticcheck // as above
+			}),
 		},
 		agentv1.EnrollService_Enroll_FullMethodName:           {request: always(&agentv1.EnrollRequest{}), found: reached},
 		agentv1.EnrollService_JoinReplica_FullMethodName:      {request: always(&agentv1.JoinReplicaRequest{}), found: reached},

@@ -66,7 +66,7 @@ func readable(scope cluster.Scope, op *storev1.Operation) *storev1.Operation {
 // use by driver QEMU, domain web").
 var (
 	idInText     = regexp.MustCompile(`[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|\b(?:op|plan)-[0-9a-z]{26}\b`) //nolint:gochecknoglobals // constant
-	domainInText = regexp.MustCompile(`(domain ')([^']*)'|(by driver [^,]*, domain )([^\s,;:]+)`)                                 //nolint:gochecknoglobals // constant
+	domainInText = regexp.MustCompile(`(domain ')([^']*)'|(by driver [^,]*, domain )([^\s,;:]+)`)                          //nolint:gochecknoglobals // constant
 )
 
 // hidden is in the place of a name that the caller may not know.

@@ -141,7 +141,9 @@ func TestAPlanOfWhatBecameAnothers(t *testing.T) {
 // movable adds a VM that can go to any node.
 func (w *world) movable(o *objects) string {
 	w.t.Helper()
-	w.own(o, also, "movable", func(_ *agentv1.Domain, vm *storev1.VM) { vm.Policy = encode(w.t, &debvisorv1.VMPolicy{Tenant: o.tenant}) })
+	w.own(o, also, "movable", func(_ *agentv1.Domain, vm *storev1.VM) {
+		vm.Policy = encode(w.t, &debvisorv1.VMPolicy{Tenant: o.tenant})
+	})
 	return also
 }
 
