@@ -119,8 +119,10 @@ func (f *File) reload() error {
 	f.seen = stamp
 	told := f.refusal
 	f.refusal = ""
-	was := f.current.Load()
-	if err == nil && next.Version != was.Version && f.cfg.Accept != nil {
+	if err == nil && next.Version == f.current.Load().Version {
+		return nil
+	}
+	if err == nil && f.cfg.Accept != nil {
 		if err = f.cfg.Accept(next); err != nil {
 			err = fmt.Errorf("%s: %w", f.cfg.Path, err)
 		}
@@ -132,9 +134,6 @@ func (f *File) reload() error {
 		f.cfg.Log.Error("the access file is refused; what it said before stays in force", "error", err)
 		f.tell(nil, err)
 		return err
-	}
-	if next.Version == was.Version {
-		return nil
 	}
 	f.current.Store(next)
 	f.waiting.Lock()

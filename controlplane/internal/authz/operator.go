@@ -67,8 +67,6 @@ func (p *policy) isOperator(name string) bool {
 	if !ok {
 		record, ok = p.records.founder(name)
 	}
-	if !ok || record.Value.GetTenant() != "" {
-		return false
-	}
-	return p.compile(record).covered.covers(p.universe.operator)
+	// One that a tenant confines lacks what belongs to all.
+	return ok && p.compile(record).covered.covers(p.universe.operator)
 }
