@@ -232,6 +232,80 @@ func TestAKeyIsShownOnce(t *testing.T) {
 	}
 }
 
+// TestAKeyRotatesItself does, with an overlap: without one its answer might be
+// cut off with it.
+func TestAKeyRotatesItself(t *testing.T) {
+	r := start(t, 0)
+	admin := debvisorv1.NewAccessServiceClient(r.principal("operator"))
+	ctx := t.Context()
+	if _, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{Name: "ci", Permissions: []string{"key:rotate"}}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := admin.CreateKey(ctx, &debvisorv1.KeyRequest{Principal: "ci"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ci := debvisorv1.NewAccessServiceClient(r.anonymous())
+	as := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+made.GetKey())
+	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true}); codeOf(err) != "OWN_KEY" {
+		t.Errorf("without an overlap: %v", err)
+	}
+	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true, OverlapSeconds: 5}); codeOf(err) != "INVALID_FIELD" {
+		t.Errorf("with and without an overlap: %v", err)
+	}
+	next, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId()})
+	if err != nil || next.GetCreatedBy() != "ci" {
+		t.Fatalf("with an overlap: %v, %v", next, err)
+	}
+	as = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+next.GetKey())
+	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true}); err != nil {
+		t.Errorf("the former key, at once: %v", err)
+	}
+}
+
+// TestNoChangeByOneWhoMayNotAnyMore lets a principal make changes while its
+// permission is taken away: none is made after that, however the two met.
+func TestNoChangeByOneWhoMayNotAnyMore(t *testing.T) {
+	r := start(t, 0)
+	ctx := t.Context()
+	admin := debvisorv1.NewAccessServiceClient(r.principal("operator"))
+	ann := debvisorv1.NewAccessServiceClient(r.principal("ann"))
+	made, refused := 0, 0
+	for round := range 20 {
+		if _, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{Name: "ann", Permissions: []string{"role:set"}}); err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for i := range 4 {
+			all.Go(func() {
+				_, _ = ann.SetRole(ctx, &debvisorv1.Role{Name: fmt.Sprintf("r%d-%d", round, i)})
+			})
+		}
+		if _, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{Name: "ann"}); err != nil {
+			t.Fatal(err)
+		}
+		all.Wait()
+		now, err := r.client.Get(ctx, store.PrincipalKey("ann"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			role, err := r.client.Get(ctx, store.RoleKey(fmt.Sprintf("r%d-%d", round, i)))
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case len(role.Kvs) == 0:
+				refused++
+			case role.Kvs[0].ModRevision > now.Kvs[0].ModRevision:
+				t.Errorf("round %d: a role of revision %d by one who had no permission since %d", round, role.Kvs[0].ModRevision, now.Kvs[0].ModRevision)
+			default:
+				made++
+			}
+		}
+	}
+	t.Logf("%d roles were made in time, %d were refused", made, refused)
+}
+
 // TestTwoKeysHoweverManyAsk makes keys through two replicas at once.
 func TestTwoKeysHoweverManyAsk(t *testing.T) {
 	r := start(t, 0)
