@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,7 +219,7 @@ func lists(t *testing.T, w *world, o *objects) {
 	t.Helper()
 	conn := w.caller("operator", o.tenant).conn
 	vms, err := debvisorv1.NewVMServiceClient(conn).ListVMs(t.Context(), &debvisorv1.VMFilter{})
-	if want := len(w.view.Current().Within(o.tenant).VMs()); err != nil || len(vms.GetVms()) != want || want != 4 {
+	if want := len(slices.Collect(w.view.Current().Within(o.tenant).VMs())); err != nil || len(vms.GetVms()) != want || want != 4 {
 		t.Errorf("%d VMs, want %d: %v", len(vms.GetVms()), want, err)
 	}
 	node, err := debvisorv1.NewNodeServiceClient(conn).GetNode(t.Context(), nodeRef("a"))

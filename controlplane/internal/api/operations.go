@@ -39,7 +39,7 @@ func (s *operationService) GetOperation(ctx context.Context, ref *debvisorv1.Ope
 func (s *operationService) ListOperations(ctx context.Context, filter *debvisorv1.OperationFilter) (*debvisorv1.OperationList, error) {
 	scope := scopeOf(ctx, s.view.Current())
 	var found []*storev1.Operation
-	for _, entry := range scope.Operations() {
+	for entry := range scope.Operations() {
 		if passes(entry.Value, filter) {
 			found = append(found, entry.Value)
 		}

@@ -78,7 +78,7 @@ func TestAVMThatBecomesAnothers(t *testing.T) {
 	}()
 	var started string
 	eventually(t, func() error {
-		for _, op := range w.view.Current().Within(acme.tenant).Operations() {
+		for op := range w.view.Current().Within(acme.tenant).Operations() {
 			if op.Value.GetKind() == "vm.start" {
 				started = op.Value.GetId()
 				w.end(started, func(op *storev1.Operation) { op.State = task.OpSucceeded })

@@ -31,7 +31,7 @@ func (s *vmService) ListVMs(ctx context.Context, filter *debvisorv1.VMFilter) (*
 		return nil, err
 	}
 	list := &debvisorv1.VMList{}
-	for _, entry := range scope.VMs() {
+	for entry := range scope.VMs() {
 		vm := entry.Value
 		if (node == "" || vm.GetNode() == node) && (filter.GetName() == "" || vm.GetName() == filter.GetName()) {
 			list.Vms = append(list.Vms, vmMessage(scope, vm))

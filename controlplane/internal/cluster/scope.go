@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -51,11 +52,11 @@ func (c Scope) FindVM(ref string) []string {
 }
 
 // VMs gives every VM, in no order.
-func (c Scope) VMs() []Entry[*storev1.VM] {
+func (c Scope) VMs() iter.Seq[Entry[*storev1.VM]] {
 	if c.Confined() {
-		return pick(c.snapshot.VMs, c.snapshot.index.vmsByTenant[c.tenant])
+		return slices.Values(pick(c.snapshot.VMs, c.snapshot.index.vmsByTenant[c.tenant]))
 	}
-	return slices.Collect(maps.Values(c.snapshot.VMs))
+	return maps.Values(c.snapshot.VMs)
 }
 
 // VMsOn gives the VMs whose placement is that node, by ascending UUID.
@@ -79,11 +80,11 @@ func (c Scope) Operation(id string) (entry Entry[*storev1.Operation], ok bool) {
 }
 
 // Operations gives every operation, in no order.
-func (c Scope) Operations() []Entry[*storev1.Operation] {
+func (c Scope) Operations() iter.Seq[Entry[*storev1.Operation]] {
 	if c.Confined() {
-		return pick(c.snapshot.Operations, c.snapshot.index.operationsByTenant[c.tenant])
+		return slices.Values(pick(c.snapshot.Operations, c.snapshot.index.operationsByTenant[c.tenant]))
 	}
-	return slices.Collect(maps.Values(c.snapshot.Operations))
+	return maps.Values(c.snapshot.Operations)
 }
 
 // Plan gives a plan by its id.
@@ -96,12 +97,14 @@ func (c Scope) Plan(id string) (entry Entry[*storev1.Plan], ok bool) {
 }
 
 // Plans gives every plan, in no order.
-func (c Scope) Plans() []Entry[*storev1.Plan] {
-	all := slices.Collect(maps.Values(c.snapshot.Plans))
-	if !c.Confined() {
-		return all
+func (c Scope) Plans() iter.Seq[Entry[*storev1.Plan]] {
+	return func(yield func(Entry[*storev1.Plan]) bool) {
+		for _, entry := range c.snapshot.Plans {
+			if (!c.Confined() || entry.Value.GetTenant() == c.tenant) && !yield(entry) {
+				return
+			}
+		}
 	}
-	return slices.DeleteFunc(all, func(e Entry[*storev1.Plan]) bool { return e.Value.GetTenant() != c.tenant })
 }
 
 // Holder tells whether an operation holds a resource, and its id where that is

@@ -41,12 +41,12 @@ func TestAScopeHasWhatIsItsTenants(t *testing.T) {
 			t.Error("nobody holds u2")
 		}
 		var plans []string
-		for _, p := range scope.Plans() {
+		for p := range scope.Plans() {
 			plans = append(plans, p.Value.GetId())
 		}
 		got := []string{
-			sorted(ids(scope.VMs())), fmt.Sprint(scope.FindVM("db")), fmt.Sprint(scope.FindVM("u2")), sorted(ids(scope.VMsOn("n1"))),
-			sorted(ids(scope.Operations())), sorted(plans), first + " " + second,
+			sorted(ids(slices.Collect(scope.VMs()))), fmt.Sprint(scope.FindVM("db")), fmt.Sprint(scope.FindVM("u2")), sorted(ids(scope.VMsOn("n1"))),
+			sorted(ids(slices.Collect(scope.Operations()))), sorted(plans), first + " " + second,
 		}
 		want := []string{c.vms, c.db, c.u2, c.on, c.operations, c.plans, c.holders}
 		if !slices.Equal(got, want) || !held || !heldToo {

@@ -109,10 +109,10 @@ func derived(s *cluster.Snapshot) map[string]string {
 	say("active", ids(s.ActiveOperations()))
 	for _, tenant := range []string{"acme", "globex"} {
 		scope := s.Within(tenant)
-		say(tenant+"'s VMs", ids(scope.VMs()))
+		say(tenant+"'s VMs", ids(slices.Collect(scope.VMs())))
 		say(tenant+"'s web", scope.FindVM("web"))
 		say(tenant+"'s on n1", ids(scope.VMsOn("n1")))
-		say(tenant+"'s operations", ids(scope.Operations()))
+		say(tenant+"'s operations", ids(slices.Collect(scope.Operations())))
 	}
 	return out
 }

@@ -59,9 +59,8 @@ func outdated(s *cluster.Snapshot, now time.Time) []string {
 
 // Newest are the plans in a scope, newest first.
 func Newest(scope cluster.Scope) []*storev1.Plan {
-	entries := scope.Plans()
-	list := make([]*storev1.Plan, 0, len(entries))
-	for _, p := range entries {
+	var list []*storev1.Plan
+	for p := range scope.Plans() {
 		list = append(list, p.Value)
 	}
 	slices.SortFunc(list, func(a, b *storev1.Plan) int {
