@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
-		TLS: reloader.ReplicaClient, Work: work, Host: host,
+		TLS: reloader.ReplicaClient, Leaf: reloader.Leaf, Work: work, Host: host,
 		Answers: answer.Answers{Hypervisor: hv}, Up: tellLeader, Log: cfg.Log.Named("session"),
 	})
 	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}

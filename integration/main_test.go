@@ -27,6 +27,12 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	dir, err := furnished()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "what the replicas are told:", err)
+		os.Exit(1)
+	}
+	plain.args = append(plain.args, "--jwt-key", filepath.Join(dir, issuerFile), "--access-file", filepath.Join(dir, accessFile))
 	code := m.Run()
 	for _, s := range []*shared{plain, faulty, faultyToo} {
 		if err := s.close(); err != nil {
@@ -34,6 +40,7 @@ func TestMain(m *testing.M) {
 			code = max(code, 1)
 		}
 	}
+	_ = os.RemoveAll(dir) // a temporary one
 	os.Exit(code)
 }
 

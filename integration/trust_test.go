@@ -245,12 +245,16 @@ func (c *cluster) startsNot(n *lab.Node, ca *certs.Authority, bad badCertificate
 	}
 }
 
-// TestCertificatesRenew waits until both agents have new certificates, and looks whether their sessions went on.
+// TestCertificatesRenew waits until both agents have new certificates and show them: their sessions move to new connections, and
+// nobody misses them for a heartbeat.
 func TestCertificatesRenew(t *testing.T) {
 	c := plain.use(t)
-	var logs []logMark
+	var logs, replicas []logMark
 	for _, n := range c.Nodes {
 		logs = append(logs, c.mark(n.Agent.LogFile()))
+	}
+	for _, r := range c.Replicas {
+		replicas = append(replicas, c.mark(r.LogFile()))
 	}
 	serials := c.serials()
 	c.eventually(certLife+10*time.Second, "the agents have new certificates", func() error {
@@ -258,12 +262,20 @@ func TestCertificatesRenew(t *testing.T) {
 			if now == serials[i] || len(logs[i].lines("certificate renewed")) == 0 {
 				return fmt.Errorf("%s still has %s", c.Nodes[i].Name, now)
 			}
+			if len(logs[i].lines("moves to a connection with the new certificate")) == 0 || len(logs[i].lines("session open")) == 0 {
+				return fmt.Errorf("the session of %s shows the old one", c.Nodes[i].Name)
+			}
 		}
 		return nil
 	})
 	for i, n := range c.Nodes {
-		if opened := logs[i].lines("session open"); len(opened) > 0 {
-			t.Errorf("%s opened a session anew: %v", n.Name, opened)
+		if lost := logs[i].lines("no session"); len(lost) > 0 {
+			t.Errorf("%s lost its session: %v", n.Name, lost)
+		}
+	}
+	for i, log := range replicas {
+		if missed := log.lines("node liveness"); len(missed) > 0 {
+			t.Errorf("%s noticed: %v", c.Replicas[i].Name, missed)
 		}
 	}
 	c.must(c.whole(c.within(10 * time.Second)))

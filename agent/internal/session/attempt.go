@@ -44,7 +44,7 @@ func (s *Session) attempt(ctx context.Context, address string) (welcomed bool, e
 		s.cfg.Up(welcome.GetLeader())
 	}
 	interval := time.Duration(welcome.GetHeartbeatIntervalMs()) * time.Millisecond
-	return true, newLink(s.cfg, stream, interval, cancel).serve(ctx)
+	return true, newLink(s.cfg, s.conns.shown, stream, interval, cancel).serve(ctx)
 }
 
 // greet says Hello and takes the answer.

@@ -2,6 +2,7 @@ package session
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 
@@ -14,15 +15,23 @@ import (
 // that asking again costs no handshake. One goroutine uses it.
 type conns struct {
 	tls  func(host string) *tls.Config
+	leaf func() *x509.Certificate
 	open map[string]*grpc.ClientConn
+	// shown is the certificate that the open ones were dialled with, or an
+	// older one.
+	shown *x509.Certificate
 }
 
-func newConns(tls func(host string) *tls.Config) *conns {
-	return &conns{tls: tls, open: map[string]*grpc.ClientConn{}}
+func newConns(tls func(host string) *tls.Config, leaf func() *x509.Certificate) *conns {
+	return &conns{tls: tls, leaf: leaf, open: map[string]*grpc.ClientConn{}, shown: leaf()}
 }
 
 // to gives the connection to an address; it dials with its first call.
 func (c *conns) to(address string) (*grpc.ClientConn, error) {
+	if leaf := c.leaf(); leaf != c.shown {
+		c.closeExcept("")
+		c.shown = leaf
+	}
 	if conn, ok := c.open[address]; ok {
 		conn.ResetConnectBackoff() // the session waits between attempts itself
 		return conn, nil

@@ -238,7 +238,7 @@ func (a *agent) start(t *testing.T) (s *session.Session, stop func()) {
 	}
 	s = session.New(session.Config{
 		Node: "node-1", Version: "v", BootID: "boot", PeerAddress: "127.0.0.1:7445", Servers: a.servers,
-		ServersFile: filepath.Join(a.dir, "servers.json"), TLS: a.tls.ReplicaClient, Work: w, Host: a.host, Answers: a.answers, Log: a.log,
+		ServersFile: filepath.Join(a.dir, "servers.json"), TLS: a.tls.ReplicaClient, Leaf: a.tls.Leaf, Work: w, Host: a.host, Answers: a.answers, Log: a.log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ const defaultInterval = 2 * time.Second
 // on to the worker what was received, and only that one waits for a disk.
 type link struct {
 	cfg      Config
+	shown    *x509.Certificate // what the connection was dialled with
 	stream   agentv1.SessionService_ConnectClient
 	interval time.Duration
 	cancel   context.CancelCauseFunc
@@ -33,12 +35,12 @@ type link struct {
 	seq      uint64 // of inventories
 }
 
-func newLink(cfg Config, stream agentv1.SessionService_ConnectClient, interval time.Duration, cancel context.CancelCauseFunc) *link {
+func newLink(cfg Config, shown *x509.Certificate, stream agentv1.SessionService_ConnectClient, interval time.Duration, cancel context.CancelCauseFunc) *link {
 	if interval <= 0 {
 		interval = defaultInterval
 	}
 	return &link{
-		cfg: cfg, stream: stream, interval: interval, cancel: cancel,
+		cfg: cfg, shown: shown, stream: stream, interval: interval, cancel: cancel,
 		queue: make(chan *agentv1.LeaderMessage, queueLength), asked: newAsked(cfg.Answers),
 	}
 }
@@ -69,6 +71,10 @@ func (l *link) send(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
+			if l.cfg.Leaf() != l.shown {
+				l.cancel(errRenewed)
+				return
+			}
 			l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Heartbeat{Heartbeat: &agentv1.Heartbeat{
 				Seq: l.pulse.sent(time.Now()), Health: l.cfg.Host.Health(l.pulse.rtt()),
 			}}})

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"math/rand/v2"
 	"time"
@@ -39,7 +40,12 @@ type Config struct {
 	// ServersFile keeps the list that replicas tell; it may be missing.
 	ServersFile string
 	// TLS makes the configuration for dialling a host.
-	TLS  func(host string) *tls.Config
+	TLS func(host string) *tls.Config
+	// Leaf gives the agent's certificate at present. Once it is another, the
+	// session moves to a connection that shows it: no replica serves a session
+	// for longer than the certificate lives that it began with. nil: it never
+	// changes.
+	Leaf func() *x509.Certificate
 	Work *worker.Worker
 	Host Host
 	// Answers answers the leader's questions.
@@ -68,10 +74,13 @@ type Session struct {
 
 // New makes a session; nothing is dialled before Run.
 func New(cfg Config) *Session {
+	if cfg.Leaf == nil {
+		cfg.Leaf = func() *x509.Certificate { return nil }
+	}
 	return &Session{
 		cfg:     cfg,
 		servers: loadServers(cfg.ServersFile, cfg.Servers, cfg.Log),
-		conns:   newConns(cfg.TLS),
+		conns:   newConns(cfg.TLS, cfg.Leaf),
 	}
 }
 
@@ -98,6 +107,9 @@ func (s *Session) Run(ctx context.Context) error {
 		switch {
 		case errors.As(err, &elsewhere) && s.servers.follow(elsewhere, address):
 			continue // the leader is known: at once
+		case errors.Is(err, errRenewed):
+			s.cfg.Log.Info("the session moves to a connection with the new certificate", "replica", address)
+			continue
 		case errdefs.Is(err, errdefs.AlreadyExists), errdefs.Is(err, errdefs.PermissionDenied):
 			s.cfg.Log.Error("session refused", "replica", address, "error", err)
 			wait = refusedRetry
@@ -110,6 +122,10 @@ func (s *Session) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// errRenewed ends a session whose connection shows a certificate that has been
+// renewed.
+var errRenewed = errors.New("the agent's certificate has been renewed")
 
 // quietFor is how long a reason that was told is not told again.
 const quietFor = 30 * time.Second

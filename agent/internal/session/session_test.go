@@ -12,8 +12,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/certs"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/rpc"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -181,6 +183,28 @@ func TestASilentLeaderIsLeft(t *testing.T) {
 	if took := time.Since(began); took < 7*time.Second || took > 12*time.Second {
 		t.Errorf("left after %s, want 8 s", took)
 	}
+}
+
+func TestARenewedCertificateMovesTheSession(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	r := p.replica(t, "r1")
+	a := p.agent(t, r)
+	a.start(t)
+	c := r.next(t)
+	first := rpc.Certificate(c.Context())
+	c.welcome(t, term(5))
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool { return m.GetHeartbeat() != nil })
+	p.reloader(t, "agent", certs.AgentLeaf(clusterName, "node-1", time.Hour)) // writes the files
+	if err := a.tls.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	second := r.next(t)
+	if shown := rpc.Certificate(second.Context()); certs.Serial(shown) == certs.Serial(first) || certs.Serial(shown) != certs.Serial(a.tls.Leaf()) {
+		t.Errorf("the next session shows %s, the first showed %s, and the agent has %s", certs.Serial(shown), certs.Serial(first), certs.Serial(a.tls.Leaf()))
+	}
+	second.welcome(t, term(5))
+	second.until(t, term(5), func(m *agentv1.AgentMessage) bool { return m.GetHeartbeat() != nil })
 }
 
 func TestARefusalIsLogged(t *testing.T) {
