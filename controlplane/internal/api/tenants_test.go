@@ -4,7 +4,7 @@ import (
 	"errors"
 	"go/ast"
 	"go/parser"
-	"go/token"
+	gotoken "go/token"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -182,7 +182,7 @@ func TestHandlersReadScopes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, looked := token.NewFileSet(), 0
+	files, looked := gotoken.NewFileSet(), 0
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
