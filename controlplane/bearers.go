@@ -22,38 +22,34 @@ type JWT struct {
 	TrustPermissions bool
 }
 
-// bearers is what lets callers in without a certificate.
-type bearers struct {
-	// tokens are nil where there is no issuer.
-	tokens *authn.Tokens
-	uses   *access.Uses
-	*authn.Bearers
-}
-
-// openBearers makes what accepts keys and tokens, and reads the files that it
-// needs, which stops the start if one is broken.
-func (r *replica) openBearers() (*bearers, error) {
-	b := &bearers{uses: access.NewUses(access.UsesConfig{
-		View: r.view, File: r.access, Store: r.store, Replica: r.member.Record().Name, Log: r.cfg.Log.Named("access"),
-	})}
-	if jwt := r.cfg.JWT; jwt.Key != "" || jwt.JWKS != "" {
-		var err error
-		b.tokens, err = authn.NewTokens(authn.TokensConfig{
-			KeyFile: jwt.Key, JWKS: jwt.JWKS, JWKSCA: jwt.JWKSCA, Issuer: jwt.Issuer, Audience: jwt.Audience,
-			Algorithms: jwt.Algorithms, TrustPermissions: jwt.TrustPermissions, Log: r.cfg.Log.Named("jwt"),
-		})
-		if err != nil {
-			return nil, err
-		}
+// openTokens makes what accepts JWTs, where there is an issuer, and reads the
+// files that it needs, which stops the start if one is broken.
+func (r *replica) openTokens() error {
+	jwt := r.cfg.JWT
+	if jwt.Key == "" && jwt.JWKS == "" {
+		return nil
 	}
-	b.Bearers = authn.NewBearers(authn.BearersConfig{File: r.access, Tokens: b.tokens, Uses: b.uses})
-	return b, nil
+	var err error
+	r.tokens, err = authn.NewTokens(authn.TokensConfig{
+		KeyFile: jwt.Key, JWKS: jwt.JWKS, JWKSCA: jwt.JWKSCA, Issuer: jwt.Issuer, Audience: jwt.Audience,
+		Algorithms: jwt.Algorithms, TrustPermissions: jwt.TrustPermissions, Log: r.cfg.Log.Named("jwt"),
+	})
+	return err
 }
 
-// run adds what keeps the issuer's keys current and writes down uses of keys.
-func (b *bearers) run(group *run.Group) {
-	group.Add("uses of keys", b.uses.Run)
-	if b.tokens != nil {
-		group.Add("keys of tokens' issuer", b.tokens.Run)
+// openBearers makes what lets callers in without a certificate.
+func (r *replica) openBearers() *authn.Bearers {
+	r.uses = access.NewUses(access.UsesConfig{
+		View: r.view, File: r.access, Store: r.store, Replica: r.member.Record().Name, Log: r.cfg.Log.Named("access"),
+	})
+	return authn.NewBearers(authn.BearersConfig{File: r.access, Tokens: r.tokens, Uses: r.uses})
+}
+
+// runBearers adds what keeps the issuer's keys current and writes down uses of
+// keys.
+func (r *replica) runBearers(group *run.Group) {
+	group.Add("uses of keys", r.uses.Run)
+	if r.tokens != nil {
+		group.Add("keys of tokens' issuer", r.tokens.Run)
 	}
 }

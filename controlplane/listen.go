@@ -100,10 +100,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers()
 	chain.Limit = limit.New()
-	if r.bearers, err = r.openBearers(); err != nil {
-		return err
-	}
-	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Bearers: r.bearers.Bearers})
+	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Bearers: r.openBearers()})
 	callersChain := api.NewChain(chain)
 	r.chains = []*api.Chain{agentsChain, callersChain}
 

@@ -8,9 +8,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/access"
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/api"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/gateway"
@@ -37,7 +39,9 @@ type replica struct {
 	audit    *audit.Log
 	access   *accessfile.File
 	authz    *authz.Authorizer
-	bearers  *bearers
+	// tokens are nil where there is no issuer of JWTs.
+	tokens *authn.Tokens
+	uses   *access.Uses
 	// chains are those of both listeners.
 	chains  []*api.Chain
 	callers *listener
@@ -77,7 +81,7 @@ func Run(ctx context.Context, cfg Config) error {
 	// their stop, before: sessions, which end with leadership, and watches.
 	group.Add("replica's record", r.announce)
 	group.Add("access file", r.access.Run)
-	r.bearers.run(&group)
+	r.runBearers(&group)
 	group.Add("SIGHUP", r.hangUps)
 	for _, chain := range r.chains {
 		group.Add("chain", chain.Run)
@@ -156,6 +160,9 @@ func (r *replica) openFiles() error {
 	if r.audit, err = audit.Open(audit.Config{
 		Path: r.cfg.AuditLog, Replica: r.member.Record().Name, Syslog: r.cfg.AuditSyslog, Log: r.cfg.Log.Named("audit"),
 	}); err != nil {
+		return err
+	}
+	if err = r.openTokens(); err != nil {
 		return err
 	}
 	return r.openAccess()
