@@ -236,7 +236,7 @@ func otherFixtures() map[string]fixture {
 		},
 		reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: {
 			request: always(&reflectionv1alpha.ServerReflectionRequest{ //nolint:staticcheck // deprecated, and served for older clients
-				MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}, //nolint:staticcheck // as above
+				MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{},
 			}),
 		},
 		agentv1.EnrollService_Enroll_FullMethodName:           {request: always(&agentv1.EnrollRequest{}), found: reached},
