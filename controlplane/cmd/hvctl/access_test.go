@@ -226,6 +226,9 @@ func (f *fakeAccess) SetTenant(_ context.Context, m *debvisorv1.Tenant) (*debvis
 }
 
 func (f *fakeAccess) DeleteTenant(_ context.Context, ref *debvisorv1.TenantRef) (*debvisorv1.Empty, error) {
+	if ref.GetName() == "busy" {
+		return nil, errdefs.New(errdefs.FailedPrecondition, "TENANT_IN_USE", "tenant %q cannot be deleted", ref.GetName()).With("tenant", ref.GetName())
+	}
 	return remove(f, f.tenants, "tenant", ref.GetName())
 }
 

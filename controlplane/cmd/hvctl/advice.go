@@ -79,6 +79,13 @@ func adviceByCode(e *errdefs.Error) []string {
 		return []string{"hvctl principal list --role " + orWord(e.Context["role"], "ROLE")}
 	case "IN_ACCESS_FILE":
 		return []string{"change the access file on every replica; they read it anew within 2 s"}
+	case "TENANT_IN_USE":
+		tenant := orWord(e.Context["tenant"], "TENANT")
+		return []string{"hvctl principal list --tenant " + tenant, "give its VMs to another: hvctl vm policy set VM --tenant OTHER"}
+	case "STORAGE_OF_ANOTHER_TENANT":
+		return []string{"hvctl tenant list"}
+	case "CONFINED":
+		return []string{"use an identity that no tenant confines (--context)"}
 	case "OWN_CERTIFICATE":
 		return []string{"use another identity (--context); hvctl auth whoami shows the present one"}
 	case "TOKEN_SHOWN_ONCE":
