@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -243,20 +244,26 @@ func (l *Log) Verify(ctx context.Context, recorded auditlog.Head) (auditlog.Repo
 	}
 	defer closeAll(files)
 	for _, s := range files {
-		if err := v.File(s.name, &whole{ctx: ctx, Reader: s, log: l, growing: s.name == l.path}); err != nil {
+		left := s.info.Size()
+		if s.plain() == nil {
+			left = math.MaxInt64 // it is packed, and grows no more
+		}
+		if err := v.File(s.name, &whole{ctx: ctx, Reader: s, log: l, left: left}); err != nil {
 			return auditlog.Report{}, err
 		}
 	}
 	return v.End(), nil
 }
 
-// whole reads a file to the end of a line: the last one may just be written.
+// whole reads a file as far as it went when it was opened, to the end of a line:
+// the last one may just be written.
 type whole struct {
 	io.Reader
-	ctx     context.Context //nolint:containedctx // a Reader's Read has none
-	log     *Log
-	growing bool
-	within  bool
+	ctx  context.Context // a Reader's Read has none
+	log  *Log
+	left int64
+	// within says that a line has begun and not ended.
+	within bool
 }
 
 // lineWithin is how long the rest of a line may take.
@@ -267,22 +274,40 @@ func (w *whole) Read(p []byte) (int, error) {
 	if err := w.ctx.Err(); err != nil {
 		return 0, err
 	}
+	if w.left <= 0 {
+		return w.rest(p[:min(len(p), auditlog.MaxLine)])
+	}
+	n, err := w.Reader.Read(p[:min(int64(len(p)), w.left)])
+	if w.left -= int64(n); n > 0 {
+		w.within = p[n-1] != '\n'
+	}
+	if errors.Is(err, io.EOF) {
+		w.left = 0 // it was cut meanwhile
+	}
+	return n, err
+}
+
+// rest reads the rest of the last line.
+func (w *whole) rest(p []byte) (int, error) {
+	if !w.within {
+		return 0, io.EOF
+	}
 	grown := w.log.Grown()
 	n, err := w.Reader.Read(p)
-	if n == 0 && errors.Is(err, io.EOF) && w.growing && w.within {
+	if n == 0 && errors.Is(err, io.EOF) {
 		timeout := time.NewTimer(lineWithin)
 		defer timeout.Stop()
 		select {
 		case <-grown:
+			n, err = w.Reader.Read(p)
 		case <-timeout.C:
 		case <-w.ctx.Done():
 			return 0, w.ctx.Err()
 		}
-		w.growing = false // once is enough
-		n, err = w.Reader.Read(p)
 	}
-	if n > 0 {
-		w.within = p[n-1] != '\n'
+	if end := bytes.IndexByte(p[:n], '\n'); end >= 0 {
+		w.within = false
+		return end + 1, nil
 	}
 	return n, err
 }

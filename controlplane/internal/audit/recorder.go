@@ -49,9 +49,8 @@ type Recorder struct {
 	// last is what etcd has, as of revision.
 	last     auditlog.Head
 	revision int64
-	// tried is what it may have since a write that was not answered.
-	tried auditlog.Head
-	dumb  bool
+	// dumb says that etcd did not take the last head.
+	dumb bool
 }
 
 // Run records heads until ctx ends, and then the last one: the Log is to be
@@ -62,9 +61,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if err := r.adopt(); err != nil {
-		r.Logger.Error("the audit log could not be compared with what etcd knows of it", "error", err)
-	}
+	r.adopt()
 	tick := time.NewTicker(recordEvery)
 	defer tick.Stop()
 	for {
@@ -99,7 +96,6 @@ func (r *Recorder) record(ctx context.Context) (foreign bool) {
 		return false
 	}
 	key := store.AuditHeadKey(r.Replica)
-	r.tried = head
 	revision, err := r.Store.Commit(ctx, store.Change{
 		Require: []store.Condition{store.Unchanged(key, r.revision)},
 		Puts: []store.Put{store.PutProto(key, &storev1.AuditHead{
@@ -126,34 +122,34 @@ func (r *Recorder) meet(ctx context.Context) (foreign bool) {
 	waiting, cancel := context.WithTimeout(ctx, recordEvery)
 	defer cancel()
 	_ = r.View.Await(waiting, r.View.Current().Revision+1) // the next turn looks again
-	had := r.revision
-	if err := r.adopt(); err != nil {
-		r.Logger.Error("the audit log could not be compared with what etcd knows of it", "error", err)
-	}
-	return r.revision != had && r.last != r.tried
+	return r.adopt()
 }
 
-// adopt takes over what etcd has, and lets the log say so if it does not have
-// that line.
-func (r *Recorder) adopt() error {
+// adopt takes over what etcd has. If the log does not have that line, it is made
+// to say so.
+func (r *Recorder) adopt() (foreign bool) {
 	entry, ok := r.View.Current().AuditHeads[r.Replica]
 	if !ok {
 		r.last, r.revision = auditlog.Head{}, 0
-		return nil
+		return false
 	}
 	if entry.ModRevision == r.revision {
-		return nil
+		return false
 	}
 	r.last, r.revision = HeadOf(entry.Value), entry.ModRevision
 	has, err := r.Log.Has(r.last)
-	if err != nil || has {
-		return err
+	switch {
+	case err != nil:
+		r.Logger.Error("the audit log could not be compared with what etcd knows of it", "error", err)
+		return false
+	case has:
+		return false
 	}
 	reason := fmt.Sprintf("etcd knows of line %d of this log (%s, of %s), which it does not have: its end was lost or cut off, or another process writes as replica %s",
 		r.last.Sequence, r.last.Hash, stamp(entry.Value.GetAt().AsTime()), r.Replica)
 	r.Logger.Error("the audit log is not whole", "reason", reason)
 	r.Log.Add(&Event{Time: time.Now(), Kind: LogLost, Principal: itself, Reason: reason})
-	return nil
+	return true
 }
 
 // HeadOf gives a head as etcd has it.

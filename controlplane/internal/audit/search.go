@@ -35,7 +35,7 @@ func (l *Log) Search(ctx context.Context, q Query, send func(line []byte) error)
 			return err
 		}
 		s.skip = from.skip
-		n, err := forward(ctx, source, s.line)
+		n, err := forward(ctx, source.upTo(from.offset), s.line)
 		if s.read = from.offset + n; err != nil {
 			return ended(err)
 		}
@@ -68,13 +68,30 @@ type search struct {
 	skip int
 	// read is how far the file at hand was read.
 	read int64
+	// beyond is how many lines in a row were out of the time that is wanted: one
+	// alone may be of a clock that was wrong.
+	beyond int
+}
+
+// enough is how many lines in a row end a search.
+const enough = 1000
+
+// past counts lines that are out of the time that is wanted, and tells when
+// there is nothing more to be found.
+func (s *search) past(is bool) bool {
+	if !is {
+		s.beyond = 0
+		return false
+	}
+	s.beyond++
+	return s.beyond >= enough
 }
 
 // line sends a line if it is wanted.
 func (s *search) line(line []byte) error {
 	wanted, at := s.wants(line)
 	switch {
-	case !s.Until.IsZero() && at.After(s.Until.Add(slack)):
+	case s.past(!s.Until.IsZero() && at.After(s.Until.Add(slack))):
 		return errStop
 	case !wanted:
 		return nil
@@ -107,12 +124,22 @@ func (p position) seek(s *source) error {
 	return nil
 }
 
+// upTo gives the rest of a file behind an offset, as it was when it was opened:
+// it may grow faster than it is read.
+func (s *source) upTo(offset int64) io.Reader {
+	if s.plain() == nil {
+		return s
+	}
+	return io.LimitReader(s, s.info.Size()-offset)
+}
+
 // start finds where to begin: at the last so many lines, or where Since is.
 func (s *search) start(ctx context.Context, files []*source) (position, error) {
 	if s.Last == 0 {
 		return s.since(files)
 	}
 	missing := s.Last
+	defer func() { s.beyond = 0 }()
 	for i := len(files) - 1; i >= 0; i-- {
 		begin := position{file: i}
 		count := func(line []byte) error {
@@ -120,7 +147,7 @@ func (s *search) start(ctx context.Context, files []*source) (position, error) {
 			if wanted {
 				missing--
 			}
-			if missing == 0 || !s.Since.IsZero() && !at.IsZero() && at.Before(s.Since.Add(-slack)) {
+			if s.past(!s.Since.IsZero() && !at.IsZero() && at.Before(s.Since.Add(-slack))) || missing == 0 {
 				return errStop
 			}
 			return nil
