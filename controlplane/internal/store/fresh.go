@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	// staleAfter is the age at which a snapshot may no longer be relied on.
-	staleAfter = 5 * time.Second
+	// staleAfter is the age at which a snapshot may no longer be relied on: five
+	// seconds, but for the time that it takes to end what is open by then.
+	staleAfter = 4500 * time.Millisecond
 	// probeEvery is how often the age is measured, and probeTimeout how long a
 	// measurement may take.
 	probeEvery   = time.Second
