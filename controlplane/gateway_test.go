@@ -255,6 +255,56 @@ func TestARevokedCallerIsRefusedOnTheGateway(t *testing.T) {
 	}
 }
 
+// TestLimitsOnTheGateway shows that callers are counted by their names, and who
+// has none by the address, and are told when to come back.
+func TestLimitsOnTheGateway(t *testing.T) {
+	r, operator, key, _ := gatewayUnderTest(t)
+	nobody := r.https(certs.Pair{})
+	if status, p := r.ask(operator, "", http.MethodPut, "/v1/principals/ci/limit", `{"limit":{"per_minute":6,"burst":3}}`); status != 200 {
+		t.Fatalf("%d %v", status, p)
+	}
+	until := func(bearer, code string) {
+		t.Helper()
+		for range 200 {
+			status, p := r.ask(nobody, bearer, http.MethodGet, "/v1/nodes", "")
+			if status != http.StatusTooManyRequests {
+				continue
+			}
+			if after, _ := p["retry_after"].(float64); p["code"] != code || after <= 0 || after > 60 {
+				t.Errorf("beyond the limit: %v", p)
+			}
+			return
+		}
+		t.Errorf("200 calls are within the limit")
+	}
+	until(key, "RATE_LIMIT_EXCEEDED")
+	until("", "TOO_MANY_FAILURES")
+	if status, p := r.ask(operator, "", http.MethodGet, "/v1/nodes", ""); status != 200 {
+		t.Errorf("another caller from that address: %d %v", status, p)
+	}
+}
+
+// TestTheGatewayStopsWithItsReplica shows that a stream that stands open does not
+// hold up the end, and ends in a problem.
+func TestTheGatewayStopsWithItsReplica(t *testing.T) {
+	r := newReplica(t)
+	r.cfg.GatewayListen = freeAddress(t)
+	stop := r.start()
+	r.awaitLeader(r.dial(r.cfg.Listen, r.home.Operator()))
+	last, end := r.follow(r.https(r.home.Operator()), "")
+	defer end()
+	began := time.Now()
+	if err := stop(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if took := time.Since(began); took > graceful-time.Second {
+		t.Errorf("it took %s to stop", took)
+	}
+	if line := <-last; !bytes.Contains(line, []byte(`{"error":{`)) || !bytes.Contains(line, []byte(`"UNAVAILABLE"`)) {
+		t.Errorf("the stream ended with %s", line)
+	}
+}
+
 // follow follows the audit log and gives the last line once it has ended.
 func (r *replicaUnderTest) follow(c *http.Client, bearer string) (last <-chan []byte, end func()) {
 	r.t.Helper()
@@ -263,7 +313,9 @@ func (r *replicaUnderTest) follow(c *http.Client, bearer string) (last <-chan []
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+bearer)
+	if bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+bearer)
+	}
 	resp, err := c.Do(req) //nolint:bodyclose // the goroutine below closes it
 	if err != nil {
 		r.t.Fatal(err)

@@ -102,8 +102,9 @@ func (b *bodies) take(w http.ResponseWriter, r *http.Request) (data []byte, rele
 	data, err = io.ReadAll(held)
 	if err != nil {
 		release()
-		// What is left of the body is not waited for.
-		w.Header().Set("Connection", "close")
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close") // what is left of the body is not waited for
+		}
 		return nil, nothing, unreadable(err)
 	}
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
