@@ -116,10 +116,19 @@ func (b *Bearers) check(c *Caller, s *cluster.Snapshot, now time.Time) error {
 	if b.tokens == nil {
 		return refuseToken("no issuer's key is configured any more")
 	}
-	if _, revoked := s.Revoked[c.CredentialID]; revoked {
+	if _, revoked := s.Revoked[asSerial(c.CredentialID)]; revoked {
 		return errdefs.New(errdefs.Unauthenticated, "TOKEN_REVOKED", "the token %s has been revoked", c.CredentialID)
 	}
 	return b.tokens.check(c, now)
+}
+
+// asSerial gives a token's id as it is noted once it has been revoked: as if it
+// were a certificate's serial, a number without zeros before it.
+func asSerial(id string) string {
+	for strings.HasPrefix(id, "00") {
+		id = id[2:]
+	}
+	return id
 }
 
 // bearer gives the key or token that a call carries; "" where it carries none.

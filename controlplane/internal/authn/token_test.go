@@ -8,9 +8,11 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -392,6 +394,19 @@ func TestCheckToken(t *testing.T) {
 	_, _, err = a.Authenticate(connect().call("Bearer "+text), r.s, c.Expires)
 	wantRefused(t, err, "TOKEN_EXPIRED")
 	s := r.change(func(d *cluster.Draft) { d.Revoked.Put(c.CredentialID, "stolen", 1) })
+	wantRefused(t, a.Check(c, s, now), "TOKEN_REVOKED")
+	// An id with zeros before it is noted as a number: without them.
+	for n := 0; !strings.HasPrefix(c.CredentialID, "00"); n++ {
+		text := sign(t, func(c jwt.MapClaims) { c["jti"] = n })
+		if c, _, err = a.Authenticate(connect().call("Bearer "+text), r.s, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serial, ok := new(big.Int).SetString(c.CredentialID, 16)
+	if !ok {
+		t.Fatal(c.CredentialID)
+	}
+	s = r.change(func(d *cluster.Draft) { d.Revoked.Put(hex.EncodeToString(serial.Bytes()), "stolen", 1) })
 	wantRefused(t, a.Check(c, s, now), "TOKEN_REVOKED")
 }
 
