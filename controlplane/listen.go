@@ -111,8 +111,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 		return err
 	}
 	r.callers.api = public
-	public.Register(r.callers.server)
-	agentv1.RegisterEnrollServiceServer(r.callers.server, &enroll.CallersServer{Enrolment: enrolment, Joiner: door})
+	services := rpc.Registrar{Server: r.callers.server, Undelivered: callersChain.Undelivered}
+	public.Register(services)
+	agentv1.RegisterEnrollServiceServer(services, &enroll.CallersServer{Enrolment: enrolment, Joiner: door})
 	if err := chain.Authz.Covers(r.callers.server.GetServiceInfo()); err != nil {
 		return err
 	}

@@ -117,6 +117,16 @@ func (c *Chain) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	return c.close(k, nil, err)
 }
 
+// Undelivered counts and audits a unary call whose message never arrived whole,
+// as rpc.Registrar tells of it. It has been answered.
+func (c *Chain) Undelivered(ctx context.Context, method string, err error) {
+	k := c.open(ctx, method)
+	if refusal := c.admit(k); refusal != nil {
+		err = refusal
+	}
+	_ = c.close(k, nil, err) // nobody is there to be told
+}
+
 // open gives the call its trace id.
 func (c *Chain) open(ctx context.Context, method string) *call {
 	k := &call{Context: ctx, began: time.Now(), method: method, peer: rpc.Address(ctx), kind: audit.Result}

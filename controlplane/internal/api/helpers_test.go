@@ -144,9 +144,10 @@ func (r *replica) serve(perMinute int) {
 		Cluster: clusterName, Replica: "r1", Fingerprint: certs.Fingerprint(r.ca.Certificate()), View: r.view, Store: r.store,
 		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Log: log,
 	})
-	front.Register(r.server)
+	services := rpc.Registrar{Server: r.server, Undelivered: chain.Undelivered}
+	front.Register(services)
 	r.front = front
-	agentv1.RegisterEnrollServiceServer(r.server, enrolment{})
+	agentv1.RegisterEnrollServiceServer(services, enrolment{})
 	background(t, front.Run)
 	r.listen()
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/rpc"
 )
 
 const clusterName = "rungs"
@@ -205,7 +207,11 @@ func (h *house) serve(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("listening for %s: %w", r.name, err)
 		}
-		debvisorv1.RegisterNodeServiceServer(r.server, answers{list: h.answer})
+		var services grpc.ServiceRegistrar = r.server
+		if r.name == whole {
+			services = rpc.Registrar{Server: r.server, Undelivered: h.chain.Undelivered}
+		}
+		debvisorv1.RegisterNodeServiceServer(services, answers{list: h.answer})
 		go func() { _ = r.server.Serve(lis) }() // for as long as the process lives
 		h.offer.Rungs = append(h.offer.Rungs, Rung{Name: r.name, Address: lis.Addr().String(), Plaintext: r.name == plaintext})
 	}
