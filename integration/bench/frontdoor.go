@@ -41,6 +41,9 @@ func (b *bench) frontDoor(ctx context.Context) error {
 	if err := b.rules(ctx); err != nil {
 		return err
 	}
+	if err := b.auditLog(ctx); err != nil {
+		return err
+	}
 	return b.ghz(ctx)
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/debvisor/debvisor/shared/auditlog"
@@ -52,6 +53,8 @@ func (l *Log) Run(ctx context.Context) error {
 			if o.err != nil {
 				continue // tried again by the next who waits, or the next tick
 			}
+			// Who was let go may have the next change at hand: it comes along.
+			runtime.Gosched()
 		case <-w.patience.C:
 			w.despair()
 		case <-l.reopen:
