@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -342,4 +343,20 @@ func (r *replicaUnderTest) principal(name string) certs.Pair {
 		r.t.Fatal(err)
 	}
 	return made
+}
+
+func TestAGatewayThatCannotBe(t *testing.T) {
+	r := newReplica(t)
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	for address, want := range map[string]string{"127.0.0.1": "host:port", taken.Addr().String(): "in use"} {
+		cfg := r.cfg
+		cfg.GatewayListen = address
+		if err := Run(r.within(), cfg); err == nil || !strings.Contains(err.Error(), "--gateway-listen") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
 }

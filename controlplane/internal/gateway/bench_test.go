@@ -26,7 +26,7 @@ func BenchmarkCall(b *testing.B) {
 func BenchmarkConnection(b *testing.B) {
 	for name, http2 := range map[string]bool{"http1": false, "http2": true} {
 		b.Run(name, func(b *testing.B) {
-			r := newRig(b, func(d *door) { d.perAddress = d.all })
+			r := newRig(b, func(g *Gateway) { doorOf(g).perAddress = 512 })
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)

@@ -109,10 +109,7 @@ func TestRapidReset(t *testing.T) {
 // TestSlowBodyOverHTTP2 sends a byte and then nothing: its stream is answered and
 // the connection goes on.
 func TestSlowBodyOverHTTP2(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it waits for the limit")
-	}
-	r := newRig(t)
+	r := newRig(t, impatient)
 	f, _ := r.rawFrames()
 	send := func(id uint32, body string, end bool) {
 		t.Helper()

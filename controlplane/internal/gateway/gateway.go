@@ -80,6 +80,7 @@ func Listen(ctx context.Context, cfg Config) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{cfg: cfg, inner: rpc.NewInner(), document: doc, origins: http.NewCrossOriginProtection()}
+	g.bodies.timeout = bodyTimeout
 	if g.mux, err = g.newMux(ctx); err != nil {
 		return nil, err
 	}

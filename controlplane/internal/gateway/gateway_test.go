@@ -451,7 +451,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 }
 
 func TestTooManyConnections(t *testing.T) {
-	r := newRig(t, func(d *door) { d.perAddress = 2 })
+	r := newRig(t, func(g *Gateway) { doorOf(g).perAddress = 2 })
 	a, b, c := r.client("a", true), r.client("b", true), r.client("c", true)
 	for _, client := range []*http.Client{a, b} {
 		r.do(client, r.request(http.MethodGet, "/v1/vms/web", ""))
@@ -470,19 +470,20 @@ func TestTooManyConnections(t *testing.T) {
 	})
 }
 
+// impatient shortens what a client may take for its request.
+func impatient(g *Gateway) {
+	g.bodies.timeout, g.http.ReadHeaderTimeout = 1500*time.Millisecond, 1500*time.Millisecond
+}
+
 func TestSlowHeadersAndBodies(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it waits for the limits")
-	}
-	r := newRig(t)
+	r := newRig(t, impatient)
 	for name, c := range map[string]struct {
 		sent string
-		most time.Duration
 		want string
 	}{
-		"nothing": {"", 2 * rpc.HandshakeTimeout, ""},
-		"headers": {"GET /v1/vms/x HTTP/1.1\r\nHost: x\r\nX-", 2 * rpc.HandshakeTimeout, ""},
-		"body":    {"POST /v1/vms/x:migrate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{", bodyTimeout + rpc.HandshakeTimeout, "REQUEST_TOO_SLOW"},
+		"nothing": {"", ""},
+		"headers": {"GET /v1/vms/x HTTP/1.1\r\nHost: x\r\nX-", ""},
+		"body":    {"POST /v1/vms/x:migrate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{", "REQUEST_TOO_SLOW"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -494,7 +495,7 @@ func TestSlowHeadersAndBodies(t *testing.T) {
 			if _, err := io.WriteString(raw, c.sent); err != nil {
 				t.Fatal(err)
 			}
-			if err := raw.SetReadDeadline(time.Now().Add(c.most)); err != nil {
+			if err := raw.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
 			answer, err := io.ReadAll(raw)
@@ -507,7 +508,7 @@ func TestSlowHeadersAndBodies(t *testing.T) {
 }
 
 func TestOldConnectionsAreRenewed(t *testing.T) {
-	r := newRig(t, func(d *door) { d.age = 0 })
+	r := newRig(t, func(g *Gateway) { doorOf(g).age = 0 })
 	for _, http2 := range []bool{false, true} {
 		c := r.client("ada", http2)
 		used := map[string]bool{}
@@ -548,7 +549,7 @@ func TestANewCertificateIsUsed(t *testing.T) {
 }
 
 func TestConnectionsBeyondTheirGraceEnd(t *testing.T) {
-	r := newRig(t, func(d *door) { d.age, d.grace = 0, 100*time.Millisecond })
+	r := newRig(t, func(g *Gateway) { doorOf(g).age, doorOf(g).grace = 0, 100*time.Millisecond })
 	cancelled := make(chan struct{})
 	r.vms.get = func(ctx context.Context, _ *debvisorv1.VMRef) (*debvisorv1.VM, error) {
 		<-ctx.Done()

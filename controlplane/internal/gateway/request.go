@@ -77,7 +77,11 @@ func parameters(r *http.Request) (url.Values, error) {
 }
 
 // bodies reads requests' bodies, within a limit for all of them together.
-type bodies struct{ held atomic.Int64 }
+type bodies struct {
+	// timeout is how long one may take to arrive.
+	timeout time.Duration
+	held    atomic.Int64
+}
 
 // take reads a request's body, which must be JSON. What it holds is given back
 // by release, which is never nil.
@@ -94,7 +98,7 @@ func (b *bodies) take(w http.ResponseWriter, r *http.Request) (data []byte, rele
 		return nil, nothing, err
 	}
 	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+	if err := control.SetReadDeadline(time.Now().Add(b.timeout)); err != nil {
 		return nil, nothing, fmt.Errorf("bounding the time of a body: %w", err)
 	}
 	held := &heldReader{from: r.Body, in: b}
@@ -105,7 +109,7 @@ func (b *bodies) take(w http.ResponseWriter, r *http.Request) (data []byte, rele
 		if r.ProtoMajor == 1 {
 			w.Header().Set("Connection", "close") // what is left of the body is not waited for
 		}
-		return nil, nothing, unreadable(err)
+		return nil, nothing, b.unreadable(err)
 	}
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
 		release()
@@ -153,7 +157,7 @@ func (h *heldReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func unreadable(err error) error {
+func (b *bodies) unreadable(err error) error {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return &refusal{http.StatusRequestEntityTooLarge, errdefs.New(errdefs.ResourceExhausted, "REQUEST_TOO_LARGE",
@@ -161,7 +165,7 @@ func unreadable(err error) error {
 	case errors.Is(err, errTooMany):
 		return errdefs.New(errdefs.Unavailable, "BUSY", "this replica has too many large requests at once; try again").WithRetry(time.Second)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &refusal{http.StatusRequestTimeout, errdefs.New(errdefs.DeadlineExceeded, "REQUEST_TOO_SLOW", "the body did not come within %s", bodyTimeout)}
+		return &refusal{http.StatusRequestTimeout, errdefs.New(errdefs.DeadlineExceeded, "REQUEST_TOO_SLOW", "the body did not come within %s", b.timeout)}
 	default:
 		return errdefs.New(errdefs.InvalidArgument, "INVALID_BODY", "the body cannot be read").WithCause(err)
 	}

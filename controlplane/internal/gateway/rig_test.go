@@ -125,7 +125,7 @@ func (m *met) Met(address string, _ time.Time) error {
 	return nil
 }
 
-func newRig(t testing.TB, change ...func(*door)) *rig {
+func newRig(t testing.TB, change ...func(*Gateway)) *rig {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -155,7 +155,7 @@ func newRig(t testing.TB, change ...func(*door)) *rig {
 		t.Fatal(err)
 	}
 	for _, f := range change {
-		f(r.door())
+		f(r.Gateway)
 	}
 	running, end := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -174,7 +174,9 @@ func newRig(t testing.TB, change ...func(*door)) *rig {
 	return r
 }
 
-func (r *rig) door() *door { return r.lis.(*door) }
+func (r *rig) door() *door { return doorOf(r.Gateway) }
+
+func doorOf(g *Gateway) *door { return g.lis.(*door) }
 
 // reloader is the server's own certificate, from files as a replica has them.
 func (r *rig) reloader() *certs.Reloader {
