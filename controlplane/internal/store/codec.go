@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -22,6 +24,9 @@ type collection struct {
 	put func(d *cluster.Draft, id string, kv *mvccpb.KeyValue) error
 	// drop takes a record out.
 	drop func(d *cluster.Draft, id string)
+	// broken, unless nil, puts what stands for a record that cannot be decoded:
+	// left out, it would give way to what is there without a record.
+	broken func(d *cluster.Draft, id string, kv *mvccpb.KeyValue)
 }
 
 // codec decodes everything under the prefix that a snapshot holds.
@@ -41,8 +46,8 @@ func newCodec() codec {
 		plans:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Plan] { return d.Plans }, message[storev1.Plan]),
 		joinTokens: records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
 		replicas:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
-		principals: records(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal),
-		roles:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Role] { return d.Roles }, role),
+		principals: standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal, brokenPrincipal),
+		roles:      standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Role] { return d.Roles }, role, brokenRole),
 		tenants:    records(func(d *cluster.Draft) *cluster.Table[*storev1.Tenant] { return d.Tenants }, jsonMessage[storev1.Tenant]),
 		apiKeys:    records(func(d *cluster.Draft) *cluster.Table[*storev1.APIKey] { return d.APIKeys }, apiKey),
 		keyUses:    records(func(d *cluster.Draft) *cluster.Table[*storev1.KeyUse] { return d.KeyUses }, message[storev1.KeyUse]),
@@ -55,7 +60,7 @@ func newCodec() codec {
 
 // apply brings one key's new value, or its end, into the draft. Keys of which a
 // snapshot holds nothing are passed over. After an error the draft no longer
-// holds the record.
+// holds the record, or holds what stands for a broken one.
 func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
 	rest := strings.TrimPrefix(string(kv.Key), prefix)
 	switch rest {
@@ -77,11 +82,16 @@ func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error 
 		col.drop(d, id)
 		return nil
 	}
-	if err := col.put(d, id, kv); err != nil {
+	err := col.put(d, id, kv)
+	switch {
+	case err == nil:
+		return nil
+	case col.broken == nil:
 		col.drop(d, id)
-		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	default:
+		col.broken(d, id, kv)
 	}
-	return nil
+	return fmt.Errorf("decoding %s: %w", kv.Key, err)
 }
 
 // records is a collection whose records stand in one table of the draft.
@@ -97,6 +107,13 @@ func records[T any](table func(*cluster.Draft) *cluster.Table[T], decode func([]
 		},
 		drop: func(d *cluster.Draft, id string) { table(d).Delete(id) },
 	}
+}
+
+// standIn is records whose broken ones are replaced.
+func standIn[T any](table func(*cluster.Draft) *cluster.Table[T], decode func([]byte) (T, error), broken func() T) collection {
+	c := records(table, decode)
+	c.broken = func(d *cluster.Draft, id string, kv *mvccpb.KeyValue) { table(d).Put(id, broken(), kv.ModRevision) }
+	return c
 }
 
 // putCandidate never fails: an election key counts whatever its value says.
@@ -160,13 +177,32 @@ func jsonMessage[M any, P interface {
 func principal(value []byte) (*storev1.Principal, error) {
 	p, err := jsonMessage[storev1.Principal](value)
 	if err != nil {
-		return nil, err
+		return nil, undisclosed(err)
 	}
 	p.Plain = false // it is ours to say
 	if id := p.GetApikeyId(); id != "" && !keyHash(id) && !keyID(id) {
 		p.ApikeyId, p.Plain = HashKey(id), true
 	}
 	return p, nil
+}
+
+// Unreadable is the tenant of a principal whose record cannot be decoded. No
+// tenant can be called so.
+const Unreadable = "(unreadable)"
+
+// brokenPrincipal may do nothing: its roles are lost, a founder is none any
+// more, and what a token grants it reaches nobody's things.
+func brokenPrincipal() *storev1.Principal { return &storev1.Principal{Tenant: Unreadable} }
+
+// brokenRole grants nothing, also where a built-in role has its name.
+func brokenRole() *storev1.Role { return &storev1.Role{} }
+
+var inLine = regexp.MustCompile(`\(line \d+:\d+\)`)
+
+// undisclosed says where a record is broken and shows nothing of it: there may
+// be a key's text in it, which must not come into a log.
+func undisclosed(err error) error {
+	return errors.New("it is not the JSON of such a record " + inLine.FindString(err.Error()))
 }
 
 // HashedKey begins an apikey_id that is the hash of the key's text, in hex.
@@ -213,7 +249,7 @@ func apiKey(value []byte) (*storev1.APIKey, error) {
 	}
 	k, err := jsonMessage[storev1.APIKey](value)
 	if err != nil {
-		return nil, err
+		return nil, undisclosed(err)
 	}
 	k.Plain = false // it is ours to say
 	return k, nil

@@ -172,10 +172,10 @@ func (v *View) take(draft *cluster.Draft, r clientv3.WatchResponse) int64 {
 }
 
 // apply brings a record into the draft; one that cannot be decoded is logged
-// and left out, and harms nothing else.
+// and left out or grants nothing, and harms nothing else.
 func (v *View) apply(draft *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) {
 	if err := v.codec.apply(draft, kv, deleted); err != nil {
-		v.log.Error("a record is broken and left out", "key", string(kv.Key), "revision", kv.ModRevision, "error", err)
+		v.log.Error("a record is broken: it is left out, and a principal or a role may do nothing until it is set anew", "key", string(kv.Key), "revision", kv.ModRevision, "error", err)
 	}
 }
 
