@@ -12,7 +12,7 @@ import (
 )
 
 // TestMovedMemory moves a guest that keeps writing to the same pages, slowly and in several rounds, by libvirt's own means. With
-// memory of a size that QEMU is not good at (see oddram.c) the guest's kernel broke down in each of the first moves.
+// memory of a size that QEMU is not good at (see oddram.c) the guest's kernel broke down in two runs of three.
 func TestMovedMemory(t *testing.T) {
 	l, err := New(t.Context(), Options{Nodes: 2, Base: base(t), LibvirtTCP: true})
 	if err != nil {
