@@ -21,7 +21,9 @@ const (
 )
 
 // frontDoor measures what the chain costs, stage by stage and as a whole, what
-// a refused call costs, and what limits and audit cost and bear.
+// a refused call costs, and what limits, rules and audit cost and bear. The
+// stages are internal to the control plane: a program of its own serves them
+// (docs/adr/0015-front-door.md).
 func (b *bench) frontDoor(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "debvisor-rungs-*")
 	if err != nil {

@@ -61,7 +61,7 @@ type lone struct {
 
 // startReplica makes a cluster and waits until it answers.
 func (b *bench) startReplica(ctx context.Context, dir string) (*lone, error) {
-	ports, err := freePorts(3)
+	ports, err := freePorts(ctx, 3)
 	if err != nil {
 		return nil, err
 	}
@@ -91,10 +91,10 @@ func (b *bench) startReplica(ctx context.Context, dir string) (*lone, error) {
 }
 
 // freePorts gives addresses that nothing listens on.
-func freePorts(n int) ([]string, error) {
+func freePorts(ctx context.Context, n int) ([]string, error) {
 	var addresses []string
 	for range n {
-		lis, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+		lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("looking for a free port: %w", err)
 		}

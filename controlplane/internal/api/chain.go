@@ -61,8 +61,8 @@ func NewChain(cfg ChainConfig) *Chain {
 // Unary is the chain of unary calls.
 func (c *Chain) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	k := c.open(ctx, info.FullMethod)
-	resp, err := c.answer(k, req, handler)
-	if err := c.close(k, req, err); err != nil {
+	resp, err := c.answer(k, req, handler)       //nolint:contextcheck // a call is its context
+	if err := c.close(k, req, err); err != nil { //nolint:contextcheck // likewise
 		return nil, err
 	}
 	return resp, nil
@@ -124,7 +124,7 @@ func (c *Chain) Undelivered(ctx context.Context, method string, err error) {
 	if refusal := c.admit(k); refusal != nil {
 		err = refusal
 	}
-	_ = c.close(k, nil, err) // nobody is there to be told
+	_ = c.close(k, nil, err) //nolint:contextcheck // a call is its context; nobody is there to be told
 }
 
 // open gives the call its trace id.

@@ -74,16 +74,21 @@ func (c *Chain) watch(k *call) (_ context.Context, release func()) {
 // ended. A handler that is left behind ends with its stream, when the chain has
 // returned.
 func (g *guard) serve(ctx context.Context, handler func() error) error {
-	done := make(chan error, 1)
-	g.left.Go(func() { done <- rpc.Recover(handler) })
+	var err error
+	done := make(chan struct{})
+	g.left.Go(func() {
+		defer close(done)
+		err = rpc.Recover(handler)
+	})
 	select {
-	case err := <-done:
+	case <-done:
 		return endedStream(ctx, err)
 	case <-ctx.Done():
 	}
 	var e *endedCall
 	if !errors.As(context.Cause(ctx), &e) {
-		return <-done // the caller has left, which ends the stream
+		<-done // the caller has left, which ends the stream
+		return err
 	}
 	grace := time.NewTimer(guardGrace)
 	defer grace.Stop()

@@ -198,7 +198,7 @@ func (h *house) issue(name string, leaf certs.Leaf) error {
 
 // serve opens a port for every rung.
 func (h *house) serve(ctx context.Context) error {
-	ladder, err := h.ladder()
+	ladder, err := h.ladder() //nolint:contextcheck // each call brings its own context
 	if err != nil {
 		return err
 	}

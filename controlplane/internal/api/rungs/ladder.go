@@ -85,7 +85,7 @@ func interceptor(stages []stage) grpc.UnaryServerInterceptor {
 				return nil, err
 			}
 		}
-		resp, err := handler(p.ctx, req)
+		resp, err := handler(p.ctx, req) //nolint:contextcheck // it is ctx with what the stages added
 		if p.last != nil {
 			p.last()
 		}
