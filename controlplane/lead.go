@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -53,6 +54,8 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("tokens", sweeper.Run)
 	keeper := access.Keeper{View: d.view, Store: d.store, Fence: l.Fence, Audit: d.audit, Log: d.log.Named("access")}
 	group.Add("plain keys", keeper.Run)
+	witness := audit.Witness{Log: d.audit, Current: d.view.Current, Term: fmt.Sprint("term ", l.Term)}
+	group.Add("witness", witness.Run)
 	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })

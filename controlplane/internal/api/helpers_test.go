@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"net"
@@ -52,6 +53,8 @@ type replica struct {
 	front   *api.Server
 	address string
 	log     *buffer
+	// auditLog is its audit log's path; empty: dir/audit.log.
+	auditLog string
 }
 
 type buffer struct {
@@ -88,11 +91,22 @@ func background(t testing.TB, run func(context.Context) error) {
 
 func start(t testing.TB, perMinute int) *replica {
 	t.Helper()
+	return startWith(t, perMinute, "")
+}
+
+// startOn starts one whose audit log is at a path.
+func startOn(t testing.TB, auditLog string) *replica {
+	t.Helper()
+	return startWith(t, 0, auditLog)
+}
+
+func startWith(t testing.TB, perMinute int, auditLog string) *replica {
+	t.Helper()
 	ca, err := certs.NewAuthority("test", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, ca: ca, dir: t.TempDir(), client: storetest.Client(t), log: &buffer{}}
+	r := &replica{t: t, ca: ca, dir: t.TempDir(), client: storetest.Client(t), log: &buffer{}, auditLog: auditLog}
 	r.store = store.New(r.client)
 	if err := r.store.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -116,7 +130,7 @@ func (r *replica) serve(perMinute int) {
 	r.view = store.NewView(r.client, hclog.NewNullLogger())
 	background(t, r.view.Run)
 	<-r.view.Ready()
-	trail, err := audit.Open(audit.Config{Path: filepath.Join(r.dir, "audit.log"), Replica: "r1", Log: log})
+	trail, err := audit.Open(audit.Config{Path: cmp.Or(r.auditLog, filepath.Join(r.dir, "audit.log")), Replica: "r1", Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ func (l *Log) Search(ctx context.Context, q Query, send func(line []byte) error)
 	if err := l.readable(); err != nil {
 		return err
 	}
+	_ = l.Sync(ctx) // what cannot be written cannot be found
 	grown := l.Grown()
 	files, err := l.openFiles()
 	if err != nil {

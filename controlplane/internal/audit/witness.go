@@ -1,0 +1,119 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// witnessEvery is how often a Witness looks.
+const witnessEvery = time.Second
+
+// system is the principal of operations that the cluster orders by itself.
+const system = "system"
+
+// Adder takes events (Log).
+type Adder interface {
+	Add(e *Event) (kept bool)
+}
+
+// Witness writes to the leader's audit log what the cluster does by itself, so
+// that "who did this?" has an answer there: that it leads, the operations that
+// it orders, the moves that an evacuation begins, nodes that fall silent and are
+// heard again. It tells within a second or two of the record; what is new when a
+// term begins may be told by two leaders, rather than by none.
+type Witness struct {
+	Log     Adder
+	Current func() *cluster.Snapshot
+	// Term is whose leadership it is, such as "term 1.42".
+	Term string
+
+	seen     map[string]bool
+	liveness map[string]storev1.NodeLiveness
+}
+
+// Run watches until ctx ends.
+func (w *Witness) Run(ctx context.Context) error {
+	w.tell("election", "lead", &Event{Reason: "this replica leads, " + w.Term})
+	w.seen, w.liveness = map[string]bool{}, map[string]storev1.NodeLiveness{}
+	tick := time.NewTicker(witnessEvery)
+	defer tick.Stop()
+	for first := true; ; first = false {
+		w.look(w.Current(), first)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.tell("election", "leave", &Event{Reason: "this replica no longer leads, " + w.Term})
+			return nil
+		}
+	}
+}
+
+// tell writes down what a part of the control plane does.
+func (w *Witness) tell(who, what string, e *Event) {
+	e.Time, e.Kind, e.Principal, e.Method = time.Now(), Action, system+":"+who, what
+	w.Log.Add(e)
+}
+
+// look tells what is new in the records.
+func (w *Witness) look(s *cluster.Snapshot, first bool) {
+	for _, entry := range s.ActiveOperations() {
+		op := entry.Value
+		if w.seen[op.GetId()] {
+			continue
+		}
+		w.seen[op.GetId()] = true
+		if op.GetPrincipal() == system || op.GetParent() != "" && op.GetState() == task.OpPending {
+			w.operation(op)
+		}
+	}
+	for id := range w.seen {
+		if op, ok := s.Operations[id]; !ok || task.OpEnded(op.Value.GetState()) {
+			delete(w.seen, id)
+		}
+	}
+	for id, entry := range s.Statuses {
+		was, known := w.liveness[id]
+		now := entry.Value.GetLiveness()
+		if now == storev1.NodeLiveness_NODE_LIVENESS_SUSPECT {
+			now = storev1.NodeLiveness_NODE_LIVENESS_ONLINE // nothing is done about it yet
+		}
+		w.liveness[id] = now
+		if was != now && (known || !first) {
+			w.tell("inventory", "node-liveness", &Event{
+				Args: "node=" + id, Reason: fmt.Sprintf("node %s was %s and is %s", id, liveness(was), liveness(now)),
+			})
+		}
+	}
+	for id := range w.liveness {
+		if _, ok := s.Statuses[id]; !ok {
+			delete(w.liveness, id)
+		}
+	}
+}
+
+func liveness(l storev1.NodeLiveness) string {
+	return strings.ToLower(strings.TrimPrefix(l.String(), "NODE_LIVENESS_"))
+}
+
+// operation tells of an operation that nobody has called for.
+func (w *Witness) operation(op *storev1.Operation) {
+	e := &Event{TraceID: op.GetTraceId(), Operation: op.GetId(), Reason: "ordered by the cluster itself"}
+	who := "inventory"
+	if op.GetParent() != "" {
+		who = "drain"
+		e.Reason = fmt.Sprintf("a move of %s, which %s began", op.GetParent(), op.GetPrincipal())
+	}
+	switch {
+	case op.GetMigrate() != nil:
+		e.Args = fmt.Sprintf("vm=%s source=%s target=%s", op.GetMigrate().GetVmName(), op.GetMigrate().GetSource(), op.GetMigrate().GetTarget())
+	case op.GetPower() != nil:
+		e.Args = fmt.Sprintf("vm=%s node=%s", op.GetPower().GetVmName(), op.GetPower().GetNode())
+	}
+	w.tell(who, op.GetKind(), e)
+}

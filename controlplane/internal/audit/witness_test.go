@@ -1,0 +1,67 @@
+package audit
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// heard keeps what it is told.
+type heard []string
+
+func (h *heard) Add(e *Event) bool {
+	*h = append(*h, strings.TrimSpace(e.Principal+" "+e.Method+" "+e.Args+" "+e.Operation+" "+e.Reason))
+	return true
+}
+
+func TestWitness(t *testing.T) {
+	var h heard
+	w := &Witness{Log: &h, seen: map[string]bool{}, liveness: map[string]storev1.NodeLiveness{}}
+	record := func(change func(d *cluster.Draft)) func(*cluster.Snapshot) *cluster.Snapshot {
+		return func(s *cluster.Snapshot) *cluster.Snapshot {
+			d := s.Draft()
+			change(d)
+			return d.Snapshot(s.Revision + 1)
+		}
+	}
+	s := cluster.Empty()
+	for i, step := range []struct {
+		change func(d *cluster.Draft)
+		want   []string
+	}{
+		{func(d *cluster.Draft) {
+			d.Statuses.Put("a", &storev1.NodeStatus{Id: "a", Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE}, 1)
+		}, nil},
+		{func(d *cluster.Draft) {
+			d.Statuses.Put("a", &storev1.NodeStatus{Id: "a", Liveness: storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE}, 1)
+			d.Operations.Put("op-1", &storev1.Operation{
+				Id: "op-1", Kind: "vm.start", State: task.OpPending, Principal: "system",
+				Detail: &storev1.Operation_Power{Power: &storev1.Power{VmName: "web", Node: "a"}},
+			}, 1)
+			d.Operations.Put("op-2", &storev1.Operation{Id: "op-2", Kind: "migrate", State: task.OpPending, Principal: "ada"}, 1)
+			d.Operations.Put("op-3", &storev1.Operation{
+				Id: "op-3", Kind: "migrate", State: task.OpPending, Principal: "ada", Parent: "op-0",
+				Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmName: "db", Source: "a", Target: "b"}},
+			}, 1)
+		}, []string{
+			"system:inventory vm.start vm=web node=a op-1 ordered by the cluster itself",
+			"system:drain migrate vm=db source=a target=b op-3 a move of op-0, which ada began",
+			"system:inventory node-liveness node=a  node a was online and is unreachable",
+		}},
+		{func(*cluster.Draft) {}, nil},
+	} {
+		s, h = record(step.change)(s), nil
+		w.look(s, i == 0)
+		if len(h) != len(step.want) {
+			t.Errorf("step %d: %q", i, h)
+		}
+		for _, want := range step.want {
+			if !strings.Contains(strings.Join(h, "\n"), want) {
+				t.Errorf("step %d: %q, want %q", i, h, want)
+			}
+		}
+	}
+}
