@@ -20,6 +20,8 @@ const hashedKey = "sha256:"
 // records and of the access file.
 type keyIndex struct {
 	access int64
+	// epoch tells states apart that a restored etcd counts alike.
+	epoch  uint64
 	policy *accessfile.Policy
 	// byHash are keys' ids; "" where several keys have the hash.
 	byHash map[[sha256.Size]byte]string
@@ -48,12 +50,12 @@ func (k *keys) indexed(s *cluster.Snapshot, policy *accessfile.Policy) *keyIndex
 }
 
 func (x *keyIndex) of(s *cluster.Snapshot, policy *accessfile.Policy) bool {
-	return x != nil && x.access == s.Access && x.policy == policy
+	return x != nil && x.access == s.Access && x.epoch == s.Epoch && x.policy == policy
 }
 
 func newKeyIndex(s *cluster.Snapshot, policy *accessfile.Policy) *keyIndex {
 	x := &keyIndex{
-		access: s.Access, policy: policy,
+		access: s.Access, epoch: s.Epoch, policy: policy,
 		byHash:  make(map[[sha256.Size]byte]string, len(s.APIKeys)+len(policy.Keys)),
 		holders: map[string]string{}, hashedIDs: map[string]string{},
 	}
