@@ -131,6 +131,7 @@ func TestPolicyAndAutostart(t *testing.T) {
 	m := c.powered("autostart")
 	a, _ := c.follower()
 	ctx := c.within(5 * time.Minute)
+	c.hvctl(a.replica, "tenant", "set", "acme")
 	policy := &debvisorv1.VMPolicy{Tenant: "acme", Priority: 7, AntiAffinity: []*debvisorv1.AntiAffinity{{Group: "db"}}}
 	_, err := a.vms.SetVMPolicy(ctx, &debvisorv1.VMPolicyRequest{Vm: vmRef(m.UUID), Policy: policy})
 	c.must(err)

@@ -69,8 +69,8 @@ func (w World) SetPrincipal(m *debvisorv1.Principal) (store.Change, error) {
 		}
 	}
 	if tenant := m.GetTenant(); tenant != "" {
-		if _, ok := w.Policy.Tenant(w.Snapshot, tenant); !ok {
-			return store.Change{}, errdefs.Field("tenant", tenant, "a tenant that exists: "+w.someTenants())
+		if err := w.hasTenant("tenant", tenant); err != nil {
+			return store.Change{}, err
 		}
 	}
 	limit, err := limitRecord(m.GetLimit())

@@ -45,6 +45,14 @@ func (w World) findTenant(name string) (authz.Record[*storev1.Tenant], error) {
 	return t, nil
 }
 
+// hasTenant refuses a field that names a tenant which does not exist.
+func (w World) hasTenant(field, tenant string) error {
+	if _, ok := w.Policy.Tenant(w.Snapshot, tenant); !ok {
+		return errdefs.Field(field, tenant, "a tenant that exists: "+w.someTenants())
+	}
+	return nil
+}
+
 func (w World) someTenants() string { return some(names(w.Policy.Tenants(w.Snapshot))) }
 
 func tenantMessage(t authz.Record[*storev1.Tenant]) *debvisorv1.Tenant {

@@ -75,7 +75,7 @@ func New(cfg Config) *Server {
 // Register registers every service of the callers' listener but enrolment.
 func (s *Server) Register(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterNodeServiceServer(to, s.nodes)
-	debvisorv1.RegisterVMServiceServer(to, &vmService{view: s.cfg.View, operations: s.cfg.Operations})
+	debvisorv1.RegisterVMServiceServer(to, &vmService{view: s.cfg.View, operations: s.cfg.Operations, authz: s.cfg.Authz})
 	debvisorv1.RegisterOperationServiceServer(to, &operationService{view: s.cfg.View, operations: s.cfg.Operations})
 	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{
 		view: s.cfg.View, operations: s.cfg.Operations, desk: plans.NewDesk(s.cfg.View, s.cfg.Store), authz: s.cfg.Authz,

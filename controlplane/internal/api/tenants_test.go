@@ -49,8 +49,15 @@ func TestATenantGivesNoVMAway(t *testing.T) {
 	if _, err := set(confined, globex.idle, ""); code(err) != "VM_NOT_FOUND" {
 		t.Errorf("another's VM: %v", err)
 	}
+	if _, err := set(free, acme.idle, "none"); code(err) != "INVALID_FIELD" || !strings.Contains(err.Error(), globex.tenant) {
+		t.Errorf("an operator gives it to nobody there is: %v", err)
+	}
+	turn := w.view.Current().AccessTurn
 	if vm, err := set(free, acme.idle, globex.tenant); err != nil || vm.GetPolicy().GetTenant() != globex.tenant {
 		t.Errorf("an operator gives it away: %v, %v", vm, err)
+	}
+	if w.view.Current().AccessTurn == turn {
+		t.Error("a tenant could be deleted at the moment in which a VM becomes its own")
 	}
 	if _, err := set(confined, acme.idle, ""); code(err) != "VM_NOT_FOUND" {
 		t.Errorf("it is another's now: %v", err)

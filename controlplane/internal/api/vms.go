@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/debvisor/debvisor/controlplane/internal/access"
+	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -21,6 +23,7 @@ type vmService struct {
 	debvisorv1.UnimplementedVMServiceServer
 	view       *store.View
 	operations *operations.Operations
+	authz      *authz.Authorizer
 }
 
 // ListVMs answers the VMs that pass the filter, ordered by name.
@@ -55,7 +58,8 @@ func (s *vmService) GetVM(ctx context.Context, ref *debvisorv1.VMRef) (*debvisor
 
 // SetVMPolicy replaces a VM's policy. It stays with the VM wherever it goes, and
 // for as long as inventory remembers a VM that no node has any more. A caller
-// that is confined to a tenant cannot give a VM away: InvalidArgument.
+// that is confined to a tenant cannot give a VM away, and nobody can give it to
+// a tenant that does not exist: InvalidArgument.
 func (s *vmService) SetVMPolicy(ctx context.Context, req *debvisorv1.VMPolicyRequest) (*debvisorv1.VM, error) {
 	policy, err := normal(req.GetPolicy(), tenantOf(ctx))
 	if err != nil {
@@ -65,12 +69,25 @@ func (s *vmService) SetVMPolicy(ctx context.Context, req *debvisorv1.VMPolicyReq
 	if err != nil {
 		return nil, fmt.Errorf("encoding the policy: %w", err)
 	}
-	return s.change(ctx, "vm.policy", req, req.GetVm(), func(vm *storev1.VM) { vm.Policy = encoded })
+	return s.change(ctx, "vm.policy", req, req.GetVm(), func(snapshot *cluster.Snapshot, vm *storev1.VM) (store.Change, error) {
+		before := &debvisorv1.VMPolicy{}
+		if err := proto.Unmarshal(vm.GetPolicy(), before); err != nil {
+			before = &debvisorv1.VMPolicy{} // of a later version, or broken: it is replaced
+		}
+		vm.Policy = encoded
+		if tenant := policy.GetTenant(); tenant != "" && tenant != before.GetTenant() {
+			return access.World{Snapshot: snapshot, Policy: s.authz}.Joins("policy.tenant", tenant)
+		}
+		return store.Change{}, nil
+	})
 }
 
 // SetVMAutostart says whether the VM is started after its node has booted.
 func (s *vmService) SetVMAutostart(ctx context.Context, req *debvisorv1.VMAutostartRequest) (*debvisorv1.VM, error) {
-	return s.change(ctx, "vm.set-autostart", req, req.GetVm(), func(vm *storev1.VM) { vm.Autostart = req.GetAutostart() })
+	return s.change(ctx, "vm.set-autostart", req, req.GetVm(), func(_ *cluster.Snapshot, vm *storev1.VM) (store.Change, error) {
+		vm.Autostart = req.GetAutostart()
+		return store.Change{}, nil
+	})
 }
 
 // normal is a policy as it is kept: with every level said, and no group twice.
@@ -97,10 +114,13 @@ func normal(policy *debvisorv1.VMPolicy, tenant string) (*debvisorv1.VMPolicy, e
 	return policy, nil
 }
 
+// edit changes a VM's record; what it returns is changed with it.
+type edit func(*cluster.Snapshot, *storev1.VM) (store.Change, error)
+
 // change changes a VM's record in one transaction, with its operation, and
 // answers the VM as it is then.
 func (s *vmService) change(
-	ctx context.Context, kind string, request proto.Message, ref *debvisorv1.VMRef, edit func(*storev1.VM),
+	ctx context.Context, kind string, request proto.Message, ref *debvisorv1.VMRef, edit edit,
 ) (*debvisorv1.VM, error) {
 	scope := scopeOf(ctx, s.view.Current())
 	spec, err := specOf(ctx, scope, kind, request)
@@ -116,7 +136,7 @@ func (s *vmService) change(
 		uuid := vm.GetUuid()
 		spec.Resources = []string{vmResource(uuid)}
 		op, err = s.operations.Apply(ctx, spec, func(snapshot *cluster.Snapshot) (store.Change, error) {
-			return changedVM(scopeOf(ctx, snapshot), uuid, edit)
+			return changedVM(snapshot, scopeOf(ctx, snapshot), uuid, edit)
 		})
 	}
 	if err != nil {
@@ -127,7 +147,7 @@ func (s *vmService) change(
 }
 
 // changedVM is the change of one VM's record.
-func changedVM(scope cluster.Scope, uuid string, edit func(*storev1.VM)) (store.Change, error) {
+func changedVM(snapshot *cluster.Snapshot, scope cluster.Scope, uuid string, edit edit) (store.Change, error) {
 	entry, ok := scope.VM(uuid)
 	if !ok {
 		return store.Change{}, unknownVM(&debvisorv1.VMRef{VmId: uuid})
@@ -136,10 +156,12 @@ func changedVM(scope cluster.Scope, uuid string, edit func(*storev1.VM)) (store.
 		return store.Change{}, err
 	}
 	vm := proto.CloneOf(entry.Value)
-	edit(vm)
+	change, err := edit(snapshot, vm)
+	if err != nil {
+		return store.Change{}, err
+	}
 	key := store.VMKey(uuid)
-	return store.Change{
-		Require: []store.Condition{store.Unchanged(key, entry.ModRevision)},
-		Puts:    []store.Put{store.PutProto(key, vm)},
-	}, nil
+	change.Require = append(change.Require, store.Unchanged(key, entry.ModRevision))
+	change.Puts = append(change.Puts, store.PutProto(key, vm))
+	return change, nil
 }
