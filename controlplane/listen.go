@@ -97,8 +97,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Cluster: record.Cluster, Replica: record.Name, Fingerprint: certs.Fingerprint(ca.Certificate()),
 		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, AccessFile: r.access, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
 	})
-	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers()
+	agentsChain := api.NewChain(chain)
+	chain.Strangers = api.NewStrangers() // of its own: what agents do harms no caller
 	chain.Limit = limit.New()
 	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Bearers: r.openBearers()})
 	callersChain := api.NewChain(chain)

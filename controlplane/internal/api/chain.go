@@ -30,8 +30,8 @@ type ChainConfig struct {
 	Authz *authz.Authorizer
 	// Limit is nil on the agents' listener, whose calls are not counted.
 	Limit *limit.Limiter
-	// Strangers is nil on the agents' listener, where nobody comes without a
-	// certificate.
+	// Strangers limits calls that are refused; on the agents' listener, where
+	// nobody comes without a certificate, those of agents.
 	Strangers *Strangers
 	Audit     *audit.Log
 	// Check validates requests; one serves all chains.
@@ -155,26 +155,36 @@ func (c *Chain) admit(k *call) error {
 			return err
 		}
 	}
-	switch {
-	case k.rule.Open:
-	case refusal != nil:
+	if refusal != nil && !k.rule.Open {
 		k.kind = audit.AuthenticationFailure
+		c.tellRefused(k, refusal)
 		return refusal
-	case first:
-		e := k.event(audit.AuthenticationSuccess, nil)
-		c.Audit.Add(&e)
 	}
 	denied := c.authorize(k)
 	if k.caller == nil {
 		return denied // it was counted before
 	}
 	// What is denied counts, too: it is no cheaper, and fills the audit log.
-	if err := c.count(k); err != nil {
+	if err := c.count(k, denied != nil); err != nil {
 		k.kind, k.summed = audit.RateLimitExceeded, &c.refusals
 		c.hold(k, err)
 		return err
 	}
+	// Only now: whoever takes turns with two credentials is told of as new with
+	// every call, and must not fill the audit log either.
+	if first && !k.rule.Open {
+		e := k.event(audit.AuthenticationSuccess, nil)
+		c.Audit.Add(&e)
+	}
 	return denied
+}
+
+// tellRefused logs why a caller that can be told is not to be believed.
+func (c *Chain) tellRefused(k *call, refusal error) {
+	if k.caller != nil {
+		c.Log.Warn("call refused", "caller", k.caller.Name, "credential", k.caller.CredentialID, "peer", k.peer,
+			"method", shownMethod(k.method), "reason", authn.Reason(refusal))
+	}
 }
 
 // authenticate tells who calls, whether this connection was asked for the first
@@ -186,10 +196,6 @@ func (c *Chain) authenticate(k *call, snapshot *cluster.Snapshot) (first bool, r
 	}
 	if refusal == nil {
 		refusal = c.Authn.Check(k.caller, snapshot, k.began)
-	}
-	if refusal != nil && !k.rule.Open {
-		c.Log.Warn("call refused", "caller", k.caller.Name, "credential", k.caller.CredentialID, "peer", k.peer,
-			"method", shownMethod(k.method), "reason", authn.Reason(refusal))
 	}
 	return first, refusal
 }
@@ -219,13 +225,19 @@ func (c *Chain) meet(k *call) error {
 	if err := c.Strangers.admit(k.peer, k.began); err != nil || k.caller != nil {
 		return err
 	}
-	return c.count(k)
+	return c.count(k, false)
 }
 
 // count counts the call: a caller's by its name, and where there is none, as
-// with enrolment, by the address that it came from.
-func (c *Chain) count(k *call) error {
-	if c.Limit == nil || k.rule.Quiet {
+// with enrolment, by the address that it came from. What agents may call on
+// their listener is not counted; what they may not, by address.
+func (c *Chain) count(k *call, denied bool) error {
+	switch {
+	case k.rule.Quiet:
+		return nil
+	case c.Limit == nil && denied:
+		return c.Strangers.failed(k.peer, k.began)
+	case c.Limit == nil:
 		return nil
 	}
 	who := name(k.caller)
