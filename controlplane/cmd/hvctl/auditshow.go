@@ -274,7 +274,7 @@ func (p *auditPrinter) row(t told) {
 	}
 	l := t.line
 	if t.broken {
-		p.pending.WriteString(fmt.Sprintf("a line of %s that cannot be read: %s\n", t.replica, firstLine(t.raw)))
+		fmt.Fprintf(&p.pending, "a line of %s that cannot be read: %s\n", t.replica, firstLine(t.raw))
 		return
 	}
 	at := l.Time.UTC().Format("2006-01-02 15:04:05.000")

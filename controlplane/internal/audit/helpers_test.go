@@ -36,7 +36,9 @@ func open(t testing.TB, cfg Config) (l *Log, stop func()) {
 	go func() { done <- l.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Logf("the log ended: %v", err)
+		}
 	})
 	t.Cleanup(stop)
 	return l, stop

@@ -238,7 +238,7 @@ func TestADiskThatHangs(t *testing.T) {
 			}
 		}
 		l.mu.Lock()
-		if waiting := len(l.next.lines) + l.backlog; waiting > maxBacklog+1<<17 || l.lost != 2*maxBacklog/maxReason-kept || l.lost == 0 {
+		if waiting := len(l.next.lines) + l.backlog; waiting > maxBacklog*3/2 || l.lost != 2*maxBacklog/maxReason-kept || l.lost == 0 {
 			t.Errorf("%d bytes wait, %d events are kept, %d lost", waiting, kept, l.lost)
 		}
 		l.mu.Unlock()

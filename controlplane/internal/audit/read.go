@@ -176,7 +176,7 @@ func backward(ctx context.Context, f io.ReaderAt, size int64, each func(line []b
 }
 
 // Has tells whether a line is in the log.
-func (l *Log) Has(head auditlog.Head) (bool, error) {
+func (l *Log) Has(ctx context.Context, head auditlog.Head) (bool, error) {
 	l.mu.Lock()
 	synced, written := l.synced, l.written
 	l.mu.Unlock()
@@ -192,7 +192,7 @@ func (l *Log) Has(head auditlog.Head) (bool, error) {
 	}
 	defer closeAll(files)
 	for _, s := range slices.Backward(files) {
-		found, passed, err := s.has(head)
+		found, passed, err := s.has(ctx, head)
 		if err != nil || passed {
 			return found, err
 		}
@@ -201,7 +201,7 @@ func (l *Log) Has(head auditlog.Head) (bool, error) {
 }
 
 // has tells whether a file has a line, and whether no other can have it.
-func (s *source) has(head auditlog.Head) (found, passed bool, err error) {
+func (s *source) has(ctx context.Context, head auditlog.Head) (found, passed bool, err error) {
 	look := func(line []byte) error {
 		parsed, err := auditlog.Parse(line)
 		if err != nil {
@@ -214,14 +214,14 @@ func (s *source) has(head auditlog.Head) (found, passed bool, err error) {
 		return nil
 	}
 	if f := s.plain(); f != nil {
-		err = backward(context.Background(), f, s.info.Size(), func(line []byte, _ int64) error {
+		err = backward(ctx, f, s.info.Size(), func(line []byte, _ int64) error {
 			if err := look(line); err != nil || passed {
 				return errStop
 			}
 			return nil
 		})
 	} else {
-		_, err = forward(context.Background(), s, look)
+		_, err = forward(ctx, s, look)
 	}
 	if errors.Is(err, errStop) {
 		err = nil

@@ -61,7 +61,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	r.adopt()
+	r.adopt(ctx)
 	tick := time.NewTicker(recordEvery)
 	defer tick.Stop()
 	for {
@@ -122,12 +122,12 @@ func (r *Recorder) meet(ctx context.Context) (foreign bool) {
 	waiting, cancel := context.WithTimeout(ctx, recordEvery)
 	defer cancel()
 	_ = r.View.Await(waiting, r.View.Current().Revision+1) // the next turn looks again
-	return r.adopt()
+	return r.adopt(ctx)
 }
 
 // adopt takes over what etcd has. If the log does not have that line, it is made
 // to say so.
-func (r *Recorder) adopt() (foreign bool) {
+func (r *Recorder) adopt(ctx context.Context) (foreign bool) {
 	entry, ok := r.View.Current().AuditHeads[r.Replica]
 	if !ok {
 		r.last, r.revision = auditlog.Head{}, 0
@@ -137,7 +137,7 @@ func (r *Recorder) adopt() (foreign bool) {
 		return false
 	}
 	r.last, r.revision = HeadOf(entry.Value), entry.ModRevision
-	has, err := r.Log.Has(r.last)
+	has, err := r.Log.Has(ctx, r.last)
 	switch {
 	case err != nil:
 		r.Logger.Error("the audit log could not be compared with what etcd knows of it", "error", err)

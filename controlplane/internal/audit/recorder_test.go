@@ -94,6 +94,7 @@ func (c *cell) put(replica string, head *storev1.AuditHead) {
 }
 
 func TestALogThatWasCutSaysSo(t *testing.T) {
+	c := newCell(t)
 	for name, cut := range map[string]func(path string, content []byte) error{
 		"lost":    func(path string, _ []byte) error { return os.Remove(path) },
 		"emptied": func(path string, _ []byte) error { return os.Truncate(path, 0) },
@@ -103,7 +104,10 @@ func TestALogThatWasCutSaysSo(t *testing.T) {
 		"last bytes": func(path string, content []byte) error { return os.Truncate(path, int64(len(content)-5)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, path := newCell(t), logFile(t)
+			revision, err := c.store.Commit(t.Context(), store.Change{Deletes: []string{store.AuditHeadKey("r1")}})
+			must(t, err)
+			must(t, c.view.Await(t.Context(), revision))
+			path := logFile(t)
 			l, stop := open(t, Config{Path: path})
 			end := c.record(l)
 			change(t, l, "first")
@@ -114,13 +118,14 @@ func TestALogThatWasCutSaysSo(t *testing.T) {
 			gone := l.Head()
 			must(t, cut(path, read(t, path)))
 			l, stop = open(t, Config{Path: path})
-			c.record(l)
+			end = c.record(l)
 			eventually(t, "the log says so", func() bool { return bytes.Contains(read(t, path), []byte(gone.Hash.String())) })
 			eventually(t, "etcd has another head", func() bool { return c.recorded() != gone })
 			r, err := l.Verify(t.Context(), c.recorded())
 			if err != nil || r.Whole() || !strings.Contains(r.Finding, "etcd knows of line 3 of this log") {
 				t.Errorf("%+v, %v", r, err)
 			}
+			end()
 			stop()
 		})
 	}

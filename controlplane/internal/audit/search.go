@@ -137,7 +137,7 @@ func (s *source) upTo(offset int64) io.Reader {
 // start finds where to begin: at the last so many lines, or where Since is.
 func (s *search) start(ctx context.Context, files []*source) (position, error) {
 	if s.Last == 0 {
-		return s.since(files)
+		return s.since(ctx, files)
 	}
 	missing := s.Last
 	defer func() { s.beyond = 0 }()
@@ -185,7 +185,7 @@ func (s *search) start(ctx context.Context, files []*source) (position, error) {
 }
 
 // since finds the first line that may be wanted, by halves.
-func (s *search) since(files []*source) (position, error) {
+func (s *search) since(ctx context.Context, files []*source) (position, error) {
 	if s.Since.IsZero() {
 		return position{}, nil
 	}
@@ -208,27 +208,27 @@ func (s *search) since(files []*source) (position, error) {
 	const step = 64 << 10
 	blocks := int(files[begin.file].info.Size() / step)
 	n := sort.Search(blocks, func(i int) bool {
-		at, ok := timeAt(f, int64(i)*step)
+		at, ok := timeAt(ctx, f, int64(i)*step)
 		return ok && at.After(from)
 	})
 	if n > 0 {
-		begin.offset = lineAt(f, int64(n-1)*step)
+		begin.offset = lineAt(ctx, f, int64(n-1)*step)
 	}
 	return begin, nil
 }
 
 // lineAt gives where the first line begins that begins at an offset or behind it.
-func lineAt(f *os.File, offset int64) int64 {
+func lineAt(ctx context.Context, f *os.File, offset int64) int64 {
 	if offset == 0 {
 		return 0
 	}
-	n, _ := forward(context.Background(), io.NewSectionReader(f, offset-1, 1<<20), func([]byte) error { return errStop })
+	n, _ := forward(ctx, io.NewSectionReader(f, offset-1, 1<<20), func([]byte) error { return errStop })
 	return offset - 1 + n
 }
 
 // timeAt gives the time of the first line behind an offset that has one.
-func timeAt(f *os.File, offset int64) (at time.Time, ok bool) {
-	_, _ = forward(context.Background(), io.NewSectionReader(f, lineAt(f, offset), 1<<20), func(line []byte) error {
+func timeAt(ctx context.Context, f *os.File, offset int64) (at time.Time, ok bool) {
+	_, _ = forward(ctx, io.NewSectionReader(f, lineAt(ctx, f, offset), 1<<20), func(line []byte) error {
 		l, err := auditlog.Parse(line)
 		if err != nil {
 			return nil //nolint:nilerr // the next one may have it
