@@ -14,6 +14,10 @@ import (
 // witnessEvery is how often a Witness looks.
 const witnessEvery = time.Second
 
+// justNow is how old an ended operation may be that a new term still tells of:
+// the leader before may not have.
+const justNow = time.Minute
+
 // system is the principal of operations that the cluster orders by itself.
 const system = "system"
 
@@ -24,9 +28,10 @@ type Adder interface {
 
 // Witness writes to the leader's audit log what the cluster does by itself, so
 // that "who did this?" has an answer there: that it leads, the operations that
-// it orders, the moves that an evacuation begins, nodes that fall silent and are
-// heard again. It tells within a second or two of the record; what is new when a
-// term begins may be told by two leaders, rather than by none.
+// it orders, also those that have ended before it looks, the moves that an
+// evacuation begins, nodes that fall silent and are heard again. It tells within
+// a second or two of the record; what is new when a term begins may be told by
+// two leaders, rather than by none.
 type Witness struct {
 	Log     Adder
 	Current func() *cluster.Snapshot
@@ -48,6 +53,7 @@ func (w *Witness) Run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			w.look(w.Current(), false)
 			w.tell("election", "leave", &Event{Reason: "this replica no longer leads, " + w.Term})
 			return nil
 		}
@@ -62,21 +68,7 @@ func (w *Witness) tell(who, what string, e *Event) {
 
 // look tells what is new in the records.
 func (w *Witness) look(s *cluster.Snapshot, first bool) {
-	for _, entry := range s.ActiveOperations() {
-		op := entry.Value
-		if w.seen[op.GetId()] {
-			continue
-		}
-		w.seen[op.GetId()] = true
-		if op.GetPrincipal() == system || op.GetParent() != "" && op.GetState() == task.OpPending {
-			w.operation(op)
-		}
-	}
-	for id := range w.seen {
-		if op, ok := s.Operations[id]; !ok || task.OpEnded(op.Value.GetState()) {
-			delete(w.seen, id)
-		}
-	}
+	w.operations(s, first)
 	for id, entry := range s.Statuses {
 		was, known := w.liveness[id]
 		now := entry.Value.GetLiveness()
@@ -93,6 +85,26 @@ func (w *Witness) look(s *cluster.Snapshot, first bool) {
 	for id := range w.liveness {
 		if _, ok := s.Statuses[id]; !ok {
 			delete(w.liveness, id)
+		}
+	}
+}
+
+// operations tells of the operations that nobody has called for. A quick one may
+// be over before it is seen.
+func (w *Witness) operations(s *cluster.Snapshot, first bool) {
+	for id, entry := range s.Operations {
+		op := entry.Value
+		if w.seen[id] || op.GetPrincipal() != system && op.GetParent() == "" {
+			continue
+		}
+		w.seen[id] = true
+		if !first || !task.OpEnded(op.GetState()) || time.Since(op.GetCreatedAt().AsTime()) < justNow {
+			w.operation(op)
+		}
+	}
+	for id := range w.seen {
+		if _, ok := s.Operations[id]; !ok {
+			delete(w.seen, id)
 		}
 	}
 }

@@ -52,6 +52,20 @@ func TestWitness(t *testing.T) {
 			"system:inventory node-liveness node=a  node a was online and is unreachable",
 		}},
 		{func(*cluster.Draft) {}, nil},
+		{func(d *cluster.Draft) { // what has begun, or is over, when it is seen first
+			d.Operations.Delete("op-1")
+			d.Operations.Put("op-4", &storev1.Operation{
+				Id: "op-4", Kind: "vm.autostart", State: task.OpSucceeded, Principal: "system",
+				Detail: &storev1.Operation_Power{Power: &storev1.Power{VmName: "web", Node: "a"}},
+			}, 1)
+			d.Operations.Put("op-5", &storev1.Operation{
+				Id: "op-5", Kind: "migrate", State: task.OpRunning, Principal: "ada", Parent: "op-0",
+				Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmName: "db2", Source: "a", Target: "b"}},
+			}, 1)
+		}, []string{
+			"system:inventory vm.autostart vm=web node=a op-4 ordered by the cluster itself",
+			"system:drain migrate vm=db2 source=a target=b op-5 a move of op-0, which ada began",
+		}},
 	} {
 		s, h = record(step.change)(s), nil
 		w.look(s, i == 0)
