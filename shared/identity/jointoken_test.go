@@ -55,3 +55,22 @@ func TestParseJoinTokenRefuses(t *testing.T) {
 		}
 	}
 }
+
+func FuzzJoinToken(f *testing.F) {
+	token, err := identity.NewJoinToken(strings.Repeat("ab", 32))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(token.Text())
+	f.Fuzz(func(t *testing.T, text string) {
+		token, err := identity.ParseJoinToken(text)
+		switch {
+		case err == nil && token.Text() != text:
+			t.Errorf("%q is read as %q", text, token.Text())
+		case err != nil && !errdefs.Is(err, errdefs.InvalidArgument):
+			t.Errorf("%q: %v", text, err)
+		case err != nil && len(text) >= 20 && strings.Contains(err.Error(), text):
+			t.Errorf("the error repeats %q", text)
+		}
+	})
+}

@@ -202,7 +202,7 @@ var inLine = regexp.MustCompile(`\(line \d+:\d+\)`)
 // undisclosed says where a record is broken and shows nothing of it: there may
 // be a key's text in it, which must not come into a log.
 func undisclosed(err error) error {
-	return errors.New("it is not the JSON of such a record " + inLine.FindString(err.Error()))
+	return errors.New(strings.TrimSpace("it is not the JSON of such a record " + inLine.FindString(err.Error())))
 }
 
 // HashedKey begins an apikey_id that is the hash of the key's text, in hex.
