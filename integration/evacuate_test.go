@@ -25,6 +25,7 @@ type maintenance struct {
 // TestEvacuation empties a host for maintenance: given up midway, begun again, with the leader killed between two of its
 // transactions, a VM that something keeps, and all of them back at the end. The lab is its own: all guests of a host move.
 func TestEvacuation(t *testing.T) {
+	t.Parallel() // beside TestMatrix: both wait more than they work
 	own := newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
 	t.Cleanup(func() {
 		if err := own.close(); err != nil {

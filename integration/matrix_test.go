@@ -30,6 +30,7 @@ const (
 
 // TestMatrix strikes everything that a move depends on, at every moment of it. See covering for what of the matrix is run.
 func TestMatrix(t *testing.T) {
+	t.Parallel() // after all others that use its labs
 	todo := campaignOf(t)
 	t.Logf("%d cases, seed %d", len(todo.faults), todo.seed)
 	inTwoLabs(t, todo.faults, todo.until, func(c *cluster, f fault) { f.run(c, todo.delay(f)) })
@@ -131,8 +132,8 @@ func (s *struck) strike(delay time.Duration) string {
 	return id
 }
 
-// unbrake ends what slow began, for what is copied now and for the next attempts: a long copy is what QEMU is not good at. It is
-// done again and again until the test ends, as libvirt puts back the speed of before when an attempt fails.
+// unbrake ends what slow began, for what is copied now and for the next attempts, so that they are soon over. It is done again and
+// again until the test ends, as libvirt puts back the speed of before when an attempt fails.
 func (m *mover) unbrake() {
 	m.c.t.Helper()
 	m.c.play(func(ctx context.Context) {
