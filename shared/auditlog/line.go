@@ -8,6 +8,7 @@ package auditlog
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -140,7 +141,8 @@ func Parse(line []byte) (Line, error) {
 	return l, nil
 }
 
-// Open opens a file of a log for reading, also one that gzip has packed.
+// Open opens a file of a log for reading, also one that gzip has packed: what is
+// wrong with the packing is an error of reading (see Damaged).
 func Open(name string) (io.ReadCloser, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -149,19 +151,42 @@ func Open(name string) (io.ReadCloser, error) {
 	if !strings.HasSuffix(name, ".gz") {
 		return f, nil
 	}
-	unpacked, err := gzip.NewReader(f)
-	if err != nil {
-		_ = f.Close() // it was only read
-		return nil, fmt.Errorf("unpacking %s: %w", name, err)
-	}
-	return &packed{Reader: unpacked, file: f}, nil
+	return &packed{file: f}, nil
+}
+
+// Damaged tells whether an error of reading is that a packed file was changed,
+// or is not all there.
+func Damaged(err error) bool {
+	var corrupt flate.CorruptInputError
+	return errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &corrupt)
 }
 
 // packed is a file that is unpacked as it is read.
 type packed struct {
-	*gzip.Reader
-	file *os.File
+	file     *os.File
+	unpacked *gzip.Reader
 }
+
+// Read reads what was packed.
+func (p *packed) Read(b []byte) (int, error) {
+	if p.unpacked == nil {
+		unpacked, err := gzip.NewReader(p.file)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // gzip writes some bytes even of nothing
+		}
+		if err != nil {
+			return 0, unpacking(p.file.Name(), err)
+		}
+		p.unpacked = unpacked
+	}
+	n, err := p.unpacked.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = unpacking(p.file.Name(), err)
+	}
+	return n, err
+}
+
+func unpacking(name string, err error) error { return fmt.Errorf("unpacking %s: %w", name, err) }
 
 // Close closes the file.
 func (p *packed) Close() error { return p.file.Close() }

@@ -81,6 +81,9 @@ func (v *Verifier) File(name string, from io.Reader) error {
 				v.unreadable(name, number, errors.New("its end is missing"))
 			}
 			return nil
+		case Damaged(err):
+			v.unreadable(name, number, err)
+			return nil
 		case err != nil:
 			return fmt.Errorf("reading %s: %w", name, err)
 		}
@@ -92,7 +95,7 @@ func (v *Verifier) File(name string, from io.Reader) error {
 func skip(r *bufio.Reader) error {
 	for {
 		switch _, err := r.ReadSlice('\n'); {
-		case err == nil, errors.Is(err, io.EOF):
+		case err == nil, errors.Is(err, io.EOF), Damaged(err): // the next look tells
 			return nil
 		case !errors.Is(err, bufio.ErrBufferFull):
 			return err
@@ -137,9 +140,12 @@ func (v *Verifier) line(file string, number uint64, line []byte) {
 		return
 	}
 	hash := HashOf(line)
+	if v.last.Sequence == 0 {
+		v.replica = told.Replica
+	}
 	switch {
 	case v.report.Lines == 0:
-		v.report.First, v.replica = seq, told.Replica
+		v.report.First = seq
 		if seq == 1 && prev != Genesis {
 			v.find(file, number, "it is number 1 and says that there was a line before it")
 		}

@@ -2,8 +2,11 @@ package auditlog
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -68,6 +71,56 @@ func TestEveryByteFlipped(t *testing.T) {
 				t.Fatalf("byte %d, bit %d: %q is not found", i, bit, bad)
 			}
 		}
+	}
+}
+
+// TestEveryByteOfAPackedFile changes a file that gzip has packed, and cuts it.
+func TestEveryByteOfAPackedFile(t *testing.T) {
+	log, head := chain(50)
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(log); err != nil || w.Close() != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "log.1.gz")
+	check := func(content []byte) Report {
+		t.Helper()
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		var v Verifier
+		v.Expect(head, "etcd")
+		if err := v.File(path, f); err != nil {
+			t.Fatal(err)
+		}
+		return v.End()
+	}
+	if r := check(b.Bytes()); !r.Whole() || r.Lines != 50 {
+		t.Fatalf("%+v", r)
+	}
+	const header = 10 // of it some bytes say nothing of the content, such as the time
+	for i := range b.Len() {
+		bad := bytes.Clone(b.Bytes())
+		bad[i] ^= 1
+		if r := check(bad); r.Whole() && (i >= header || r.Head != head) {
+			t.Errorf("byte %d is changed: %+v", i, r)
+		}
+		if r := check(b.Bytes()[:i]); r.Whole() {
+			t.Errorf("cut at byte %d: %+v", i, r)
+		}
+	}
+}
+
+func TestAFirstLineThatCannotBeRead(t *testing.T) {
+	log, head := chain(20)
+	log[2] ^= 1
+	if r := verify(t, head, log); r.Line != 1 || r.Findings != 2 || r.Replica != "r1" {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -183,7 +183,10 @@ func before(path string) (end, error) {
 			continue
 		}
 		head, err := headOf(older[i])
-		if err != nil {
+		switch {
+		case auditlog.Damaged(err):
+			return end{head: head, reason: fmt.Sprintf("goes on from %s, of which not all can be read: %v", older[i], err)}, nil
+		case err != nil:
 			return end{}, err
 		}
 		return end{head: head, reason: "goes on from " + older[i]}, nil

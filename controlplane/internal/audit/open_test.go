@@ -205,6 +205,42 @@ func TestGoesOnFromTheFileBefore(t *testing.T) {
 	}
 }
 
+// TestFilesOfAChain has clocks that go wrong, copies, and a first line that was
+// changed.
+func TestFilesOfAChain(t *testing.T) {
+	path := logFile(t)
+	l, stop := open(t, Config{Path: path})
+	for i := range 400 { // the clock is set back by an hour each 100 lines
+		l.Add(&Event{Time: time.Now().Add(-time.Hour * time.Duration(i/100)), Kind: Result, Reason: strings.Repeat("x", 100)})
+	}
+	stop()
+	lines := slices.Collect(bytes.Lines(read(t, path)))
+	oldest, older, newer, own := slices.Concat(lines[:100]...), slices.Concat(lines[100:200]...), slices.Concat(lines[200:300]...), slices.Concat(lines[300:]...)
+	oldest[2] ^= 1
+	packed := gzipped(t, older)
+	for name, content := range map[string][]byte{
+		".3": oldest, ".2": older, ".2.gz": packed[:len(packed)/2], ".1": newer, ".1.old": newer[:len(newer)/2], "": own, ".bak": own[:len(own)/2],
+		".tar": append(make([]byte, 512), own...), ".txt": []byte("notes\n"),
+	} {
+		must(t, os.WriteFile(path+name, content, 0o600))
+	}
+	files, err := Files(path)
+	if want := []string{path + ".3", path + ".2", path + ".1", path}; err != nil || !slices.Equal(files, want) {
+		t.Fatalf("%v, %v, want %v", files, err, want)
+	}
+	must(t, os.Remove(path))
+	must(t, os.Remove(path+".bak"))
+	l, stop = open(t, Config{Path: path})
+	stop()
+	if r := check(t, l.Head(), path+".1", path); !r.Whole() || r.Lines != 101 {
+		t.Errorf("%+v", r)
+	}
+	l, _ = open(t, Config{Path: path})
+	if r, err := l.Verify(t.Context(), auditlog.Head{}); err != nil || r.File != path+".3" || r.Line != 1 || r.Findings != 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestReopenUnderLoad(t *testing.T) {
 	path := logFile(t)
 	l, stop := open(t, Config{Path: path})

@@ -123,6 +123,8 @@ func forward(ctx context.Context, from io.Reader, each func(line []byte) error) 
 		switch {
 		case errors.Is(err, io.EOF):
 			return n, nil
+		case auditlog.Damaged(err):
+			return n, each([]byte(err.Error())) // in the place of the lines that it had
 		case err != nil:
 			return n, fmt.Errorf("reading the audit log: %w", err)
 		case !long:
