@@ -49,6 +49,8 @@ type Recorder struct {
 	// last is what etcd has, as of revision.
 	last     auditlog.Head
 	revision int64
+	// told is the revision of what the log was last made to say that it lacks.
+	told int64
 	// dumb says that etcd did not take the last head.
 	dumb bool
 }
@@ -136,20 +138,38 @@ func (r *Recorder) adopt(ctx context.Context) (foreign bool) {
 	if entry.ModRevision == r.revision {
 		return false
 	}
-	r.last, r.revision = HeadOf(entry.Value), entry.ModRevision
-	has, err := r.Log.Has(ctx, r.last)
+	known := HeadOf(entry.Value)
+	has, err := r.Log.Has(ctx, known)
 	switch {
-	case err != nil:
-		r.Logger.Error("the audit log could not be compared with what etcd knows of it", "error", err)
+	case ctx.Err() != nil:
 		return false
-	case has:
+	case err == nil && has:
+		r.last, r.revision = known, entry.ModRevision
 		return false
 	}
-	reason := fmt.Sprintf("etcd knows of line %d of this log (%s, of %s), which it does not have: its end was lost or cut off, or another process writes as replica %s",
-		r.last.Sequence, r.last.Hash, stamp(entry.Value.GetAt().AsTime()), r.Replica)
-	r.Logger.Error("the audit log is not whole", "reason", reason)
-	r.Log.Add(&Event{Time: time.Now(), Kind: LogLost, Principal: itself, Reason: reason})
+	if !r.tell(ctx, known, entry, err) {
+		return false // it stands until the log says so
+	}
+	r.last, r.revision = known, entry.ModRevision
 	return true
+}
+
+// tell makes the log say, once, that it lacks what etcd knows, or that nobody
+// can tell. It tells whether that is on disk.
+func (r *Recorder) tell(ctx context.Context, known auditlog.Head, entry cluster.Entry[*storev1.AuditHead], err error) bool {
+	if r.told != entry.ModRevision {
+		what := "which it does not have: its end was lost or cut off, or another process writes as replica " + r.Replica
+		if err != nil {
+			what = fmt.Sprintf("and whether it has that cannot be told: %v", err)
+		}
+		reason := fmt.Sprintf("etcd knows of line %d of this log (%s, of %s), %s", known.Sequence, known.Hash, stamp(entry.Value.GetAt().AsTime()), what)
+		r.Logger.Error("the audit log is not whole", "reason", reason)
+		if !r.Log.Add(&Event{Time: time.Now(), Kind: LogLost, Principal: itself, Reason: reason}) {
+			return false
+		}
+		r.told = entry.ModRevision
+	}
+	return r.Log.Sync(ctx) == nil
 }
 
 // HeadOf gives a head as etcd has it.

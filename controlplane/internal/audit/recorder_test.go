@@ -3,12 +3,14 @@ package audit
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -151,6 +153,58 @@ func TestAnOrdinaryRestartIsNoLoss(t *testing.T) {
 		t.Errorf("%s", read(t, path))
 	}
 	isWhole(t, auditlog.Head{}, path+".1", path)
+}
+
+// TestALogThatCannotBeCompared cuts the end off a packed file, so that nobody can
+// tell whether the line that etcd knows was there.
+func TestALogThatCannotBeCompared(t *testing.T) {
+	c, path := newCell(t), logFile(t)
+	l, stop := open(t, Config{Path: path})
+	end := c.record(l)
+	for i := range 100 {
+		change(t, l, fmt.Sprint(i))
+	}
+	stop()
+	end()
+	gone := l.Head()
+	c.awaits(gone)
+	packed := gzipped(t, read(t, path))
+	must(t, os.WriteFile(path+".1.gz", packed[:len(packed)-300], 0o600))
+	must(t, os.Remove(path))
+	l, stop = open(t, Config{Path: path})
+	c.record(l)
+	eventually(t, "the log says so", func() bool { return bytes.Contains(read(t, path), []byte(gone.Hash.String())) })
+	eventually(t, "etcd has another head", func() bool { return c.recorded() != gone })
+	r, err := l.Verify(t.Context(), c.recorded())
+	if err != nil || r.Whole() || r.File != path+".1.gz" || !strings.Contains(r.Finding, "unpacking") || r.Findings < 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	stop()
+}
+
+// TestWhatTheLogLacksIsSaidBeforeItIsReplaced has a disk that fails when etcd is
+// found to know more.
+func TestWhatTheLogLacksIsSaidBeforeItIsReplaced(t *testing.T) {
+	c := newCell(t)
+	d := &fakeDisk{}
+	l := newLog(Config{Path: logFile(t), Replica: "r1", Log: nullLog()}, newDisk(d, nil), "")
+	stop := run(t, l)
+	change(t, l, "first")
+	c.put("r1", &storev1.AuditHead{Sequence: 9, Hash: bytes.Repeat([]byte{7}, 32), At: timestamppb.Now()})
+	d.set(func() { d.fail = unix.EIO })
+	r := &Recorder{Log: l, Replica: "r1", View: c.view, Store: c.store, Logger: nullLog()}
+	for range 2 {
+		if foreign := r.record(t.Context()); foreign || c.recorded().Sequence != 9 {
+			t.Fatal("what etcd knows is replaced, and nothing tells of it")
+		}
+	}
+	d.set(func() { d.fail = nil })
+	eventually(t, "it is told", func() bool { return r.record(t.Context()) })
+	eventually(t, "etcd has the head", func() bool { r.record(t.Context()); return c.recorded() == l.Head() })
+	stop()
+	if n := bytes.Count(d.written.Bytes(), []byte(LogLost)); n != 1 {
+		t.Errorf("the log says so %d times", n)
+	}
 }
 
 // TestACopyOfAReplica lets two write as one replica.
