@@ -240,6 +240,26 @@ func TestEndWithAHangingDisk(t *testing.T) {
 	}
 }
 
+// TestMoreThanMemoryHoldsThoughSyslogHasIt has a disk that fails for long: what
+// syslog has is still to come into the file.
+func TestMoreThanMemoryHoldsThoughSyslogHasIt(t *testing.T) {
+	s := startSyslog(t)
+	d := &fakeDisk{fail: unix.ENOSPC}
+	l := newLog(Config{Replica: "r1", Log: nullLog()}, newDisk(d, nil), syslog(s.path))
+	stop := run(t, l)
+	change(t, l, "first")
+	event := &Event{Time: time.Now(), Kind: Result, Reason: strings.Repeat("x", maxReason)}
+	for l.Add(event) {
+	}
+	eventually(t, "a change is refused", func() bool { return errors.Is(tryChange(l, "no-room"), ErrFull) })
+	if l.Healthy() == nil {
+		t.Error("health is good though changes are refused")
+	}
+	d.set(func() { d.fail = nil })
+	recovers(t, l)
+	stop()
+}
+
 func TestMoreThanMemoryHolds(t *testing.T) {
 	d := &fakeDisk{fail: errors.New("no")}
 	l := logOn(d)

@@ -177,6 +177,9 @@ func (l *Log) Sync(ctx context.Context) error {
 func (l *Log) Healthy() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.failed == nil && l.full() {
+		return ErrFull
+	}
 	return l.failed
 }
 
