@@ -68,6 +68,7 @@ func (f *fakeAudit) VerifyAudit(context.Context, *debvisorv1.Empty) (*debvisorv1
 	defer f.made.mu.Unlock()
 	if f.made.nodes["n1"].GetSummary().GetCordoned() { // how a script makes it so
 		verdict.Whole, verdict.Line, verdict.Finding = false, 3, "rpc-audit.log, line 3: 2 lines before it are missing"
+		verdict.Recorded = nil
 	}
 	return verdict, nil
 }

@@ -61,7 +61,7 @@ func (a *app) verifyReplicas(ctx context.Context, c *client, only string) error 
 	defer done()
 	t := table{head: []string{"REPLICA", "WHOLE", "LINES", "END", "ETCD'S", "FINDING"}}
 	var missing error
-	var broken []string
+	var broken, unknown []string
 	for _, r := range list {
 		verdict, err := r.verify(ctx)
 		if err != nil {
@@ -72,6 +72,9 @@ func (a *app) verifyReplicas(ctx context.Context, c *client, only string) error 
 		}
 		if !verdict.GetWhole() {
 			broken = append(broken, r.name)
+		}
+		if verdict.GetRecorded() == nil {
+			unknown = append(unknown, r.name)
 		}
 		if a.forPrograms() {
 			if err := a.printStreamed(verdict); err != nil {
@@ -89,6 +92,9 @@ func (a *app) verifyReplicas(ctx context.Context, c *client, only string) error 
 		if err := a.printTable(t); err != nil {
 			return err
 		}
+	}
+	if len(unknown) > 0 {
+		a.hint("etcd knows no end of the audit log of %s: nothing tells that the last line is the last", strings.Join(unknown, ", "))
 	}
 	if len(broken) > 0 {
 		return notWhole("the audit log of %s is not whole", strings.Join(broken, ", "))
