@@ -98,6 +98,40 @@ func TestContextErrorsKeepTheirMeaning(t *testing.T) {
 	}
 }
 
+// Errors travel in headers, of which clients take 8 KiB; a longer one would
+// come as a broken stream.
+func TestLongErrorsFitIntoHeaders(t *testing.T) {
+	const headers = 8<<10 - 256 // gRPC's own are among them
+	many := New(InvalidArgument, "C", "many")
+	for i := range 2000 {
+		many = many.With(fmt.Sprint(i), "x")
+	}
+	for name, e := range map[string]*Error{
+		"a long message":                   New(Aborted, "C", "%s", strings.Repeat("x", 1<<20)),
+		"one that prints nothing":          New(Aborted, "C", "%s", strings.Repeat("\n", 1<<20)),
+		"one in other letters":             New(Aborted, "C", "%s", strings.Repeat("é", 1<<20)),
+		"a long value":                     New(Aborted, "C", "m").With("k", strings.Repeat("é", 1<<20)),
+		"a long key":                       New(Aborted, "C", "m").With(strings.Repeat("k", 1<<20), "v"),
+		"many values":                      many,
+		"all of it, and when to try again": New(Aborted, "C", "%s", strings.Repeat("\n", 5000)).With("a", strings.Repeat("é", 5000)).With("b", strings.Repeat("é", 5000)).WithRetry(time.Second),
+	} {
+		st, _ := status.FromError(ToStatus(e, strings.Repeat("t", 64)))
+		if size := onTheWire(st); size > headers {
+			t.Errorf("%s takes %d bytes of the headers", name, size)
+		}
+		got := FromStatus(st.Err())
+		if got.Kind != e.Kind || got.Code != "C" || got.RetryAfter != e.RetryAfter || len(got.Context["trace_id"]) != 64 || !strings.HasPrefix(e.Message, strings.TrimSuffix(got.Message, "…")) {
+			t.Errorf("%s arrives as %+v", name, got)
+		}
+	}
+	for _, length := range []int{0, 800, 1500} {
+		e := New(Aborted, "C", "%s", strings.Repeat("x", length)).With("k", strings.Repeat("v", 100))
+		if got := FromStatus(ToStatus(e, "")); got.Message != e.Message || got.Context["k"] != e.Context["k"] {
+			t.Errorf("a message of %d bytes arrives as %+v", length, got)
+		}
+	}
+}
+
 func TestFieldNamesFieldValueAndWhatIsAccepted(t *testing.T) {
 	err := Field("ttl", "-3", "0 to 86400 seconds")
 	for _, part := range []string{"ttl", `"-3"`, "0 to 86400 seconds"} {

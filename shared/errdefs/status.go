@@ -2,12 +2,17 @@ package errdefs
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -106,12 +111,22 @@ func Of(err error) *Error {
 
 // ToStatus turns any error into a gRPC status error with ErrorDetails. What no
 // package raised a kind for becomes INTERNAL with nothing of the inside; the
-// trace id leads to the log. A status made by grpc-go itself keeps its code.
+// trace id leads to the log. A status made by grpc-go itself keeps its code. One
+// that says more than headers take is shortened.
 func ToStatus(err error, traceID string) error {
 	if err == nil {
 		return nil
 	}
 	e := Of(err)
+	st := e.status(traceID)
+	if onTheWire(st) > maxWire {
+		st = e.short().status(traceID)
+	}
+	return st.Err()
+}
+
+// status is the error with its details.
+func (e *Error) status(traceID string) *status.Status {
 	st := status.New(e.Kind.code(), e.Message)
 	details := []protoadapt.MessageV1{&debvisorv1.ErrorDetails{
 		Code: e.Code, Message: e.Message, Context: e.Context, TraceId: traceID,
@@ -122,7 +137,54 @@ func ToStatus(err error, traceID string) error {
 	if with, err := st.WithDetails(details...); err == nil {
 		st = with
 	}
-	return st.Err()
+	return st
+}
+
+const (
+	// maxWire is what a status may take of the 8 KiB of headers that clients
+	// accept, in which it travels: a longer one would reach nobody.
+	maxWire = 7 << 10
+	// shortMessage and shortContext are what is left of a longer one, bytes. The
+	// message is there twice, and in the header each byte may take three.
+	shortMessage, shortContext = 800, 1 << 10
+	// entryCost is what an entry of the context takes besides key and value.
+	entryCost = 10
+)
+
+// onTheWire is about what a status takes of the headers, bytes: the message
+// with what does not print escaped, and all of it in base64.
+func onTheWire(st *status.Status) int {
+	text := st.Message()
+	size := base64.StdEncoding.EncodedLen(proto.Size(st.Proto())) + len(text)
+	for i := range len(text) {
+		if text[i] < ' ' || text[i] > '~' || text[i] == '%' {
+			size += 2
+		}
+	}
+	return size
+}
+
+// short is the error with as much of its message and of its context, by the
+// order of the keys, as a header takes.
+func (e *Error) short() *Error {
+	out := *e
+	out.Message, out.Context = cut(e.Message, shortMessage), map[string]string{}
+	left := shortContext
+	for _, key := range slices.Sorted(maps.Keys(e.Context)) {
+		value := cut(e.Context[key], shortContext/4)
+		if left -= len(key) + len(value) + entryCost; left < 0 {
+			break
+		}
+		out.Context[key] = value
+	}
+	return &out
+}
+
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
 // foreign gives a kind to an error that no package of ours raised.
