@@ -4,6 +4,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/identity"
 )
 
 // LeavesOperator refuses a change after which no principal that no tenant
@@ -63,6 +64,9 @@ func (a *Authorizer) hasOperator(r records) bool {
 }
 
 func (p *policy) isOperator(name string) bool {
+	if identity.CheckPrincipal(name) != nil {
+		return false // a record that somebody put there by hand, and nobody's
+	}
 	record, ok := p.records.principal(name)
 	if !ok {
 		record, ok = p.records.founder(name)

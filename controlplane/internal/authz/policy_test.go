@@ -258,6 +258,7 @@ func TestLeavesOperator(t *testing.T) {
 		"the founder's record without the role":      {change: authz.Change{Principals: principals{"operator": none}}, refused: true},
 		"another is operator":                        {etcd: principals{"ada": operator}, change: authz.Change{Principals: principals{"operator": none}}},
 		"the other is confined":                      {etcd: principals{"ada": {Roles: []string{"operator"}, Tenant: "shop"}}, change: authz.Change{Principals: principals{"operator": none}}, refused: true},
+		"nobody can be called as the other":          {etcd: principals{"ada lovelace": operator, "agent:n1": operator}, change: authz.Change{Principals: principals{"operator": none}}, refused: true},
 		"the other is the file's":                    {file: principals{"ada": operator}, change: authz.Change{Principals: principals{"operator": none}}},
 		"the file overrules the change":              {file: principals{"operator": operator}, change: authz.Change{Principals: principals{"operator": none}}},
 		"the founder is confined":                    {change: authz.Change{Principals: principals{"operator": {Roles: []string{"operator"}, Tenant: "shop"}}}, refused: true},
