@@ -569,11 +569,25 @@ func TestConnectionsBeyondTheirGraceEnd(t *testing.T) {
 
 func TestBodiesAreBoundedTogether(t *testing.T) {
 	r := newRig(t)
-	r.bodies.held.Add(maxBodies)
-	resp, body := r.do(r.client("ada", true), r.request(http.MethodPost, "/v1/vms/x:migrate", "{}"))
-	r.bodies.held.Add(-maxBodies)
-	if p, err := problemOf(resp, body); err != nil || p["code"] != "BUSY" || resp.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("%s: %s, %v", resp.Status, body, err)
+	ask := func() (reply, []byte) {
+		return r.do(r.client("ada", true), r.request(http.MethodPost, "/v1/vms/x:migrate", "{}"))
+	}
+	for address, held := range map[string]int64{"192.0.2.1": maxBodies, "127.0.0.1": maxBodiesOfOne} {
+		r.bodies.hold(address, held)
+		resp, body := ask()
+		r.bodies.hold(address, -held)
+		if p, err := problemOf(resp, body); err != nil || p["code"] != "BUSY" || resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("while %s holds %d bytes: %s: %s, %v", address, held, resp.Status, body, err)
+		}
+	}
+	r.bodies.hold("192.0.2.1", maxBodiesOfOne)
+	resp, body := ask()
+	r.bodies.hold("192.0.2.1", -maxBodiesOfOne)
+	if p, err := problemOf(resp, body); err == nil && p["code"] == "BUSY" {
+		t.Errorf("one address keeps another out: %s", body)
+	}
+	if len(r.bodies.of) != 0 {
+		t.Errorf("addresses are not forgotten: %v", r.bodies.of)
 	}
 }
 

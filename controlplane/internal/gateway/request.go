@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 	bodyTimeout = 10 * time.Second
 	// maxBodies is how much all bodies that are being worked on may hold, bytes.
 	maxBodies = 64 << 20
+	// maxBodiesOfOne is how much of that those from one address may hold, so
+	// that nobody, whom nobody knows yet, keeps all others out.
+	maxBodiesOfOne = 8 << 20
 	// headerCost is what each header is counted as besides name and value, as
 	// HTTP/2 does.
 	headerCost = 32
@@ -81,6 +85,27 @@ type bodies struct {
 	// timeout is how long one may take to arrive.
 	timeout time.Duration
 	held    atomic.Int64
+
+	mu sync.Mutex
+	// of is what the bodies from each address hold.
+	of map[string]int64
+}
+
+// hold counts bytes of one address more, or fewer, and tells whether they are
+// too many.
+func (b *bodies) hold(address string, n int64) (tooMany bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.of == nil {
+		b.of = map[string]int64{}
+	}
+	own := b.of[address] + n
+	if own == 0 {
+		delete(b.of, address)
+	} else {
+		b.of[address] = own
+	}
+	return b.held.Add(n) > maxBodies || own > maxBodiesOfOne
 }
 
 // take reads a request's body, which must be JSON. What it holds is given back
@@ -101,8 +126,8 @@ func (b *bodies) take(w http.ResponseWriter, r *http.Request) (data []byte, rele
 	if err := control.SetReadDeadline(time.Now().Add(b.timeout)); err != nil {
 		return nil, nothing, fmt.Errorf("bounding the time of a body: %w", err)
 	}
-	held := &heldReader{from: r.Body, in: b}
-	release = func() { b.held.Add(-held.read) }
+	held := &heldReader{from: r.Body, in: b, address: ip(connectionOf(r).RemoteAddr())}
+	release = func() { b.hold(held.address, -held.read) }
 	data, err = io.ReadAll(held)
 	if err != nil {
 		release()
@@ -142,13 +167,15 @@ var (
 type heldReader struct {
 	from io.Reader
 	in   *bodies
-	read int64
+	// address is where it comes from.
+	address string
+	read    int64
 }
 
 func (h *heldReader) Read(p []byte) (int, error) {
 	n, err := h.from.Read(p)
 	h.read += int64(n)
-	if h.in.held.Add(int64(n)) > maxBodies {
+	if h.in.hold(h.address, int64(n)) {
 		return n, errTooMany
 	}
 	if h.read > rpc.MaxRequestBytes {
@@ -163,7 +190,7 @@ func (b *bodies) unreadable(err error) error {
 		return &refusal{http.StatusRequestEntityTooLarge, errdefs.New(errdefs.ResourceExhausted, "REQUEST_TOO_LARGE",
 			"the body has more than %d bytes", rpc.MaxRequestBytes)}
 	case errors.Is(err, errTooMany):
-		return errdefs.New(errdefs.Unavailable, "BUSY", "this replica has too many large requests at once; try again").WithRetry(time.Second)
+		return errdefs.New(errdefs.Unavailable, "BUSY", "this replica has, or your address has sent it, too many large requests at once; try again").WithRetry(time.Second)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &refusal{http.StatusRequestTimeout, errdefs.New(errdefs.DeadlineExceeded, "REQUEST_TOO_SLOW", "the body did not come within %s", b.timeout)}
 	default:
