@@ -74,9 +74,13 @@ const maxReason = 256
 // calls refuses it (Decoded). The mark survives encoding.
 func Malformed(m proto.Message, reason string) {
 	proto.Reset(m)
-	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
 	mark := protowire.AppendTag(nil, malformedField, protowire.BytesType)
-	m.ProtoReflect().SetUnknown(protowire.AppendString(mark, reason))
+	m.ProtoReflect().SetUnknown(protowire.AppendString(mark, shown(reason)))
+}
+
+// shown is as much of a reason as can be told.
+func shown(reason string) string {
+	return strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
 }
 
 // reason is protobuf's own word without its prefix and its odd spaces.
@@ -102,7 +106,8 @@ func Decoded(message any) error {
 		"the request is no %s: %s", m.ProtoReflect().Descriptor().FullName(), reason)
 }
 
-// malformed finds the mark among unknown fields; "" where there is none.
+// malformed finds the mark among unknown fields; "" where there is none. A caller
+// may have set it, to anything.
 func malformed(unknown []byte) string {
 	for len(unknown) > 0 {
 		number, kind, tag := protowire.ConsumeTag(unknown)
@@ -111,7 +116,7 @@ func malformed(unknown []byte) string {
 		}
 		if number == malformedField && kind == protowire.BytesType {
 			if reason, n := protowire.ConsumeString(unknown[tag:]); n >= 0 {
-				return reason
+				return shown(reason)
 			}
 		}
 		n := protowire.ConsumeFieldValue(number, kind, unknown[tag:])
