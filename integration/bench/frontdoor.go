@@ -205,7 +205,7 @@ func (b *bench) credentials(ctx context.Context, r *rungs) error {
 	certificate := target{rung: "chain", certificate: caller}
 	for _, f := range []struct{ name, bearer string }{{"apikey_vs_cert", r.offer.APIKey}, {"jwt_vs_cert", r.offer.JWT}} {
 		if f.bearer == "" {
-			continue
+			return fmt.Errorf("%s: the ladder's server offers no such credential", f.name)
 		}
 		token := target{rung: "chain", bearer: f.bearer}
 		got, err := b.climb(ctx, r, []target{token, certificate}, turns*b.rounds)

@@ -211,6 +211,9 @@ func (r *rungs) burst(ctx context.Context, t target, callers int, d time.Duratio
 	}, nil
 }
 
+// filter is the request: one with rules to be checked against.
+var filter = &debvisorv1.VMFilter{Name: "web", Node: &debvisorv1.NodeRef{NodeId: &debvisorv1.NodeId{Id: "node-001"}}}
+
 // volley calls until the end and gives how long each call took.
 func volley(ctx context.Context, conns []*grpc.ClientConn, callers int, end time.Time, want func(error) bool) ([]time.Duration, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -219,11 +222,11 @@ func volley(ctx context.Context, conns []*grpc.ClientConn, callers int, end time
 	var all []time.Duration
 	var wg sync.WaitGroup
 	for i := range callers {
-		client := debvisorv1.NewNodeServiceClient(conns[i%len(conns)])
+		client := debvisorv1.NewVMServiceClient(conns[i%len(conns)])
 		wg.Go(func() {
 			var times []time.Duration
 			for began := time.Now(); began.Before(end) && ctx.Err() == nil; {
-				_, err := client.ListNodes(ctx, &debvisorv1.Empty{})
+				_, err := client.ListVMs(ctx, filter)
 				now := time.Now()
 				times = append(times, now.Sub(began))
 				began = now

@@ -28,7 +28,7 @@ func newConns(tls func(host string) *tls.Config, leaf func() *x509.Certificate) 
 
 // to gives the connection to an address; it dials with its first call.
 func (c *conns) to(address string) (*grpc.ClientConn, error) {
-	if leaf := c.leaf(); leaf != c.shown {
+	if leaf := c.leaf(); !leaf.Equal(c.shown) {
 		c.closeExcept("")
 		c.shown = leaf
 	}

@@ -71,7 +71,7 @@ func (l *link) send(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
-			if l.cfg.Leaf() != l.shown {
+			if !l.cfg.Leaf().Equal(l.shown) {
 				l.cancel(errRenewed)
 				return
 			}

@@ -29,7 +29,8 @@ type Adder interface {
 // Witness writes to the leader's audit log what the cluster does by itself, so
 // that "who did this?" has an answer there: that it leads, the operations that
 // it orders, also those that have ended before it looks, the moves that an
-// evacuation begins, nodes that fall silent and are heard again. It tells within
+// evacuation begins, the ends of all operations, whoever asked for them, nodes
+// that fall silent and are heard again. It tells within
 // a second or two of the record; what is new when a term begins may be told by
 // two leaders, rather than by none.
 type Witness struct {
@@ -38,14 +39,14 @@ type Witness struct {
 	// Term is whose leadership it is, such as "term 1.42".
 	Term string
 
-	seen     map[string]bool
-	liveness map[string]storev1.NodeLiveness
+	seen, ended map[string]bool
+	liveness    map[string]storev1.NodeLiveness
 }
 
 // Run watches until ctx ends.
 func (w *Witness) Run(ctx context.Context) error {
 	w.tell("election", "lead", &Event{Reason: "this replica leads, " + w.Term})
-	w.seen, w.liveness = map[string]bool{}, map[string]storev1.NodeLiveness{}
+	w.seen, w.ended, w.liveness = map[string]bool{}, map[string]bool{}, map[string]storev1.NodeLiveness{}
 	tick := time.NewTicker(witnessEvery)
 	defer tick.Stop()
 	for first := true; ; first = false {
@@ -102,11 +103,48 @@ func (w *Witness) operations(s *cluster.Snapshot, first bool) {
 			w.operation(op)
 		}
 	}
-	for id := range w.seen {
-		if _, ok := s.Operations[id]; !ok {
-			delete(w.seen, id)
+	w.ends(s, first)
+	for _, known := range []map[string]bool{w.seen, w.ended} {
+		for id := range known {
+			if _, ok := s.Operations[id]; !ok {
+				delete(known, id)
+			}
 		}
 	}
+}
+
+// ends tells how operations ended. Of one that was over in the moment in which
+// it was asked for, the answer's line tells.
+func (w *Witness) ends(s *cluster.Snapshot, first bool) {
+	for id, entry := range s.Operations {
+		op := entry.Value
+		if w.ended[id] || !task.OpEnded(op.GetState()) {
+			continue
+		}
+		w.ended[id] = true
+		began, end := op.GetCreatedAt().AsTime(), op.GetEndedAt().AsTime()
+		if !end.After(began) || first && time.Since(end) >= justNow {
+			continue
+		}
+		w.tell(controller(op), op.GetKind(), &Event{
+			TraceID: op.GetTraceId(), Operation: id, Args: arguments(op), Duration: end.Sub(began),
+			Code:  strings.TrimPrefix(op.GetState().String(), "OPERATION_STATE_"),
+			Error: op.GetErrorCode(), Reason: "the end of what " + op.GetPrincipal() + " asked for",
+		})
+	}
+}
+
+// controller is which part of the leader carries an operation out.
+func controller(op *storev1.Operation) string {
+	switch {
+	case op.GetMigrate() != nil:
+		return "migrate"
+	case op.GetEvacuate() != nil:
+		return "drain"
+	case op.GetPower() != nil:
+		return "power"
+	}
+	return "operations"
 }
 
 func liveness(l storev1.NodeLiveness) string {
@@ -121,11 +159,19 @@ func (w *Witness) operation(op *storev1.Operation) {
 		who = "drain"
 		e.Reason = fmt.Sprintf("a move of %s, which %s began", op.GetParent(), op.GetPrincipal())
 	}
+	e.Args = arguments(op)
+	w.tell(who, op.GetKind(), e)
+}
+
+// arguments is what an operation is about.
+func arguments(op *storev1.Operation) string {
 	switch {
 	case op.GetMigrate() != nil:
-		e.Args = fmt.Sprintf("vm=%s source=%s target=%s", op.GetMigrate().GetVmName(), op.GetMigrate().GetSource(), op.GetMigrate().GetTarget())
+		return fmt.Sprintf("vm=%s source=%s target=%s", op.GetMigrate().GetVmName(), op.GetMigrate().GetSource(), op.GetMigrate().GetTarget())
 	case op.GetPower() != nil:
-		e.Args = fmt.Sprintf("vm=%s node=%s", op.GetPower().GetVmName(), op.GetPower().GetNode())
+		return fmt.Sprintf("vm=%s node=%s", op.GetPower().GetVmName(), op.GetPower().GetNode())
+	case op.GetEvacuate().GetNode() != "":
+		return "node=" + op.GetEvacuate().GetNode()
 	}
-	w.tell(who, op.GetKind(), e)
+	return ""
 }

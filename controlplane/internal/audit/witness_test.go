@@ -3,6 +3,9 @@ package audit
 import (
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -13,13 +16,13 @@ import (
 type heard []string
 
 func (h *heard) Add(e *Event) bool {
-	*h = append(*h, strings.TrimSpace(e.Principal+" "+e.Method+" "+e.Args+" "+e.Operation+" "+e.Reason))
+	*h = append(*h, strings.TrimSpace(e.Principal+" "+e.Method+" "+e.Args+" "+e.Operation+" "+e.Code+" "+e.Reason))
 	return true
 }
 
 func TestWitness(t *testing.T) {
 	var h heard
-	w := &Witness{Log: &h, seen: map[string]bool{}, liveness: map[string]storev1.NodeLiveness{}}
+	w := &Witness{Log: &h, seen: map[string]bool{}, ended: map[string]bool{}, liveness: map[string]storev1.NodeLiveness{}}
 	record := func(change func(d *cluster.Draft)) func(*cluster.Snapshot) *cluster.Snapshot {
 		return func(s *cluster.Snapshot) *cluster.Snapshot {
 			d := s.Draft()
@@ -47,9 +50,9 @@ func TestWitness(t *testing.T) {
 				Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmName: "db", Source: "a", Target: "b"}},
 			}, 1)
 		}, []string{
-			"system:inventory vm.start vm=web node=a op-1 ordered by the cluster itself",
-			"system:drain migrate vm=db source=a target=b op-3 a move of op-0, which ada began",
-			"system:inventory node-liveness node=a  node a was online and is unreachable",
+			"system:inventory vm.start vm=web node=a op-1  ordered by the cluster itself",
+			"system:drain migrate vm=db source=a target=b op-3  a move of op-0, which ada began",
+			"system:inventory node-liveness node=a   node a was online and is unreachable",
 		}},
 		{func(*cluster.Draft) {}, nil},
 		{func(d *cluster.Draft) { // what has begun, or is over, when it is seen first
@@ -63,9 +66,21 @@ func TestWitness(t *testing.T) {
 				Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmName: "db2", Source: "a", Target: "b"}},
 			}, 1)
 		}, []string{
-			"system:inventory vm.autostart vm=web node=a op-4 ordered by the cluster itself",
-			"system:drain migrate vm=db2 source=a target=b op-5 a move of op-0, which ada began",
+			"system:inventory vm.autostart vm=web node=a op-4  ordered by the cluster itself",
+			"system:drain migrate vm=db2 source=a target=b op-5  a move of op-0, which ada began",
 		}},
+		{func(d *cluster.Draft) { // ends are told, whoever asked
+			began := timestamppb.New(time.Unix(1000, 0))
+			d.Operations.Put("op-2", &storev1.Operation{
+				Id: "op-2", Kind: "migrate", State: task.OpFailed, Principal: "ada", ErrorCode: "MIGRATION_FAILED",
+				CreatedAt: began, EndedAt: timestamppb.New(time.Unix(1002, 0)),
+				Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{VmName: "web", Source: "a", Target: "b"}},
+			}, 1)
+			d.Operations.Put("op-6", &storev1.Operation{
+				Id: "op-6", Kind: "node.cordon", State: task.OpSucceeded, Principal: "ada", CreatedAt: began, EndedAt: began,
+			}, 1)
+		}, []string{"system:migrate migrate vm=web source=a target=b op-2 FAILED the end of what ada asked for"}},
+		{func(*cluster.Draft) {}, nil},
 	} {
 		s, h = record(step.change)(s), nil
 		w.look(s, i == 0)

@@ -65,7 +65,7 @@ type Rung struct {
 type house struct {
 	dir    string
 	offer  Offer
-	answer *debvisorv1.NodeList
+	answer *debvisorv1.VMList
 	ca     *certs.Authority
 	tls    *tls.Config
 	view   view
@@ -96,20 +96,20 @@ func (v view) Fresh() error {
 
 // answers answers every call alike.
 type answers struct {
-	debvisorv1.UnimplementedNodeServiceServer
-	list *debvisorv1.NodeList
+	debvisorv1.UnimplementedVMServiceServer
+	list *debvisorv1.VMList
 }
 
-func (a answers) ListNodes(context.Context, *debvisorv1.Empty) (*debvisorv1.NodeList, error) {
+func (a answers) ListVMs(context.Context, *debvisorv1.VMFilter) (*debvisorv1.VMList, error) {
 	return a.list, nil
 }
 
-func newHouse(dir string, nodes int) (*house, error) {
+func newHouse(dir string, vms int) (*house, error) {
 	ca, err := certs.NewAuthority(clusterName, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("making a CA: %w", err)
 	}
-	h := &house{dir: dir, ca: ca, offer: Offer{Dir: dir}, answer: list(nodes), limit: limit.New()}
+	h := &house{dir: dir, ca: ca, offer: Offer{Dir: dir}, answer: list(vms), limit: limit.New()}
 	h.offer.AnswerBytes = proto.Size(h.answer)
 	if err := h.certify(); err != nil {
 		return nil, err
@@ -142,14 +142,13 @@ func newHouse(dir string, nodes int) (*house, error) {
 }
 
 // list is an answer such as a small cluster gives.
-func list(nodes int) *debvisorv1.NodeList {
-	l := &debvisorv1.NodeList{}
-	for i := range nodes {
-		id := fmt.Sprintf("node-%03d", i)
-		l.Nodes = append(l.Nodes, &debvisorv1.NodeSummary{
-			Info:   &debvisorv1.NodeInfo{Id: &debvisorv1.NodeId{Id: id}, Hostname: id + ".example", Ip: "192.0.2.1", Version: "1.0"},
-			Health: &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: id}, Overall: debvisorv1.StatusCode_STATUS_OK, CpuLoad: 0.25, MemUsedPct: 50},
-			State:  debvisorv1.NodeState_NODE_STATE_ONLINE, AgeMs: 1000,
+func list(vms int) *debvisorv1.VMList {
+	l := &debvisorv1.VMList{}
+	for i := range vms {
+		name := fmt.Sprintf("vm-%03d", i)
+		l.Vms = append(l.Vms, &debvisorv1.VM{
+			Id: fmt.Sprintf("3f5c2c6e-0000-4000-8000-%012d", i), Name: name, Node: &debvisorv1.NodeRef{NodeId: &debvisorv1.NodeId{Id: "node-001"}},
+			State: debvisorv1.VMState_VM_STATE_RUNNING,
 		})
 	}
 	return l
@@ -211,7 +210,7 @@ func (h *house) serve(ctx context.Context) error {
 		if r.name == whole {
 			services = rpc.Registrar{Server: r.server, Undelivered: h.chain.Undelivered}
 		}
-		debvisorv1.RegisterNodeServiceServer(services, answers{list: h.answer})
+		debvisorv1.RegisterVMServiceServer(services, answers{list: h.answer})
 		go func() { _ = r.server.Serve(lis) }() // for as long as the process lives
 		h.offer.Rungs = append(h.offer.Rungs, Rung{Name: r.name, Address: lis.Addr().String(), Plaintext: r.name == plaintext})
 	}

@@ -28,10 +28,10 @@ import (
 
 func main() {
 	dir := flag.String("dir", "", "directory for certificates and the audit log")
-	nodes := flag.Int("nodes", 10, "how many nodes the answer lists")
+	vms := flag.Int("vms", 10, "how many VMs the answer lists")
 	profile := flag.String("profile", "", "file for a profile of the processor time; empty: none")
 	flag.Parse()
-	if err := profiled(*profile, func() error { return run(*dir, *nodes) }); err != nil {
+	if err := profiled(*profile, func() error { return run(*dir, *vms) }); err != nil {
 		fmt.Fprintln(os.Stderr, "rungs:", err)
 		os.Exit(1)
 	}
@@ -60,10 +60,10 @@ type Used struct {
 	CPU     int64  `json:"cpu_ns"`
 }
 
-func run(dir string, nodes int) error {
+func run(dir string, vms int) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	h, err := newHouse(dir, nodes)
+	h, err := newHouse(dir, vms)
 	if err != nil {
 		return err
 	}
