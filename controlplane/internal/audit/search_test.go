@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -210,12 +209,17 @@ func TestAPipeCannotBeReadBack(t *testing.T) {
 func TestVerifyWhileWritten(t *testing.T) {
 	path := logFile(t)
 	l, _ := open(t, Config{Path: path})
-	var enough atomic.Bool
+	// So many lines a round: what is written faster than it is read would have
+	// no bounds.
+	const lines = 3000
+	due := make(chan struct{}, lines)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer enough.Store(true)
+	defer close(due)
 	wg.Go(func() {
-		for i := 0; !enough.Load(); i++ {
+		i := 0
+		for range due {
+			i++
 			l.Add(&Event{Time: time.Now(), Kind: Result, Reason: strings.Repeat("r", i%900)})
 			if i%20 == 0 {
 				change(t, l, fmt.Sprint(i))
@@ -223,6 +227,9 @@ func TestVerifyWhileWritten(t *testing.T) {
 		}
 	})
 	for i := range 10 {
+		for range lines {
+			due <- struct{}{}
+		}
 		recorded := l.Head()
 		r, err := l.Verify(t.Context(), recorded)
 		if err != nil || !r.Whole() {
