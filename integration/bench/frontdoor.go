@@ -43,27 +43,10 @@ func (b *bench) frontDoor(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.rules(ctx); err != nil {
-		return err
-	}
 	if err := b.auditLog(ctx); err != nil {
 		return err
 	}
 	return b.ghz(ctx)
-}
-
-// rules measures a check by an access policy of 110,000 records against one of
-// 1,000, with the benchmark of the package that checks.
-func (b *bench) rules(ctx context.Context) error {
-	ratio, err := goBenchmark(ctx, "./controlplane/internal/authz", "BenchmarkRules", "110k/1k")
-	if err != nil {
-		return err
-	}
-	b.add(Figure{
-		Name: "rbac_110k_vs_1k", Value: ratio, Goal: 1.3, Better: "lower", Unit: "ratio",
-		Detail: "the time of a permission's check among 100,000 principals and 10,000 roles ÷ among 900 and 100, of calls by 500 callers; the median of 21 turns of A B B A",
-	})
-	return nil
 }
 
 // goBenchmark runs a package's benchmark once and gives the metric of a unit.
