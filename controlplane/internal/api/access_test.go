@@ -43,7 +43,7 @@ func (r *replica) bearing(key string) func() error {
 func within(t *testing.T, what, code string, call func() error) {
 	t.Helper()
 	// What is refused is counted by its address: not too often.
-	for began := time.Now(); ; <-time.After(50 * time.Millisecond) {
+	for began := time.Now(); ; <-time.After(100 * time.Millisecond) {
 		err := call()
 		if got := codeOf(err); got == code {
 			return
