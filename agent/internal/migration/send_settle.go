@@ -154,10 +154,12 @@ func (s *sender) leftOver(seen hypervisor.Sighting) bool {
 func (s *sender) why() *agentv1.TaskOutcome {
 	var e *errdefs.Error
 	switch {
+	case s.end != nil:
+		// Also where the leader has asked for an end meanwhile, as it does when
+		// the target's side has ended of this one's giving up.
+		return s.end
 	case s.cancelled() && (s.cut || errdefs.Is(s.callErr, errdefs.Cancelled)):
 		return cancelled()
-	case s.end != nil:
-		return s.end
 	case errdefs.Is(s.callErr, errdefs.Cancelled):
 		return cancelled()
 	case !s.took:
