@@ -137,7 +137,7 @@ func TestCertificatesCountFirst(t *testing.T) {
 // eventually waits for a condition.
 func eventually(t *testing.T, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !holds(); <-time.After(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s", patience)
 		}

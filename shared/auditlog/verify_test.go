@@ -252,9 +252,6 @@ func TestGarbage(t *testing.T) {
 
 // TestALargeLog samples a log of 4 MB: a change anywhere is found where it is.
 func TestALargeLog(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes a few seconds")
-	}
 	log, head := chain(20_000)
 	if r := verify(t, head, log); !r.Whole() {
 		t.Fatalf("%+v", r)

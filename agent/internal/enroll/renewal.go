@@ -30,7 +30,8 @@ const callLimit = 15 * time.Second
 
 // Run renews at two thirds of each certificate's life, at once where the
 // present one is older, until the context ends; it then returns nil. Standing
-// connections go on; new ones use the new certificate.
+// connections go on, new ones use the new certificate; the session moves to one by
+// itself.
 func (r *Renewer) Run(ctx context.Context) error {
 	return certs.Renewal{Leaf: r.Reloader.Leaf, Renew: r.Renew, Log: r.Log}.Run(ctx)
 }

@@ -16,18 +16,24 @@ import (
 
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
+	"github.com/debvisor/debvisor/agent/internal/worker"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 // journal is a task's run whose journal is a list.
-type journal struct{ marks []string }
+type journal struct {
+	marks []string
+	// cancel is closed when the leader asks for an end.
+	cancel chan struct{}
+}
 
 func (j *journal) Progress(*agentv1.TaskProgress)    {}
 func (j *journal) ProgressNow(*agentv1.TaskProgress) {}
 func (j *journal) Marked(name string) bool           { return slices.Contains(j.marks, name) }
 func (j *journal) Overtaken() (uint64, bool)         { return 0, false }
 func (j *journal) Resumed() bool                     { return true }
-func (j *journal) Cancelled() <-chan struct{}        { return nil }
+func (j *journal) Cancelled() <-chan struct{}        { return j.cancel }
 func (j *journal) Relayed() <-chan *agentv1.Side     { return nil }
 
 func (j *journal) Mark(_ context.Context, name string) error {
@@ -73,6 +79,33 @@ func TestADeadlinePausesInTheEnd(t *testing.T) {
 	s.treat(t.Context(), &hypervisor.Job{Elapsed: 3 * time.Second}, 0, hypervisor.Sighting{State: outgoing})
 	if seen, err := b.hv.Look(t.Context(), vmRunning); err != nil || seen.State != running {
 		t.Errorf("the guest is %s, %v", seen.State, err)
+	}
+}
+
+// TestWhyItStayed: a migration that was given up tells so, though the leader asks for
+// an end a moment later, as it does once the target's side has ended of it.
+func TestWhyItStayed(t *testing.T) {
+	b := newBench(t)
+	asked := make(chan struct{})
+	close(asked)
+	aborted := errdefs.New(errdefs.Cancelled, "ABORTED", "operation aborted")
+	for _, c := range []struct {
+		name   string
+		marks  []string
+		cancel chan struct{}
+		want   string
+	}{
+		{"given up", []string{markEnding + codeDeadline}, nil, codeDeadline},
+		{"given up, then cancelled", []string{markEnding + codeDeadline}, asked, codeDeadline},
+		{"stalled, then cancelled", []string{markEnding + codeStalled}, asked, codeStalled},
+		{"cancelled", nil, asked, worker.CodeCancelled},
+	} {
+		j := &journal{marks: c.marks, cancel: c.cancel}
+		s := &sender{half: b.half(vmRunning, j), spec: &agentv1.MigrateSend{DeadlineMs: 2000, StallMs: 1000}, callErr: aborted}
+		s.recall()
+		if got := s.why().GetErrorCode(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
 	}
 }
 

@@ -40,26 +40,18 @@ func (r *replica) bearing(key string) func() error {
 
 // within waits until a call's error is of the code that is wanted ("": none),
 // and no longer than a change may take.
-func within(t *testing.T, what, code string, call func() error) {
+func within(t *testing.T, what, want string, call func() error) {
 	t.Helper()
 	// What is refused is counted by its address: not too often.
 	for began := time.Now(); ; <-time.After(100 * time.Millisecond) {
 		err := call()
-		if got := codeOf(err); got == code {
+		if got := code(err); got == want {
 			return
 		} else if time.Since(began) > soon {
-			t.Errorf("%s: %v after %v; want %q", what, err, soon, code)
+			t.Errorf("%s: %v after %v; want %q", what, err, soon, want)
 			return
 		}
 	}
-}
-
-// codeOf is an error's code; empty for none.
-func codeOf(err error) string {
-	if err == nil {
-		return ""
-	}
-	return errdefs.FromStatus(err).Code
 }
 
 // named is a call's context with a request id.
@@ -112,7 +104,7 @@ func TestLifeOfAKey(t *testing.T) {
 	}
 	within(t, "the new key", "", other.bearing(second.GetKey()))
 	within(t, "the old key", "", other.bearing(first.GetKey()))
-	if _, err := admin.CreateKey(ctx, &debvisorv1.KeyRequest{Principal: "ci"}); codeOf(err) != "TOO_MANY_KEYS" {
+	if _, err := admin.CreateKey(ctx, &debvisorv1.KeyRequest{Principal: "ci"}); code(err) != "TOO_MANY_KEYS" {
 		t.Errorf("a third key: %v", err)
 	}
 	third, err := admin.RotateKey(ctx, &debvisorv1.KeyRotation{Id: second.GetId(), NoOverlap: true})
@@ -125,7 +117,7 @@ func TestLifeOfAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, "the revoked key", notAccepted, other.bearing(first.GetKey()))
-	if _, err := admin.RevokeKey(ctx, &debvisorv1.KeyRef{Id: first.GetId()}); codeOf(err) != "KEY_NOT_FOUND" {
+	if _, err := admin.RevokeKey(ctx, &debvisorv1.KeyRef{Id: first.GetId()}); code(err) != "KEY_NOT_FOUND" {
 		t.Errorf("revoked twice: %v", err)
 	}
 	// After the overlap the old one ends by itself.
@@ -137,7 +129,7 @@ func TestLifeOfAKey(t *testing.T) {
 		t.Errorf("it ends in %v", left)
 	}
 	call := other.bearing(third.GetKey())
-	for began := time.Now(); codeOf(call()) != notAccepted; <-time.After(50 * time.Millisecond) {
+	for began := time.Now(); code(call()) != notAccepted; <-time.After(50 * time.Millisecond) {
 		if time.Since(began) > 2*time.Second {
 			t.Fatal("the old key works after the overlap of a second")
 		}
@@ -203,21 +195,21 @@ func TestAKeyIsShownOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := admin.SetPrincipal(named(ctx, "set"), &debvisorv1.Principal{Name: "other"}); codeOf(err) != "REQUEST_ID_REUSED" {
+	if _, err := admin.SetPrincipal(named(ctx, "set"), &debvisorv1.Principal{Name: "other"}); code(err) != "REQUEST_ID_REUSED" {
 		t.Errorf("another request with the id: %v", err)
 	}
 	made, err := admin.CreateKey(named(ctx, "make"), &debvisorv1.KeyRequest{Principal: "ci"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.CreateKey(named(ctx, "make"), &debvisorv1.KeyRequest{Principal: "ci"}); codeOf(err) != "KEY_SHOWN_ONCE" {
+	if _, err := admin.CreateKey(named(ctx, "make"), &debvisorv1.KeyRequest{Principal: "ci"}); code(err) != "KEY_SHOWN_ONCE" {
 		t.Errorf("the same request to make a key: %v", err)
 	}
 	rotation := &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true}
 	if _, err := admin.RotateKey(named(ctx, "rotate"), rotation); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.RotateKey(named(ctx, "rotate"), rotation); codeOf(err) != "KEY_SHOWN_ONCE" {
+	if _, err := admin.RotateKey(named(ctx, "rotate"), rotation); code(err) != "KEY_SHOWN_ONCE" {
 		t.Errorf("the same request to rotate: %v", err)
 	}
 	list, err := admin.ListKeys(ctx, &debvisorv1.KeyFilter{Principal: "ci"})
@@ -247,10 +239,10 @@ func TestAKeyRotatesItself(t *testing.T) {
 	}
 	ci := debvisorv1.NewAccessServiceClient(r.anonymous())
 	as := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+made.GetKey())
-	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true}); codeOf(err) != "OWN_KEY" {
+	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true}); code(err) != "OWN_KEY" {
 		t.Errorf("without an overlap: %v", err)
 	}
-	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true, OverlapSeconds: 5}); codeOf(err) != "INVALID_FIELD" {
+	if _, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId(), NoOverlap: true, OverlapSeconds: 5}); code(err) != "INVALID_FIELD" {
 		t.Errorf("with and without an overlap: %v", err)
 	}
 	next, err := ci.RotateKey(as, &debvisorv1.KeyRotation{Id: made.GetId()})
@@ -329,7 +321,7 @@ func TestTwoKeysHoweverManyAsk(t *testing.T) {
 			_, err := admins[i%2].CreateKey(ctx, &debvisorv1.KeyRequest{Principal: "ci"})
 			mu.Lock()
 			defer mu.Unlock()
-			codes[codeOf(err)]++
+			codes[code(err)]++
 		})
 	}
 	all.Wait()
@@ -354,7 +346,7 @@ func TestWhoMayChangeAccess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, code := range map[string]string{"tenants": "CONFINED", "reader": "PERMISSION_DENIED", "stranger": "PERMISSION_DENIED"} {
+	for name, want := range map[string]string{"tenants": "CONFINED", "reader": "PERMISSION_DENIED", "stranger": "PERMISSION_DENIED"} {
 		c := debvisorv1.NewAccessServiceClient(r.principal(name))
 		for what, call := range map[string]func() error{
 			"key": func() error { _, err := c.CreateKey(ctx, &debvisorv1.KeyRequest{Principal: "reader"}); return err },
@@ -372,19 +364,19 @@ func TestWhoMayChangeAccess(t *testing.T) {
 			},
 			"tenant": func() error { _, err := c.DeleteTenant(ctx, &debvisorv1.TenantRef{Name: "acme"}); return err },
 		} {
-			if err := call(); codeOf(err) != code {
+			if err := call(); code(err) != want {
 				t.Errorf("%s changes a %s: %v", name, what, err)
 			}
 		}
 	}
-	if _, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{Name: "operator", Roles: []string{"viewer"}}); codeOf(err) != "NO_OPERATOR_LEFT" {
+	if _, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{Name: "operator", Roles: []string{"viewer"}}); code(err) != "NO_OPERATOR_LEFT" {
 		t.Errorf("the last operator: %v", err)
 	}
 	const whole = "dvk_0123456789abcdef_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef_00000000"
 	_, revoke := admin.RevokeKey(ctx, &debvisorv1.KeyRef{Id: whole})
 	_, rotate := admin.RotateKey(ctx, &debvisorv1.KeyRotation{Id: whole})
 	for _, err := range []error{revoke, rotate} {
-		if codeOf(err) != "INVALID_FIELD" || strings.Contains(fmt.Sprint(err), "0123456789abcdef") {
+		if code(err) != "INVALID_FIELD" || strings.Contains(fmt.Sprint(err), "0123456789abcdef") {
 			t.Errorf("a whole key as its id: %v", err)
 		}
 	}
@@ -491,7 +483,7 @@ func TestRevokedByTheAPI(t *testing.T) {
 	}
 	within(t, "the revoked certificate", "CERTIFICATE_REVOKED", list)
 	own := &debvisorv1.CertificateRevocation{Serial: serialOf(t, filepath.Join(r.dir, "operator.pem"))}
-	if _, err := admin.RevokeCertificate(ctx, own); codeOf(err) != "OWN_CERTIFICATE" {
+	if _, err := admin.RevokeCertificate(ctx, own); code(err) != "OWN_CERTIFICATE" {
 		t.Errorf("the own certificate: %v", err)
 	}
 	answer, err := admin.ListRevokedCertificates(ctx, &debvisorv1.Empty{})
