@@ -20,6 +20,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -136,7 +137,7 @@ func TestRefusedAgentsFillNoLog(t *testing.T) {
 // where its audit log is.
 func (r *replica) agentsListener(t *testing.T) (address string, log *buffer, trail string) {
 	t.Helper()
-	log, trail = &buffer{}, filepath.Join(t.TempDir(), "agents-audit.log")
+	log, trail = &buffer{}, filepath.Join(storetest.Dir(t), "agents-audit.log")
 	logger := hclog.New(&hclog.LoggerOptions{Output: log})
 	events, err := audit.Open(audit.Config{Path: trail, Replica: "r1", Log: logger})
 	if err != nil {

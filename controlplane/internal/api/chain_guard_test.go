@@ -364,7 +364,7 @@ func TestAPartitionedReplicaStopsAnswering(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, ca: ca, dir: t.TempDir(), client: s.through(t, direct), log: &buffer{}}
+	r := &replica{t: t, ca: ca, dir: storetest.Dir(t), client: s.through(t, direct), log: &buffer{}}
 	r.store = store.New(r.client)
 	if err := r.store.Prepare(t.Context()); err != nil {
 		t.Fatal(err)

@@ -106,7 +106,7 @@ func startWith(t testing.TB, perMinute int, auditLog string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, ca: ca, dir: t.TempDir(), client: storetest.Client(t), log: &buffer{}, auditLog: auditLog}
+	r := &replica{t: t, ca: ca, dir: storetest.Dir(t), client: storetest.Client(t), log: &buffer{}, auditLog: auditLog}
 	r.store = store.New(r.client)
 	if err := r.store.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func startWith(t testing.TB, perMinute int, auditLog string) *replica {
 // beside starts another replica over the same etcd and CA.
 func (r *replica) beside() *replica {
 	r.t.Helper()
-	other := &replica{t: r.t, ca: r.ca, dir: r.t.TempDir(), client: r.client, store: r.store, log: &buffer{}}
+	other := &replica{t: r.t, ca: r.ca, dir: storetest.Dir(r.t), client: r.client, store: r.store, log: &buffer{}}
 	other.serve(0)
 	return other
 }
@@ -205,6 +205,26 @@ func (r *replica) issue(name string, leaf certs.Leaf) certs.Files {
 	return certs.Files{CA: path("-ca.pem", r.ca.PEM()), Cert: path(".pem", certPEM), Key: path("-key.pem", keyPEM)}
 }
 
+// callWithin is how long any call of a test may take: one that would wait for
+// ever says so.
+const callWithin = time.Minute
+
+// bounded ends every call after callWithin.
+func bounded() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			ctx, cancel := context.WithTimeout(ctx, callWithin)
+			defer cancel()
+			return call(ctx, method, req, reply, cc, opts...)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, call grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			ctx, cancel := context.WithTimeout(ctx, callWithin)
+			time.AfterFunc(callWithin, cancel)
+			return call(ctx, desc, cc, method, opts...)
+		}),
+	}
+}
+
 // as connects with a certificate.
 func (r *replica) as(leaf certs.Leaf, name string) *grpc.ClientConn {
 	r.t.Helper()
@@ -212,7 +232,7 @@ func (r *replica) as(leaf certs.Leaf, name string) *grpc.ClientConn {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	conn, err := rpc.Dial(r.address, own.ReplicaClient("127.0.0.1"))
+	conn, err := rpc.Dial(r.address, own.ReplicaClient("127.0.0.1"), bounded()...)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -238,7 +258,7 @@ func (r *replica) agent(node string) *grpc.ClientConn {
 func (r *replica) anonymous() *grpc.ClientConn {
 	r.t.Helper()
 	cfg := certs.BootstrapClient("127.0.0.1", certs.Fingerprint(r.ca.Certificate()))
-	conn, err := rpc.Dial(r.address, cfg)
+	conn, err := rpc.Dial(r.address, cfg, bounded()...)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -255,7 +255,7 @@ func TestFollowAndCancelOverTheWire(t *testing.T) {
 		cancelled <- err
 	}()
 	if op, err := watch.Recv(); err != nil || !op.GetCancelRequested() {
-		t.Fatal(op, err)
+		t.Fatal(op, err, <-cancelled)
 	}
 	r.end(ref.GetId(), func(op *storev1.Operation) { op.State = task.OpCancelled })
 	if err := <-cancelled; err != nil {

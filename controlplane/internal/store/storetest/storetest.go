@@ -31,15 +31,29 @@ func Client(t testing.TB) *clientv3.Client {
 	return Start(t, Configs(t, 1)[0]).Client()
 }
 
-// Configs gives the configurations of n members that begin a cluster together.
-func Configs(t testing.TB, n int) []store.EmbeddedConfig {
+// Dir makes a directory that ends with the test, in memory where the machine has
+// such a place: a build beside the test can hold up every write to its disk for
+// seconds, which is longer than changes wait for theirs. Its name is short
+// enough for sockets in it, as those of t.TempDir are not.
+func Dir(t testing.TB) string {
 	t.Helper()
-	// Not t.TempDir: its names are too long for a socket.
-	dir, err := os.MkdirTemp("", "etcd")
+	const memory = "/dev/shm"
+	parent := ""
+	if info, err := os.Stat(memory); err == nil && info.IsDir() {
+		parent = memory
+	}
+	dir, err := os.MkdirTemp(parent, "debvisor-test")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// Configs gives the configurations of n members that begin a cluster together.
+func Configs(t testing.TB, n int) []store.EmbeddedConfig {
+	t.Helper()
+	dir := Dir(t)
 	authority := newCA(t)
 	peers := map[string]string{}
 	configs := make([]store.EmbeddedConfig, n)
