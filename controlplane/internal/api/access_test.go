@@ -404,7 +404,7 @@ func TestWhoAmI(t *testing.T) {
 		},
 		func() error {
 			_, err := admin.SetPrincipal(ctx, &debvisorv1.Principal{
-				Name: "ci", Roles: []string{"builds"}, Permissions: []string{"a:b"}, Tenant: "acme", Limit: &debvisorv1.RateLimit{PerMinute: 60, Burst: 5},
+				Name: "ci", Roles: []string{"builds"}, Permissions: []string{"a:b"}, Tenant: "acme", Limit: &debvisorv1.RateLimit{PerMinute: 60, Burst: 50},
 			})
 			return err
 		},
@@ -423,7 +423,7 @@ func TestWhoAmI(t *testing.T) {
 	want := &debvisorv1.CallerIdentity{
 		Principal: "ci", Credential: debvisorv1.CredentialKind_CREDENTIAL_KIND_API_KEY, CredentialId: key.GetId(), ExpiresAt: key.GetExpiresAt(),
 		Tenant: "acme", Roles: []string{"builds"}, Permissions: []string{"a:b", "storage:*", "vm:list"},
-		Limit: &debvisorv1.RateLimit{PerMinute: 60, Burst: 5}, AnsweredBy: "r1",
+		Limit: &debvisorv1.RateLimit{PerMinute: 60, Burst: 50}, AnsweredBy: "r1",
 	}
 	if err != nil || !proto.Equal(me, want) {
 		t.Errorf("ci is %v, %v", me, err)
