@@ -84,6 +84,7 @@ func table() []layer {
 		{[]string{ag + "diskcopy"}, "files over a connection that it is given", with()},
 		{[]string{ag + "answer"}, "questions of the leader, asked of an interface", with()},
 		{[]string{ag + "storage"}, "what disks lie on; knows no libvirt", with()},
+		{[]string{ag + "zfs"}, "the only package that runs zfs and zpool", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
 		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker")},
