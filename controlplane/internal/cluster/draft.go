@@ -29,6 +29,11 @@ type Draft struct {
 	KeyUses    *Table[*storev1.KeyUse]
 	AuditHeads *Table[*storev1.AuditHead]
 	Revoked    *Table[string]
+	ZFS        *Table[*storev1.NodeZFS]
+
+	Replications        *Table[*storev1.ReplicationJob]
+	RetentionPolicies   *Table[*storev1.RetentionPolicy]
+	ReplicationPolicies *Table[*storev1.ReplicationPolicy]
 
 	access          int64
 	accessTurn      int64
@@ -58,6 +63,11 @@ func (s *Snapshot) Draft() *Draft {
 		Replicas:   newTable(s.Replicas, nil),
 		KeyUses:    newTable(s.KeyUses, nil),
 		AuditHeads: newTable(s.AuditHeads, nil),
+		ZFS:        newTable(s.ZFS, nil),
+
+		Replications:        newTable(s.Replications, nil),
+		RetentionPolicies:   newTable(s.RetentionPolicies, nil),
+		ReplicationPolicies: newTable(s.ReplicationPolicies, nil),
 
 		access:     s.Access,
 		accessTurn: s.AccessTurn,
@@ -139,6 +149,12 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		APIKeys:    d.APIKeys.entries,
 		KeyUses:    d.KeyUses.entries,
 		AuditHeads: d.AuditHeads.entries,
+		ZFS:        d.ZFS.entries,
+
+		Replications:        d.Replications.entries,
+		RetentionPolicies:   d.RetentionPolicies.entries,
+		ReplicationPolicies: d.ReplicationPolicies.entries,
+
 		Access:     d.access,
 		AccessTurn: d.accessTurn,
 		Revoked:    d.Revoked.entries,

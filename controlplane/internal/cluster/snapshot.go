@@ -65,6 +65,13 @@ type Snapshot struct {
 	Revoked map[string]Entry[string]
 	// AuditHeads are by replica.
 	AuditHeads map[string]Entry[*storev1.AuditHead]
+	// ZFS is what each node last reported of its own, by node.
+	ZFS map[string]Entry[*storev1.NodeZFS]
+	// Replications are replication jobs, by id.
+	Replications map[string]Entry[*storev1.ReplicationJob]
+	// RetentionPolicies and ReplicationPolicies are by name.
+	RetentionPolicies   map[string]Entry[*storev1.RetentionPolicy]
+	ReplicationPolicies map[string]Entry[*storev1.ReplicationPolicy]
 	// Access is the revision of the last change of what says who may do what:
 	// principals, roles, tenants, keys, revocations. Two snapshots with the
 	// same one agree in all of that.
@@ -110,6 +117,12 @@ func Empty() *Snapshot {
 		KeyUses:    map[string]Entry[*storev1.KeyUse]{},
 		AuditHeads: map[string]Entry[*storev1.AuditHead]{},
 		Revoked:    map[string]Entry[string]{},
+		ZFS:        map[string]Entry[*storev1.NodeZFS]{},
+
+		Replications:        map[string]Entry[*storev1.ReplicationJob]{},
+		RetentionPolicies:   map[string]Entry[*storev1.RetentionPolicy]{},
+		ReplicationPolicies: map[string]Entry[*storev1.ReplicationPolicy]{},
+
 		candidates: map[string]candidate{},
 		index:      newIndex(),
 	}

@@ -36,25 +36,28 @@ type codec struct {
 
 func newCodec() codec {
 	return codec{collections: map[string]collection{
-		nodes:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Node] { return d.Nodes }, message[storev1.Node]),
-		statuses:   records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeStatus] { return d.Statuses }, message[storev1.NodeStatus]),
-		healths:    records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeHealth] { return d.Healths }, message[storev1.NodeHealth]),
-		vms:        records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.VMs }, message[storev1.VM]),
-		goneVMs:    records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.GoneVMs }, message[storev1.VM]),
-		operations: records(func(d *cluster.Draft) *cluster.Table[*storev1.Operation] { return d.Operations }, message[storev1.Operation]),
-		tasks:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Task] { return d.Tasks }, message[storev1.Task]),
-		plans:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Plan] { return d.Plans }, message[storev1.Plan]),
-		joinTokens: records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
-		replicas:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
-		principals: standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal, brokenPrincipal),
-		roles:      standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Role] { return d.Roles }, role, brokenRole),
-		tenants:    records(func(d *cluster.Draft) *cluster.Table[*storev1.Tenant] { return d.Tenants }, jsonMessage[storev1.Tenant]),
-		apiKeys:    records(func(d *cluster.Draft) *cluster.Table[*storev1.APIKey] { return d.APIKeys }, apiKey),
-		keyUses:    records(func(d *cluster.Draft) *cluster.Table[*storev1.KeyUse] { return d.KeyUses }, message[storev1.KeyUse]),
-		auditHeads: records(func(d *cluster.Draft) *cluster.Table[*storev1.AuditHead] { return d.AuditHeads }, message[storev1.AuditHead]),
-		inUse:      records(func(d *cluster.Draft) *cluster.Table[string] { return d.InUse }, text),
-		revoked:    records(func(d *cluster.Draft) *cluster.Table[string] { return d.Revoked }, text),
-		election:   {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
+		nodes:        records(func(d *cluster.Draft) *cluster.Table[*storev1.Node] { return d.Nodes }, message[storev1.Node]),
+		statuses:     records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeStatus] { return d.Statuses }, message[storev1.NodeStatus]),
+		healths:      records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeHealth] { return d.Healths }, message[storev1.NodeHealth]),
+		vms:          records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.VMs }, message[storev1.VM]),
+		goneVMs:      records(func(d *cluster.Draft) *cluster.Table[*storev1.VM] { return d.GoneVMs }, message[storev1.VM]),
+		operations:   records(func(d *cluster.Draft) *cluster.Table[*storev1.Operation] { return d.Operations }, message[storev1.Operation]),
+		tasks:        records(func(d *cluster.Draft) *cluster.Table[*storev1.Task] { return d.Tasks }, message[storev1.Task]),
+		plans:        records(func(d *cluster.Draft) *cluster.Table[*storev1.Plan] { return d.Plans }, message[storev1.Plan]),
+		joinTokens:   records(func(d *cluster.Draft) *cluster.Table[*storev1.JoinToken] { return d.JoinTokens }, message[storev1.JoinToken]),
+		replicas:     records(func(d *cluster.Draft) *cluster.Table[*storev1.Replica] { return d.Replicas }, message[storev1.Replica]),
+		principals:   standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Principal] { return d.Principals }, principal, brokenPrincipal),
+		roles:        standIn(func(d *cluster.Draft) *cluster.Table[*storev1.Role] { return d.Roles }, role, brokenRole),
+		tenants:      records(func(d *cluster.Draft) *cluster.Table[*storev1.Tenant] { return d.Tenants }, jsonMessage[storev1.Tenant]),
+		apiKeys:      records(func(d *cluster.Draft) *cluster.Table[*storev1.APIKey] { return d.APIKeys }, apiKey),
+		keyUses:      records(func(d *cluster.Draft) *cluster.Table[*storev1.KeyUse] { return d.KeyUses }, message[storev1.KeyUse]),
+		auditHeads:   records(func(d *cluster.Draft) *cluster.Table[*storev1.AuditHead] { return d.AuditHeads }, message[storev1.AuditHead]),
+		nodeZFS:      records(func(d *cluster.Draft) *cluster.Table[*storev1.NodeZFS] { return d.ZFS }, message[storev1.NodeZFS]),
+		replications: records(func(d *cluster.Draft) *cluster.Table[*storev1.ReplicationJob] { return d.Replications }, message[storev1.ReplicationJob]),
+		policies:     storagePolicies(),
+		inUse:        records(func(d *cluster.Draft) *cluster.Table[string] { return d.InUse }, text),
+		revoked:      records(func(d *cluster.Draft) *cluster.Table[string] { return d.Revoked }, text),
+		election:     {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
 	}}
 }
 
@@ -92,6 +95,34 @@ func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error 
 		col.broken(d, id, kv)
 	}
 	return fmt.Errorf("decoding %s: %w", kv.Key, err)
+}
+
+// storagePolicies is a collection of two kinds, told apart by their ids.
+func storagePolicies() collection {
+	kinds := map[string]collection{
+		retentionPolicies: records(func(d *cluster.Draft) *cluster.Table[*storev1.RetentionPolicy] { return d.RetentionPolicies },
+			message[storev1.RetentionPolicy]),
+		replicationPolicies: records(func(d *cluster.Draft) *cluster.Table[*storev1.ReplicationPolicy] { return d.ReplicationPolicies },
+			message[storev1.ReplicationPolicy]),
+	}
+	find := func(id string) (collection, string, bool) {
+		kind, name, _ := strings.Cut(id, "/")
+		col, ok := kinds[kind+"/"]
+		return col, name, ok
+	}
+	return collection{
+		put: func(d *cluster.Draft, id string, kv *mvccpb.KeyValue) error {
+			if col, name, ok := find(id); ok {
+				return col.put(d, name, kv)
+			}
+			return nil
+		},
+		drop: func(d *cluster.Draft, id string) {
+			if col, name, ok := find(id); ok {
+				col.drop(d, name)
+			}
+		},
+	}
 }
 
 // records is a collection whose records stand in one table of the draft.

@@ -25,7 +25,11 @@ const (
 	keyUses    = "keyuse/"
 	auditHeads = "audit/"
 	replicas   = "replicas/"
-	election   = "election/"
+	nodeZFS    = "zfs/"
+	// replications holds replication jobs.
+	replications = "replication/"
+	policies     = "policies/"
+	election     = "election/"
 )
 
 // NodeKey is where a node's identity and wishes are.
@@ -51,6 +55,24 @@ func TaskKey(id string) string { return prefix + tasks + id }
 
 // PlanKey is where a plan is.
 func PlanKey(id string) string { return prefix + plans + id }
+
+// NodeZFSKey is where a node's ZFS is, as last reported.
+func NodeZFSKey(node string) string { return prefix + nodeZFS + node }
+
+// ReplicationKey is where a replication job is.
+func ReplicationKey(job string) string { return prefix + replications + job }
+
+// RetentionPolicyKey is where a retention policy is.
+func RetentionPolicyKey(name string) string { return prefix + policies + retentionPolicies + name }
+
+// ReplicationPolicyKey is where a replication policy is.
+func ReplicationPolicyKey(name string) string { return prefix + policies + replicationPolicies + name }
+
+// The two kinds under policies/.
+const (
+	retentionPolicies   = "retention/"
+	replicationPolicies = "replication/"
+)
 
 // InUseKey is where the id of the operation that holds a resource is.
 func InUseKey(resource string) string { return prefix + inUse + resource }

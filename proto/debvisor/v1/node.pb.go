@@ -724,8 +724,10 @@ type NodeLimits struct {
 	MigrationBandwidthMib uint64 `protobuf:"varint,1,opt,name=migration_bandwidth_mib,json=migrationBandwidthMib,proto3" json:"migration_bandwidth_mib,omitempty"`
 	// Migrations from and to the node at once, each; 0: 2.
 	ParallelMigrations uint32 `protobuf:"varint,2,opt,name=parallel_migrations,json=parallelMigrations,proto3" json:"parallel_migrations,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Replications from and to the node at once, each; 0: 2.
+	ParallelReplications uint32 `protobuf:"varint,3,opt,name=parallel_replications,json=parallelReplications,proto3" json:"parallel_replications,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *NodeLimits) Reset() {
@@ -768,6 +770,13 @@ func (x *NodeLimits) GetMigrationBandwidthMib() uint64 {
 func (x *NodeLimits) GetParallelMigrations() uint32 {
 	if x != nil {
 		return x.ParallelMigrations
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetParallelReplications() uint32 {
+	if x != nil {
+		return x.ParallelReplications
 	}
 	return 0
 }
@@ -1797,11 +1806,12 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\x10off_confirmed_at\x18\n" +
 	" \x01(\v2\x16.debvisor.v1.TimestampR\x0eoffConfirmedAt\x12(\n" +
 	"\x10off_confirmed_by\x18\v \x01(\tR\x0eoffConfirmedBy\x12$\n" +
-	"\x0esafe_to_reboot\x18\f \x01(\bR\fsafeToReboot\"\x89\x01\n" +
+	"\x0esafe_to_reboot\x18\f \x01(\bR\fsafeToReboot\"\xc7\x01\n" +
 	"\n" +
 	"NodeLimits\x12A\n" +
 	"\x17migration_bandwidth_mib\x18\x01 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\x15migrationBandwidthMib\x128\n" +
-	"\x13parallel_migrations\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\x12parallelMigrations\"~\n" +
+	"\x13parallel_migrations\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\x12parallelMigrations\x12<\n" +
+	"\x15parallel_replications\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\x14parallelReplications\"~\n" +
 	"\x11NodeLimitsRequest\x120\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x127\n" +
 	"\x06limits\x18\x02 \x01(\v2\x17.debvisor.v1.NodeLimitsB\x06\xbaH\x03\xc8\x01\x01R\x06limits\"f\n" +

@@ -167,7 +167,9 @@ type Operation struct {
 	Evacuation      *EvacuationDetails `protobuf:"bytes,15,opt,name=evacuation,proto3" json:"evacuation,omitempty"`
 	Power           *PowerDetails      `protobuf:"bytes,16,opt,name=power,proto3" json:"power,omitempty"`
 	// The operation that it is part of; empty: none.
-	ParentId      string `protobuf:"bytes,17,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	ParentId      string              `protobuf:"bytes,17,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	Snapshot      *SnapshotDetails    `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Replication   *ReplicationDetails `protobuf:"bytes,19,opt,name=replication,proto3" json:"replication,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -321,6 +323,233 @@ func (x *Operation) GetParentId() string {
 	return ""
 }
 
+func (x *Operation) GetSnapshot() *SnapshotDetails {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *Operation) GetReplication() *ReplicationDetails {
+	if x != nil {
+		return x.Replication
+	}
+	return nil
+}
+
+// SnapshotDetails is what is particular to taking or removing snapshots.
+type SnapshotDetails struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// pool/path.
+	Datasets   []string `protobuf:"bytes,2,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	Name       string   `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Label      string   `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
+	Removed    uint32   `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
+	FreedBytes uint64   `protobuf:"varint,6,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// The retention policy that asked for it.
+	Policy        string   `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	KeptBecause   []string `protobuf:"bytes,8,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotDetails) Reset() {
+	*x = SnapshotDetails{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotDetails) ProtoMessage() {}
+
+func (x *SnapshotDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotDetails.ProtoReflect.Descriptor instead.
+func (*SnapshotDetails) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SnapshotDetails) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *SnapshotDetails) GetDatasets() []string {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *SnapshotDetails) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SnapshotDetails) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *SnapshotDetails) GetRemoved() uint32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *SnapshotDetails) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *SnapshotDetails) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *SnapshotDetails) GetKeptBecause() []string {
+	if x != nil {
+		return x.KeptBecause
+	}
+	return nil
+}
+
+// ReplicationDetails is what is particular to a run of a replication job.
+type ReplicationDetails struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	JobId  string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Source *NodeRef               `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target *NodeRef               `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// pool/path.
+	Dataset       string `protobuf:"bytes,4,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	TargetDataset string `protobuf:"bytes,5,opt,name=target_dataset,json=targetDataset,proto3" json:"target_dataset,omitempty"`
+	Attempt       uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Resumes       uint32 `protobuf:"varint,7,opt,name=resumes,proto3" json:"resumes,omitempty"`
+	Policy        string `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"`
+	SetAside      string `protobuf:"bytes,9,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationDetails) Reset() {
+	*x = ReplicationDetails{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationDetails) ProtoMessage() {}
+
+func (x *ReplicationDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationDetails.ProtoReflect.Descriptor instead.
+func (*ReplicationDetails) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReplicationDetails) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *ReplicationDetails) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *ReplicationDetails) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ReplicationDetails) GetDataset() string {
+	if x != nil {
+		return x.Dataset
+	}
+	return ""
+}
+
+func (x *ReplicationDetails) GetTargetDataset() string {
+	if x != nil {
+		return x.TargetDataset
+	}
+	return ""
+}
+
+func (x *ReplicationDetails) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *ReplicationDetails) GetResumes() uint32 {
+	if x != nil {
+		return x.Resumes
+	}
+	return 0
+}
+
+func (x *ReplicationDetails) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *ReplicationDetails) GetSetAside() string {
+	if x != nil {
+		return x.SetAside
+	}
+	return ""
+}
+
 // OperationProgress is how far the step at work is. Sizes are bytes.
 type OperationProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -340,7 +569,7 @@ type OperationProgress struct {
 
 func (x *OperationProgress) Reset() {
 	*x = OperationProgress{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[1]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +581,7 @@ func (x *OperationProgress) String() string {
 func (*OperationProgress) ProtoMessage() {}
 
 func (x *OperationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[1]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +594,7 @@ func (x *OperationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationProgress.ProtoReflect.Descriptor instead.
 func (*OperationProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OperationProgress) GetPercent() float64 {
@@ -443,7 +672,7 @@ type MigrationDetails struct {
 
 func (x *MigrationDetails) Reset() {
 	*x = MigrationDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +684,7 @@ func (x *MigrationDetails) String() string {
 func (*MigrationDetails) ProtoMessage() {}
 
 func (x *MigrationDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +697,7 @@ func (x *MigrationDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationDetails.ProtoReflect.Descriptor instead.
 func (*MigrationDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MigrationDetails) GetVmId() string {
@@ -569,7 +798,7 @@ type EvacuationDetails struct {
 
 func (x *EvacuationDetails) Reset() {
 	*x = EvacuationDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +810,7 @@ func (x *EvacuationDetails) String() string {
 func (*EvacuationDetails) ProtoMessage() {}
 
 func (x *EvacuationDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +823,7 @@ func (x *EvacuationDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuationDetails.ProtoReflect.Descriptor instead.
 func (*EvacuationDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EvacuationDetails) GetNode() *NodeRef {
@@ -644,7 +873,7 @@ type VMMove struct {
 
 func (x *VMMove) Reset() {
 	*x = VMMove{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +885,7 @@ func (x *VMMove) String() string {
 func (*VMMove) ProtoMessage() {}
 
 func (x *VMMove) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +898,7 @@ func (x *VMMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMMove.ProtoReflect.Descriptor instead.
 func (*VMMove) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VMMove) GetVmId() string {
@@ -742,7 +971,7 @@ type PowerDetails struct {
 
 func (x *PowerDetails) Reset() {
 	*x = PowerDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +983,7 @@ func (x *PowerDetails) String() string {
 func (*PowerDetails) ProtoMessage() {}
 
 func (x *PowerDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +996,7 @@ func (x *PowerDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerDetails.ProtoReflect.Descriptor instead.
 func (*PowerDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PowerDetails) GetVmId() string {
@@ -808,7 +1037,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +1049,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1062,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OperationRef) GetId() string {
@@ -858,7 +1087,7 @@ type OperationFilter struct {
 
 func (x *OperationFilter) Reset() {
 	*x = OperationFilter{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1099,7 @@ func (x *OperationFilter) String() string {
 func (*OperationFilter) ProtoMessage() {}
 
 func (x *OperationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1112,7 @@ func (x *OperationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationFilter.ProtoReflect.Descriptor instead.
 func (*OperationFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OperationFilter) GetActiveOnly() bool {
@@ -924,7 +1153,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1165,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1178,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -963,7 +1192,7 @@ var File_debvisor_v1_operation_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x1bdebvisor/v1/migration.proto\"\xd1\x05\n" +
+	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x1bdebvisor/v1/migration.proto\"\xce\x06\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x121\n" +
@@ -986,7 +1215,29 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"evacuation\x18\x0f \x01(\v2\x1e.debvisor.v1.EvacuationDetailsR\n" +
 	"evacuation\x12/\n" +
 	"\x05power\x18\x10 \x01(\v2\x19.debvisor.v1.PowerDetailsR\x05power\x12\x1b\n" +
-	"\tparent_id\x18\x11 \x01(\tR\bparentId\"\x9a\x02\n" +
+	"\tparent_id\x18\x11 \x01(\tR\bparentId\x128\n" +
+	"\bsnapshot\x18\x12 \x01(\v2\x1c.debvisor.v1.SnapshotDetailsR\bsnapshot\x12A\n" +
+	"\vreplication\x18\x13 \x01(\v2\x1f.debvisor.v1.ReplicationDetailsR\vreplication\"\xf7\x01\n" +
+	"\x0fSnapshotDetails\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1a\n" +
+	"\bdatasets\x18\x02 \x03(\tR\bdatasets\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05label\x18\x04 \x01(\tR\x05label\x12\x18\n" +
+	"\aremoved\x18\x05 \x01(\rR\aremoved\x12\x1f\n" +
+	"\vfreed_bytes\x18\x06 \x01(\x04R\n" +
+	"freedBytes\x12\x16\n" +
+	"\x06policy\x18\a \x01(\tR\x06policy\x12!\n" +
+	"\fkept_because\x18\b \x03(\tR\vkeptBecause\"\xb1\x02\n" +
+	"\x12ReplicationDetails\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12,\n" +
+	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12\x18\n" +
+	"\adataset\x18\x04 \x01(\tR\adataset\x12%\n" +
+	"\x0etarget_dataset\x18\x05 \x01(\tR\rtargetDataset\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\rR\aattempt\x12\x18\n" +
+	"\aresumes\x18\a \x01(\rR\aresumes\x12\x16\n" +
+	"\x06policy\x18\b \x01(\tR\x06policy\x12\x1b\n" +
+	"\tset_aside\x18\t \x01(\tR\bsetAside\"\x9a\x02\n" +
 	"\x11OperationProgress\x12\x18\n" +
 	"\apercent\x18\x01 \x01(\x01R\apercent\x12\x1f\n" +
 	"\vbytes_total\x18\x02 \x01(\x04R\n" +
@@ -1080,62 +1331,69 @@ func file_debvisor_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_debvisor_v1_operation_proto_goTypes = []any{
-	(OperationState)(0),       // 0: debvisor.v1.OperationState
-	(VMMoveState)(0),          // 1: debvisor.v1.VMMoveState
-	(*Operation)(nil),         // 2: debvisor.v1.Operation
-	(*OperationProgress)(nil), // 3: debvisor.v1.OperationProgress
-	(*MigrationDetails)(nil),  // 4: debvisor.v1.MigrationDetails
-	(*EvacuationDetails)(nil), // 5: debvisor.v1.EvacuationDetails
-	(*VMMove)(nil),            // 6: debvisor.v1.VMMove
-	(*PowerDetails)(nil),      // 7: debvisor.v1.PowerDetails
-	(*OperationRef)(nil),      // 8: debvisor.v1.OperationRef
-	(*OperationFilter)(nil),   // 9: debvisor.v1.OperationFilter
-	(*OperationList)(nil),     // 10: debvisor.v1.OperationList
-	(*Timestamp)(nil),         // 11: debvisor.v1.Timestamp
-	(*ErrorDetails)(nil),      // 12: debvisor.v1.ErrorDetails
-	(*NodeRef)(nil),           // 13: debvisor.v1.NodeRef
-	(MoveMethod)(0),           // 14: debvisor.v1.MoveMethod
-	(*MoveEstimate)(nil),      // 15: debvisor.v1.MoveEstimate
-	(*DiskAction)(nil),        // 16: debvisor.v1.DiskAction
+	(OperationState)(0),        // 0: debvisor.v1.OperationState
+	(VMMoveState)(0),           // 1: debvisor.v1.VMMoveState
+	(*Operation)(nil),          // 2: debvisor.v1.Operation
+	(*SnapshotDetails)(nil),    // 3: debvisor.v1.SnapshotDetails
+	(*ReplicationDetails)(nil), // 4: debvisor.v1.ReplicationDetails
+	(*OperationProgress)(nil),  // 5: debvisor.v1.OperationProgress
+	(*MigrationDetails)(nil),   // 6: debvisor.v1.MigrationDetails
+	(*EvacuationDetails)(nil),  // 7: debvisor.v1.EvacuationDetails
+	(*VMMove)(nil),             // 8: debvisor.v1.VMMove
+	(*PowerDetails)(nil),       // 9: debvisor.v1.PowerDetails
+	(*OperationRef)(nil),       // 10: debvisor.v1.OperationRef
+	(*OperationFilter)(nil),    // 11: debvisor.v1.OperationFilter
+	(*OperationList)(nil),      // 12: debvisor.v1.OperationList
+	(*Timestamp)(nil),          // 13: debvisor.v1.Timestamp
+	(*ErrorDetails)(nil),       // 14: debvisor.v1.ErrorDetails
+	(*NodeRef)(nil),            // 15: debvisor.v1.NodeRef
+	(MoveMethod)(0),            // 16: debvisor.v1.MoveMethod
+	(*MoveEstimate)(nil),       // 17: debvisor.v1.MoveEstimate
+	(*DiskAction)(nil),         // 18: debvisor.v1.DiskAction
 }
 var file_debvisor_v1_operation_proto_depIdxs = []int32{
 	0,  // 0: debvisor.v1.Operation.state:type_name -> debvisor.v1.OperationState
-	11, // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
-	11, // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
-	11, // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
-	3,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
-	12, // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
-	4,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
-	5,  // 7: debvisor.v1.Operation.evacuation:type_name -> debvisor.v1.EvacuationDetails
-	7,  // 8: debvisor.v1.Operation.power:type_name -> debvisor.v1.PowerDetails
-	11, // 9: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
-	13, // 10: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
-	13, // 11: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
-	14, // 12: debvisor.v1.MigrationDetails.method:type_name -> debvisor.v1.MoveMethod
-	15, // 13: debvisor.v1.MigrationDetails.estimate:type_name -> debvisor.v1.MoveEstimate
-	16, // 14: debvisor.v1.MigrationDetails.disks:type_name -> debvisor.v1.DiskAction
-	13, // 15: debvisor.v1.EvacuationDetails.node:type_name -> debvisor.v1.NodeRef
-	6,  // 16: debvisor.v1.EvacuationDetails.moves:type_name -> debvisor.v1.VMMove
-	13, // 17: debvisor.v1.VMMove.source:type_name -> debvisor.v1.NodeRef
-	13, // 18: debvisor.v1.VMMove.target:type_name -> debvisor.v1.NodeRef
-	1,  // 19: debvisor.v1.VMMove.state:type_name -> debvisor.v1.VMMoveState
-	13, // 20: debvisor.v1.PowerDetails.node:type_name -> debvisor.v1.NodeRef
-	2,  // 21: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
-	8,  // 22: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
-	9,  // 23: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
-	8,  // 24: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
-	8,  // 25: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
-	2,  // 26: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
-	10, // 27: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
-	2,  // 28: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
-	2,  // 29: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
-	26, // [26:30] is the sub-list for method output_type
-	22, // [22:26] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	13, // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
+	13, // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
+	13, // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
+	5,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
+	14, // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
+	6,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
+	7,  // 7: debvisor.v1.Operation.evacuation:type_name -> debvisor.v1.EvacuationDetails
+	9,  // 8: debvisor.v1.Operation.power:type_name -> debvisor.v1.PowerDetails
+	3,  // 9: debvisor.v1.Operation.snapshot:type_name -> debvisor.v1.SnapshotDetails
+	4,  // 10: debvisor.v1.Operation.replication:type_name -> debvisor.v1.ReplicationDetails
+	15, // 11: debvisor.v1.SnapshotDetails.node:type_name -> debvisor.v1.NodeRef
+	15, // 12: debvisor.v1.ReplicationDetails.source:type_name -> debvisor.v1.NodeRef
+	15, // 13: debvisor.v1.ReplicationDetails.target:type_name -> debvisor.v1.NodeRef
+	13, // 14: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
+	15, // 15: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
+	15, // 16: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
+	16, // 17: debvisor.v1.MigrationDetails.method:type_name -> debvisor.v1.MoveMethod
+	17, // 18: debvisor.v1.MigrationDetails.estimate:type_name -> debvisor.v1.MoveEstimate
+	18, // 19: debvisor.v1.MigrationDetails.disks:type_name -> debvisor.v1.DiskAction
+	15, // 20: debvisor.v1.EvacuationDetails.node:type_name -> debvisor.v1.NodeRef
+	8,  // 21: debvisor.v1.EvacuationDetails.moves:type_name -> debvisor.v1.VMMove
+	15, // 22: debvisor.v1.VMMove.source:type_name -> debvisor.v1.NodeRef
+	15, // 23: debvisor.v1.VMMove.target:type_name -> debvisor.v1.NodeRef
+	1,  // 24: debvisor.v1.VMMove.state:type_name -> debvisor.v1.VMMoveState
+	15, // 25: debvisor.v1.PowerDetails.node:type_name -> debvisor.v1.NodeRef
+	2,  // 26: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
+	10, // 27: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
+	11, // 28: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
+	10, // 29: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
+	10, // 30: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
+	2,  // 31: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
+	12, // 32: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
+	2,  // 33: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
+	2,  // 34: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
+	31, // [31:35] is the sub-list for method output_type
+	27, // [27:31] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_operation_proto_init() }
@@ -1151,7 +1409,7 @@ func file_debvisor_v1_operation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_operation_proto_rawDesc), len(file_debvisor_v1_operation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -78,6 +78,137 @@ func (ReplicationState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{0}
 }
 
+// ReplicationMode is what a run would do.
+type ReplicationMode int32
+
+const (
+	ReplicationMode_REPLICATION_MODE_UNSPECIFIED ReplicationMode = 0
+	// The target has the newest snapshot.
+	ReplicationMode_REPLICATION_MODE_NOTHING     ReplicationMode = 1
+	ReplicationMode_REPLICATION_MODE_FULL        ReplicationMode = 2
+	ReplicationMode_REPLICATION_MODE_INCREMENTAL ReplicationMode = 3
+	// The rest of a stream that was cut, and what follows.
+	ReplicationMode_REPLICATION_MODE_RESUME ReplicationMode = 4
+	// It cannot be done; see divergence and reasons.
+	ReplicationMode_REPLICATION_MODE_REFUSED ReplicationMode = 5
+)
+
+// Enum value maps for ReplicationMode.
+var (
+	ReplicationMode_name = map[int32]string{
+		0: "REPLICATION_MODE_UNSPECIFIED",
+		1: "REPLICATION_MODE_NOTHING",
+		2: "REPLICATION_MODE_FULL",
+		3: "REPLICATION_MODE_INCREMENTAL",
+		4: "REPLICATION_MODE_RESUME",
+		5: "REPLICATION_MODE_REFUSED",
+	}
+	ReplicationMode_value = map[string]int32{
+		"REPLICATION_MODE_UNSPECIFIED": 0,
+		"REPLICATION_MODE_NOTHING":     1,
+		"REPLICATION_MODE_FULL":        2,
+		"REPLICATION_MODE_INCREMENTAL": 3,
+		"REPLICATION_MODE_RESUME":      4,
+		"REPLICATION_MODE_REFUSED":     5,
+	}
+)
+
+func (x ReplicationMode) Enum() *ReplicationMode {
+	p := new(ReplicationMode)
+	*p = x
+	return p
+}
+
+func (x ReplicationMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReplicationMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_storage_proto_enumTypes[1].Descriptor()
+}
+
+func (ReplicationMode) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_storage_proto_enumTypes[1]
+}
+
+func (x ReplicationMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReplicationMode.Descriptor instead.
+func (ReplicationMode) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{1}
+}
+
+// Divergence is why a target's copy cannot simply go on.
+type Divergence int32
+
+const (
+	Divergence_DIVERGENCE_NONE Divergence = 0
+	// The target has snapshots that the source never had, after the last common one.
+	Divergence_DIVERGENCE_TARGET_NEWER Divergence = 1
+	// The target was written to since its newest snapshot.
+	Divergence_DIVERGENCE_TARGET_WRITTEN Divergence = 2
+	// Both have snapshots, none of them (nor a bookmark) in common.
+	Divergence_DIVERGENCE_NOTHING_COMMON Divergence = 3
+	// A dataset of that name is there that is no copy of this job's.
+	Divergence_DIVERGENCE_UNRELATED Divergence = 4
+	// The source is another dataset of the same name than the job was made for.
+	Divergence_DIVERGENCE_SOURCE_REPLACED Divergence = 5
+	// The source was rolled back behind the last common snapshot, of which it
+	// keeps neither snapshot nor bookmark.
+	Divergence_DIVERGENCE_SOURCE_ROLLED_BACK Divergence = 6
+)
+
+// Enum value maps for Divergence.
+var (
+	Divergence_name = map[int32]string{
+		0: "DIVERGENCE_NONE",
+		1: "DIVERGENCE_TARGET_NEWER",
+		2: "DIVERGENCE_TARGET_WRITTEN",
+		3: "DIVERGENCE_NOTHING_COMMON",
+		4: "DIVERGENCE_UNRELATED",
+		5: "DIVERGENCE_SOURCE_REPLACED",
+		6: "DIVERGENCE_SOURCE_ROLLED_BACK",
+	}
+	Divergence_value = map[string]int32{
+		"DIVERGENCE_NONE":               0,
+		"DIVERGENCE_TARGET_NEWER":       1,
+		"DIVERGENCE_TARGET_WRITTEN":     2,
+		"DIVERGENCE_NOTHING_COMMON":     3,
+		"DIVERGENCE_UNRELATED":          4,
+		"DIVERGENCE_SOURCE_REPLACED":    5,
+		"DIVERGENCE_SOURCE_ROLLED_BACK": 6,
+	}
+)
+
+func (x Divergence) Enum() *Divergence {
+	p := new(Divergence)
+	*p = x
+	return p
+}
+
+func (x Divergence) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Divergence) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_storage_proto_enumTypes[2].Descriptor()
+}
+
+func (Divergence) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_storage_proto_enumTypes[2]
+}
+
+func (x Divergence) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Divergence.Descriptor instead.
+func (Divergence) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{2}
+}
+
 // SnapshotRef names a snapshot.
 type SnapshotRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -190,6 +321,7 @@ type SnapshotStatus struct {
 	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	Snapshot      *SnapshotRef           `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	OperationId   string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -245,6 +377,13 @@ func (x *SnapshotStatus) GetSnapshot() *SnapshotRef {
 	return nil
 }
 
+func (x *SnapshotStatus) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 // RetentionPolicy says which snapshots stay. A rule of 0 keeps nothing.
 type RetentionPolicy struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -253,8 +392,22 @@ type RetentionPolicy struct {
 	KeepDailyDays uint32 `protobuf:"varint,2,opt,name=keep_daily_days,json=keepDailyDays,proto3" json:"keep_daily_days,omitempty"`
 	// Weeks for which the week's last snapshot stays.
 	KeepWeeklyWeeks uint32 `protobuf:"varint,3,opt,name=keep_weekly_weeks,json=keepWeeklyWeeks,proto3" json:"keep_weekly_weeks,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Hours for which the hour's last snapshot stays.
+	KeepHourlyHours uint32 `protobuf:"varint,16,opt,name=keep_hourly_hours,json=keepHourlyHours,proto3" json:"keep_hourly_hours,omitempty"`
+	// Months for which the month's last snapshot stays.
+	KeepMonthlyMonths uint32 `protobuf:"varint,17,opt,name=keep_monthly_months,json=keepMonthlyMonths,proto3" json:"keep_monthly_months,omitempty"`
+	// Years for which the year's last snapshot stays.
+	KeepYearlyYears uint32 `protobuf:"varint,18,opt,name=keep_yearly_years,json=keepYearlyYears,proto3" json:"keep_yearly_years,omitempty"`
+	// Younger snapshots stay, seconds.
+	KeepWithinSeconds uint64 `protobuf:"varint,19,opt,name=keep_within_seconds,json=keepWithinSeconds,proto3" json:"keep_within_seconds,omitempty"`
+	// Snapshots whose label or name matches this glob stay.
+	KeepPattern string `protobuf:"bytes,20,opt,name=keep_pattern,json=keepPattern,proto3" json:"keep_pattern,omitempty"`
+	// Only snapshots whose label or name matches this glob are looked at.
+	OnlyPattern string `protobuf:"bytes,21,opt,name=only_pattern,json=onlyPattern,proto3" json:"only_pattern,omitempty"`
+	// IANA time zone in which days begin; empty: UTC.
+	TimeZone      string `protobuf:"bytes,22,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RetentionPolicy) Reset() {
@@ -308,11 +461,62 @@ func (x *RetentionPolicy) GetKeepWeeklyWeeks() uint32 {
 	return 0
 }
 
+func (x *RetentionPolicy) GetKeepHourlyHours() uint32 {
+	if x != nil {
+		return x.KeepHourlyHours
+	}
+	return 0
+}
+
+func (x *RetentionPolicy) GetKeepMonthlyMonths() uint32 {
+	if x != nil {
+		return x.KeepMonthlyMonths
+	}
+	return 0
+}
+
+func (x *RetentionPolicy) GetKeepYearlyYears() uint32 {
+	if x != nil {
+		return x.KeepYearlyYears
+	}
+	return 0
+}
+
+func (x *RetentionPolicy) GetKeepWithinSeconds() uint64 {
+	if x != nil {
+		return x.KeepWithinSeconds
+	}
+	return 0
+}
+
+func (x *RetentionPolicy) GetKeepPattern() string {
+	if x != nil {
+		return x.KeepPattern
+	}
+	return ""
+}
+
+func (x *RetentionPolicy) GetOnlyPattern() string {
+	if x != nil {
+		return x.OnlyPattern
+	}
+	return ""
+}
+
+func (x *RetentionPolicy) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
 // PruneRequest asks for a pruning.
 type PruneRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dataset       *DatasetRef            `protobuf:"bytes,1,opt,name=dataset,proto3" json:"dataset,omitempty"`
-	Policy        *RetentionPolicy       `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Dataset *DatasetRef            `protobuf:"bytes,1,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	Policy  *RetentionPolicy       `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Of the datasets below too, each for itself.
+	Recursive     bool `protobuf:"varint,16,opt,name=recursive,proto3" json:"recursive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,12 +565,23 @@ func (x *PruneRequest) GetPolicy() *RetentionPolicy {
 	return nil
 }
 
+func (x *PruneRequest) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
 // PruneResult answers a pruning.
 type PruneResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	RemovedCount  uint32                 `protobuf:"varint,3,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Status       StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message      string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	RemovedCount uint32                 `protobuf:"varint,3,opt,name=removed_count,json=removedCount,proto3" json:"removed_count,omitempty"`
+	OperationId  string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	FreedBytes   uint64                 `protobuf:"varint,17,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// Snapshots that were to go and stayed, and why; at most 20.
+	KeptBecause   []string `protobuf:"bytes,18,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,6 +637,27 @@ func (x *PruneResult) GetRemovedCount() uint32 {
 	return 0
 }
 
+func (x *PruneResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *PruneResult) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *PruneResult) GetKeptBecause() []string {
+	if x != nil {
+		return x.KeptBecause
+	}
+	return nil
+}
+
 // ZfsReplicationPlan says what is replicated, from where, to where.
 type ZfsReplicationPlan struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -430,8 +666,11 @@ type ZfsReplicationPlan struct {
 	Source  *NodeRef    `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	Target  *NodeRef    `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
 	Dataset *DatasetRef `protobuf:"bytes,4,opt,name=dataset,proto3" json:"dataset,omitempty"`
-	// A named replication policy.
-	Policy        string `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`
+	// A named replication policy, whose options count.
+	Policy string `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The copy; absent: the same pool and name. Its backend must be ZFS.
+	TargetDataset *DatasetRef         `protobuf:"bytes,16,opt,name=target_dataset,json=targetDataset,proto3" json:"target_dataset,omitempty"`
+	Options       *ReplicationOptions `protobuf:"bytes,17,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,11 +740,27 @@ func (x *ZfsReplicationPlan) GetPolicy() string {
 	return ""
 }
 
+func (x *ZfsReplicationPlan) GetTargetDataset() *DatasetRef {
+	if x != nil {
+		return x.TargetDataset
+	}
+	return nil
+}
+
+func (x *ZfsReplicationPlan) GetOptions() *ReplicationOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 // ReplicationJob is a replication job with its plan.
 type ReplicationJob struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	JobId         string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	Plan          *ZfsReplicationPlan    `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	JobId string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Plan  *ZfsReplicationPlan    `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	// What the next run would send, as things are now.
+	Decision      *ReplicationDecision `protobuf:"bytes,16,opt,name=decision,proto3" json:"decision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -554,10 +809,20 @@ func (x *ReplicationJob) GetPlan() *ZfsReplicationPlan {
 	return nil
 }
 
+func (x *ReplicationJob) GetDecision() *ReplicationDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
 // JobRef names a replication job.
 type JobRef struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	JobId         string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	JobId string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// RunZfsReplication: the decision's plan_id, which confirms that what it says
+	// is destroyed on the target may be. Empty: what is in the way is set aside.
+	ConfirmPlanId string `protobuf:"bytes,16,opt,name=confirm_plan_id,json=confirmPlanId,proto3" json:"confirm_plan_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,6 +864,13 @@ func (x *JobRef) GetJobId() string {
 	return ""
 }
 
+func (x *JobRef) GetConfirmPlanId() string {
+	if x != nil {
+		return x.ConfirmPlanId
+	}
+	return ""
+}
+
 // ReplicationStatus is how a replication job stands.
 type ReplicationStatus struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -609,8 +881,35 @@ type ReplicationStatus struct {
 	DurationMs       uint64                 `protobuf:"varint,5,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
 	LastError        string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	LastUpdate       *Timestamp             `protobuf:"bytes,7,opt,name=last_update,json=lastUpdate,proto3" json:"last_update,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	OperationId      string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Source           *NodeRef               `protobuf:"bytes,17,opt,name=source,proto3" json:"source,omitempty"`
+	Target           *NodeRef               `protobuf:"bytes,18,opt,name=target,proto3" json:"target,omitempty"`
+	Dataset          *DatasetRef            `protobuf:"bytes,19,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	TargetDataset    *DatasetRef            `protobuf:"bytes,20,opt,name=target_dataset,json=targetDataset,proto3" json:"target_dataset,omitempty"`
+	// Of the run at work: estimated bytes in all, rate, time to the end
+	// (milliseconds; 0: unknown), and what is being done.
+	BytesTotal     uint64 `protobuf:"varint,21,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	BytesPerSecond uint64 `protobuf:"varint,22,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	EtaMs          uint64 `protobuf:"varint,23,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
+	Phase          string `protobuf:"bytes,24,opt,name=phase,proto3" json:"phase,omitempty"`
+	// How often runs were resumed after a cut, in all.
+	Resumes uint32 `protobuf:"varint,25,opt,name=resumes,proto3" json:"resumes,omitempty"`
+	// The age of the newest snapshot that the target has, seconds, and what was
+	// written since, bytes (as last looked at).
+	LagSeconds  uint64     `protobuf:"varint,26,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
+	LagBytes    uint64     `protobuf:"varint,27,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	LastSuccess *Timestamp `protobuf:"bytes,28,opt,name=last_success,json=lastSuccess,proto3" json:"last_success,omitempty"`
+	// Since when the RPO is missed; absent: it is kept, or there is none.
+	RpoMissedSince *Timestamp `protobuf:"bytes,29,opt,name=rpo_missed_since,json=rpoMissedSince,proto3" json:"rpo_missed_since,omitempty"`
+	RpoSeconds     uint64     `protobuf:"varint,30,opt,name=rpo_seconds,json=rpoSeconds,proto3" json:"rpo_seconds,omitempty"`
+	Policy         string     `protobuf:"bytes,31,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The last error's code.
+	LastErrorCode string `protobuf:"bytes,32,opt,name=last_error_code,json=lastErrorCode,proto3" json:"last_error_code,omitempty"`
+	// Where a copy that had diverged was set aside in the last run.
+	SetAside      string               `protobuf:"bytes,33,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	Decision      *ReplicationDecision `protobuf:"bytes,34,opt,name=decision,proto3" json:"decision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplicationStatus) Reset() {
@@ -692,6 +991,2079 @@ func (x *ReplicationStatus) GetLastUpdate() *Timestamp {
 	return nil
 }
 
+func (x *ReplicationStatus) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *ReplicationStatus) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetDataset() *DatasetRef {
+	if x != nil {
+		return x.Dataset
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetTargetDataset() *DatasetRef {
+	if x != nil {
+		return x.TargetDataset
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetEtaMs() uint64 {
+	if x != nil {
+		return x.EtaMs
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *ReplicationStatus) GetResumes() uint32 {
+	if x != nil {
+		return x.Resumes
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetLagSeconds() uint64 {
+	if x != nil {
+		return x.LagSeconds
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetLastSuccess() *Timestamp {
+	if x != nil {
+		return x.LastSuccess
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetRpoMissedSince() *Timestamp {
+	if x != nil {
+		return x.RpoMissedSince
+	}
+	return nil
+}
+
+func (x *ReplicationStatus) GetRpoSeconds() uint64 {
+	if x != nil {
+		return x.RpoSeconds
+	}
+	return 0
+}
+
+func (x *ReplicationStatus) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *ReplicationStatus) GetLastErrorCode() string {
+	if x != nil {
+		return x.LastErrorCode
+	}
+	return ""
+}
+
+func (x *ReplicationStatus) GetSetAside() string {
+	if x != nil {
+		return x.SetAside
+	}
+	return ""
+}
+
+func (x *ReplicationStatus) GetDecision() *ReplicationDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+// ReplicationOptions say how a dataset is replicated.
+type ReplicationOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Do not take a snapshot first: send what there is.
+	NoSnapshot bool `protobuf:"varint,1,opt,name=no_snapshot,json=noSnapshot,proto3" json:"no_snapshot,omitempty"`
+	// Send only the newest snapshot, not those between.
+	NewestOnly bool `protobuf:"varint,2,opt,name=newest_only,json=newestOnly,proto3" json:"newest_only,omitempty"`
+	// MiB/s; 0: no limit.
+	BandwidthMib uint64 `protobuf:"varint,3,opt,name=bandwidth_mib,json=bandwidthMib,proto3" json:"bandwidth_mib,omitempty"`
+	// How old the target's newest snapshot may be; 0: any age.
+	RpoSeconds uint64 `protobuf:"varint,4,opt,name=rpo_seconds,json=rpoSeconds,proto3" json:"rpo_seconds,omitempty"`
+	// What may become of a copy that has diverged by itself: nothing (the run
+	// fails), or it is set aside by renaming.
+	RefuseDiverged bool `protobuf:"varint,5,opt,name=refuse_diverged,json=refuseDiverged,proto3" json:"refuse_diverged,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReplicationOptions) Reset() {
+	*x = ReplicationOptions{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationOptions) ProtoMessage() {}
+
+func (x *ReplicationOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationOptions.ProtoReflect.Descriptor instead.
+func (*ReplicationOptions) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReplicationOptions) GetNoSnapshot() bool {
+	if x != nil {
+		return x.NoSnapshot
+	}
+	return false
+}
+
+func (x *ReplicationOptions) GetNewestOnly() bool {
+	if x != nil {
+		return x.NewestOnly
+	}
+	return false
+}
+
+func (x *ReplicationOptions) GetBandwidthMib() uint64 {
+	if x != nil {
+		return x.BandwidthMib
+	}
+	return 0
+}
+
+func (x *ReplicationOptions) GetRpoSeconds() uint64 {
+	if x != nil {
+		return x.RpoSeconds
+	}
+	return 0
+}
+
+func (x *ReplicationOptions) GetRefuseDiverged() bool {
+	if x != nil {
+		return x.RefuseDiverged
+	}
+	return false
+}
+
+// ReplicationDecision is what a run would do, as things were when it was made.
+type ReplicationDecision struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	PlanId     string                 `protobuf:"bytes,1,opt,name=plan_id,json=planId,proto3" json:"plan_id,omitempty"`
+	Mode       ReplicationMode        `protobuf:"varint,2,opt,name=mode,proto3,enum=debvisor.v1.ReplicationMode" json:"mode,omitempty"`
+	Divergence Divergence             `protobuf:"varint,3,opt,name=divergence,proto3,enum=debvisor.v1.Divergence" json:"divergence,omitempty"`
+	// The last common snapshot (or bookmark of the source).
+	Common string `protobuf:"bytes,4,opt,name=common,proto3" json:"common,omitempty"`
+	// ZFS's own, in decimal.
+	CommonGuid     string                 `protobuf:"bytes,5,opt,name=common_guid,json=commonGuid,proto3" json:"common_guid,omitempty"`
+	Steps          []*ReplicationStepPlan `protobuf:"bytes,6,rep,name=steps,proto3" json:"steps,omitempty"`
+	EstimatedBytes uint64                 `protobuf:"varint,7,opt,name=estimated_bytes,json=estimatedBytes,proto3" json:"estimated_bytes,omitempty"`
+	// What would be set aside, and under which name.
+	SetAside string `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	// The target's snapshots that would be lost, if confirmed by plan_id.
+	Destroy []string `protobuf:"bytes,9,rep,name=destroy,proto3" json:"destroy,omitempty"`
+	// Why it is so, and why not, for people.
+	Reasons       []string   `protobuf:"bytes,10,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	ExpiresAt     *Timestamp `protobuf:"bytes,11,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationDecision) Reset() {
+	*x = ReplicationDecision{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationDecision) ProtoMessage() {}
+
+func (x *ReplicationDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationDecision.ProtoReflect.Descriptor instead.
+func (*ReplicationDecision) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReplicationDecision) GetPlanId() string {
+	if x != nil {
+		return x.PlanId
+	}
+	return ""
+}
+
+func (x *ReplicationDecision) GetMode() ReplicationMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ReplicationMode_REPLICATION_MODE_UNSPECIFIED
+}
+
+func (x *ReplicationDecision) GetDivergence() Divergence {
+	if x != nil {
+		return x.Divergence
+	}
+	return Divergence_DIVERGENCE_NONE
+}
+
+func (x *ReplicationDecision) GetCommon() string {
+	if x != nil {
+		return x.Common
+	}
+	return ""
+}
+
+func (x *ReplicationDecision) GetCommonGuid() string {
+	if x != nil {
+		return x.CommonGuid
+	}
+	return ""
+}
+
+func (x *ReplicationDecision) GetSteps() []*ReplicationStepPlan {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *ReplicationDecision) GetEstimatedBytes() uint64 {
+	if x != nil {
+		return x.EstimatedBytes
+	}
+	return 0
+}
+
+func (x *ReplicationDecision) GetSetAside() string {
+	if x != nil {
+		return x.SetAside
+	}
+	return ""
+}
+
+func (x *ReplicationDecision) GetDestroy() []string {
+	if x != nil {
+		return x.Destroy
+	}
+	return nil
+}
+
+func (x *ReplicationDecision) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ReplicationDecision) GetExpiresAt() *Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+// ReplicationStepPlan is one stream.
+type ReplicationStepPlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "@name" or "#name"; empty: a full stream.
+	From           string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To             string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	EstimatedBytes uint64 `protobuf:"varint,3,opt,name=estimated_bytes,json=estimatedBytes,proto3" json:"estimated_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReplicationStepPlan) Reset() {
+	*x = ReplicationStepPlan{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationStepPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationStepPlan) ProtoMessage() {}
+
+func (x *ReplicationStepPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationStepPlan.ProtoReflect.Descriptor instead.
+func (*ReplicationStepPlan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReplicationStepPlan) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ReplicationStepPlan) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *ReplicationStepPlan) GetEstimatedBytes() uint64 {
+	if x != nil {
+		return x.EstimatedBytes
+	}
+	return 0
+}
+
+// StorageFilter selects pools and datasets.
+type StorageFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Empty: all.
+	Pool          string         `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	Backend       StorageBackend `protobuf:"varint,3,opt,name=backend,proto3,enum=debvisor.v1.StorageBackend" json:"backend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StorageFilter) Reset() {
+	*x = StorageFilter{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StorageFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StorageFilter) ProtoMessage() {}
+
+func (x *StorageFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StorageFilter.ProtoReflect.Descriptor instead.
+func (*StorageFilter) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StorageFilter) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *StorageFilter) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *StorageFilter) GetBackend() StorageBackend {
+	if x != nil {
+		return x.Backend
+	}
+	return StorageBackend_BACKEND_UNKNOWN
+}
+
+// StorageList is what there is, by node and name.
+type StorageList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pools         []*StoragePool         `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
+	Datasets      []*Dataset             `protobuf:"bytes,2,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StorageList) Reset() {
+	*x = StorageList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StorageList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StorageList) ProtoMessage() {}
+
+func (x *StorageList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StorageList.ProtoReflect.Descriptor instead.
+func (*StorageList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StorageList) GetPools() []*StoragePool {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+func (x *StorageList) GetDatasets() []*Dataset {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+// StoragePool is one pool of a node. Sizes are bytes.
+type StoragePool struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Backend StorageBackend         `protobuf:"varint,2,opt,name=backend,proto3,enum=debvisor.v1.StorageBackend" json:"backend,omitempty"`
+	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// ZFS's own word, such as ONLINE, DEGRADED.
+	Health    string `protobuf:"bytes,4,opt,name=health,proto3" json:"health,omitempty"`
+	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	FreeBytes uint64 `protobuf:"varint,6,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	Version   string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	// The node's ZFS does not answer: as last seen, and why.
+	StaleBecause  string `protobuf:"bytes,8,opt,name=stale_because,json=staleBecause,proto3" json:"stale_because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragePool) Reset() {
+	*x = StoragePool{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragePool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragePool) ProtoMessage() {}
+
+func (x *StoragePool) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragePool.ProtoReflect.Descriptor instead.
+func (*StoragePool) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StoragePool) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *StoragePool) GetBackend() StorageBackend {
+	if x != nil {
+		return x.Backend
+	}
+	return StorageBackend_BACKEND_UNKNOWN
+}
+
+func (x *StoragePool) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StoragePool) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *StoragePool) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *StoragePool) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *StoragePool) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *StoragePool) GetStaleBecause() string {
+	if x != nil {
+		return x.StaleBecause
+	}
+	return ""
+}
+
+// Dataset is one dataset of a node. Sizes are bytes.
+type Dataset struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *DatasetRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// It is a volume (zvol), not a file system.
+	Volume          bool   `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	VolumeBytes     uint64 `protobuf:"varint,3,opt,name=volume_bytes,json=volumeBytes,proto3" json:"volume_bytes,omitempty"`
+	UsedBytes       uint64 `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	ReferencedBytes uint64 `protobuf:"varint,5,opt,name=referenced_bytes,json=referencedBytes,proto3" json:"referenced_bytes,omitempty"`
+	AvailableBytes  uint64 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	Encrypted       bool   `protobuf:"varint,7,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
+	ReadOnly        bool   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// The dataset@snapshot that it is a clone of.
+	Origin string `protobuf:"bytes,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	// The replication job that it is the copy of.
+	ReplicationJob string `protobuf:"bytes,10,opt,name=replication_job,json=replicationJob,proto3" json:"replication_job,omitempty"`
+	// The VMs that have it as a disk, by UUID.
+	Vms           []string `protobuf:"bytes,11,rep,name=vms,proto3" json:"vms,omitempty"`
+	Guid          string   `protobuf:"bytes,12,opt,name=guid,proto3" json:"guid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dataset) Reset() {
+	*x = Dataset{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dataset) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dataset) ProtoMessage() {}
+
+func (x *Dataset) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dataset.ProtoReflect.Descriptor instead.
+func (*Dataset) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Dataset) GetRef() *DatasetRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *Dataset) GetVolume() bool {
+	if x != nil {
+		return x.Volume
+	}
+	return false
+}
+
+func (x *Dataset) GetVolumeBytes() uint64 {
+	if x != nil {
+		return x.VolumeBytes
+	}
+	return 0
+}
+
+func (x *Dataset) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Dataset) GetReferencedBytes() uint64 {
+	if x != nil {
+		return x.ReferencedBytes
+	}
+	return 0
+}
+
+func (x *Dataset) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *Dataset) GetEncrypted() bool {
+	if x != nil {
+		return x.Encrypted
+	}
+	return false
+}
+
+func (x *Dataset) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *Dataset) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Dataset) GetReplicationJob() string {
+	if x != nil {
+		return x.ReplicationJob
+	}
+	return ""
+}
+
+func (x *Dataset) GetVms() []string {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *Dataset) GetGuid() string {
+	if x != nil {
+		return x.Guid
+	}
+	return ""
+}
+
+// SnapshotSetRequest asks for snapshots in one moment.
+type SnapshotSetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of one node and one pool; or vm.
+	Datasets []*DatasetRef `protobuf:"bytes,1,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	// All of its disks that are ZFS volumes or lie on ZFS.
+	Vm            *VMRef `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	Label         string `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotSetRequest) Reset() {
+	*x = SnapshotSetRequest{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotSetRequest) ProtoMessage() {}
+
+func (x *SnapshotSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotSetRequest.ProtoReflect.Descriptor instead.
+func (*SnapshotSetRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SnapshotSetRequest) GetDatasets() []*DatasetRef {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *SnapshotSetRequest) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *SnapshotSetRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+// SnapshotSetStatus answers a set's making.
+type SnapshotSetStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Snapshots     []*SnapshotRef         `protobuf:"bytes,3,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	OperationId   string                 `protobuf:"bytes,4,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotSetStatus) Reset() {
+	*x = SnapshotSetStatus{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotSetStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotSetStatus) ProtoMessage() {}
+
+func (x *SnapshotSetStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotSetStatus.ProtoReflect.Descriptor instead.
+func (*SnapshotSetStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SnapshotSetStatus) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *SnapshotSetStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *SnapshotSetStatus) GetSnapshots() []*SnapshotRef {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *SnapshotSetStatus) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// SnapshotFilter selects snapshots.
+type SnapshotFilter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Dataset   *DatasetRef            `protobuf:"bytes,1,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	Recursive bool                   `protobuf:"varint,2,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	// Those of others too.
+	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	// A glob on the label or name; empty: all.
+	Pattern string `protobuf:"bytes,4,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// At most so many, the oldest first; 0: 1,000; at most 10,000.
+	Limit uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the last answer's next_page said.
+	Page          string `protobuf:"bytes,6,opt,name=page,proto3" json:"page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotFilter) Reset() {
+	*x = SnapshotFilter{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotFilter) ProtoMessage() {}
+
+func (x *SnapshotFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotFilter.ProtoReflect.Descriptor instead.
+func (*SnapshotFilter) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SnapshotFilter) GetDataset() *DatasetRef {
+	if x != nil {
+		return x.Dataset
+	}
+	return nil
+}
+
+func (x *SnapshotFilter) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *SnapshotFilter) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *SnapshotFilter) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *SnapshotFilter) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *SnapshotFilter) GetPage() string {
+	if x != nil {
+		return x.Page
+	}
+	return ""
+}
+
+// SnapshotList is a page of snapshots.
+type SnapshotList struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Empty: these were the last.
+	NextPage      string `protobuf:"bytes,2,opt,name=next_page,json=nextPage,proto3" json:"next_page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotList) Reset() {
+	*x = SnapshotList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotList) ProtoMessage() {}
+
+func (x *SnapshotList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotList.ProtoReflect.Descriptor instead.
+func (*SnapshotList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SnapshotList) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *SnapshotList) GetNextPage() string {
+	if x != nil {
+		return x.NextPage
+	}
+	return ""
+}
+
+// Snapshot is one snapshot. Sizes are bytes.
+type Snapshot struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Ref       *SnapshotRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	CreatedAt *Timestamp             `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Label     string                 `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
+	// The operation that made it; empty: it is not ours.
+	OperationId string `protobuf:"bytes,4,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// The set that it is part of.
+	Set string `protobuf:"bytes,5,opt,name=set,proto3" json:"set,omitempty"`
+	// What only it holds.
+	UsedBytes       uint64   `protobuf:"varint,6,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	ReferencedBytes uint64   `protobuf:"varint,7,opt,name=referenced_bytes,json=referencedBytes,proto3" json:"referenced_bytes,omitempty"`
+	Holds           []string `protobuf:"bytes,8,rep,name=holds,proto3" json:"holds,omitempty"`
+	Clones          []string `protobuf:"bytes,9,rep,name=clones,proto3" json:"clones,omitempty"`
+	Guid            string   `protobuf:"bytes,10,opt,name=guid,proto3" json:"guid,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Snapshot) GetRef() *SnapshotRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *Snapshot) GetCreatedAt() *Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Snapshot) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Snapshot) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *Snapshot) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *Snapshot) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetReferencedBytes() uint64 {
+	if x != nil {
+		return x.ReferencedBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetHolds() []string {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *Snapshot) GetClones() []string {
+	if x != nil {
+		return x.Clones
+	}
+	return nil
+}
+
+func (x *Snapshot) GetGuid() string {
+	if x != nil {
+		return x.Guid
+	}
+	return ""
+}
+
+// DeleteSnapshotsRequest names what is to go.
+type DeleteSnapshotsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of one node.
+	Snapshots     []*SnapshotRef `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotsRequest) Reset() {
+	*x = DeleteSnapshotsRequest{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotsRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeleteSnapshotsRequest) GetSnapshots() []*SnapshotRef {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+// PrunePlan is a dry run of a pruning.
+type PrunePlan struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Verdicts []*PruneVerdict        `protobuf:"bytes,1,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
+	Keep     uint32                 `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"`
+	Remove   uint32                 `protobuf:"varint,3,opt,name=remove,proto3" json:"remove,omitempty"`
+	// What all removals together free.
+	FreedBytes uint64 `protobuf:"varint,4,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// There are more verdicts than fit into an answer; the sums are of all.
+	Truncated     bool `protobuf:"varint,5,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrunePlan) Reset() {
+	*x = PrunePlan{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrunePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrunePlan) ProtoMessage() {}
+
+func (x *PrunePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrunePlan.ProtoReflect.Descriptor instead.
+func (*PrunePlan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PrunePlan) GetVerdicts() []*PruneVerdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+func (x *PrunePlan) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *PrunePlan) GetRemove() uint32 {
+	if x != nil {
+		return x.Remove
+	}
+	return 0
+}
+
+func (x *PrunePlan) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *PrunePlan) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+// PruneVerdict is what becomes of one snapshot.
+type PruneVerdict struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot *SnapshotRef           `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Keep     bool                   `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"`
+	// Every rule that keeps it.
+	Rules     []string   `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	CreatedAt *Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Label     string     `protobuf:"bytes,5,opt,name=label,proto3" json:"label,omitempty"`
+	// What only it holds.
+	UsedBytes     uint64 `protobuf:"varint,6,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneVerdict) Reset() {
+	*x = PruneVerdict{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneVerdict) ProtoMessage() {}
+
+func (x *PruneVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneVerdict.ProtoReflect.Descriptor instead.
+func (*PruneVerdict) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PruneVerdict) GetSnapshot() *SnapshotRef {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *PruneVerdict) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+func (x *PruneVerdict) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *PruneVerdict) GetCreatedAt() *Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *PruneVerdict) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *PruneVerdict) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+// RetentionPolicySpec is a named retention policy.
+type RetentionPolicySpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Rules *RetentionPolicy       `protobuf:"bytes,2,opt,name=rules,proto3" json:"rules,omitempty"`
+	// Each with a node, or of the only node that has it.
+	Datasets  []*DatasetRef `protobuf:"bytes,3,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	Recursive bool          `protobuf:"varint,4,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	// "every 15m", or five cron fields; empty: only by request.
+	Schedule string `protobuf:"bytes,5,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// IANA; empty: UTC.
+	TimeZone string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// Take a snapshot with this label first; empty: none is taken.
+	SnapshotLabel string `protobuf:"bytes,7,opt,name=snapshot_label,json=snapshotLabel,proto3" json:"snapshot_label,omitempty"`
+	Paused        bool   `protobuf:"varint,8,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionPolicySpec) Reset() {
+	*x = RetentionPolicySpec{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionPolicySpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionPolicySpec) ProtoMessage() {}
+
+func (x *RetentionPolicySpec) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionPolicySpec.ProtoReflect.Descriptor instead.
+func (*RetentionPolicySpec) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RetentionPolicySpec) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RetentionPolicySpec) GetRules() *RetentionPolicy {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *RetentionPolicySpec) GetDatasets() []*DatasetRef {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *RetentionPolicySpec) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *RetentionPolicySpec) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *RetentionPolicySpec) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *RetentionPolicySpec) GetSnapshotLabel() string {
+	if x != nil {
+		return x.SnapshotLabel
+	}
+	return ""
+}
+
+func (x *RetentionPolicySpec) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+// PolicyRun is how a policy's schedule stands.
+type PolicyRun struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	NextDue        *Timestamp             `protobuf:"bytes,1,opt,name=next_due,json=nextDue,proto3" json:"next_due,omitempty"`
+	LastDue        *Timestamp             `protobuf:"bytes,2,opt,name=last_due,json=lastDue,proto3" json:"last_due,omitempty"`
+	LastOperations []string               `protobuf:"bytes,3,rep,name=last_operations,json=lastOperations,proto3" json:"last_operations,omitempty"`
+	Fired          uint64                 `protobuf:"varint,4,opt,name=fired,proto3" json:"fired,omitempty"`
+	Skipped        uint64                 `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	LastSkip       string                 `protobuf:"bytes,6,opt,name=last_skip,json=lastSkip,proto3" json:"last_skip,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PolicyRun) Reset() {
+	*x = PolicyRun{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRun) ProtoMessage() {}
+
+func (x *PolicyRun) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRun.ProtoReflect.Descriptor instead.
+func (*PolicyRun) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PolicyRun) GetNextDue() *Timestamp {
+	if x != nil {
+		return x.NextDue
+	}
+	return nil
+}
+
+func (x *PolicyRun) GetLastDue() *Timestamp {
+	if x != nil {
+		return x.LastDue
+	}
+	return nil
+}
+
+func (x *PolicyRun) GetLastOperations() []string {
+	if x != nil {
+		return x.LastOperations
+	}
+	return nil
+}
+
+func (x *PolicyRun) GetFired() uint64 {
+	if x != nil {
+		return x.Fired
+	}
+	return 0
+}
+
+func (x *PolicyRun) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *PolicyRun) GetLastSkip() string {
+	if x != nil {
+		return x.LastSkip
+	}
+	return ""
+}
+
+// RetentionPolicyStatus is a policy and how it stands.
+type RetentionPolicyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *RetentionPolicySpec   `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Run           *PolicyRun             `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
+	OperationId   string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionPolicyStatus) Reset() {
+	*x = RetentionPolicyStatus{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionPolicyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionPolicyStatus) ProtoMessage() {}
+
+func (x *RetentionPolicyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionPolicyStatus.ProtoReflect.Descriptor instead.
+func (*RetentionPolicyStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RetentionPolicyStatus) GetSpec() *RetentionPolicySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *RetentionPolicyStatus) GetRun() *PolicyRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+func (x *RetentionPolicyStatus) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// RetentionPolicyList is all of them.
+type RetentionPolicyList struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Policies      []*RetentionPolicyStatus `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionPolicyList) Reset() {
+	*x = RetentionPolicyList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionPolicyList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionPolicyList) ProtoMessage() {}
+
+func (x *RetentionPolicyList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionPolicyList.ProtoReflect.Descriptor instead.
+func (*RetentionPolicyList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RetentionPolicyList) GetPolicies() []*RetentionPolicyStatus {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// StoragePolicyRef names a retention or replication policy.
+type StoragePolicyRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragePolicyRef) Reset() {
+	*x = StoragePolicyRef{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragePolicyRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragePolicyRef) ProtoMessage() {}
+
+func (x *StoragePolicyRef) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragePolicyRef.ProtoReflect.Descriptor instead.
+func (*StoragePolicyRef) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *StoragePolicyRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// ReplicationPolicySpec is a named replication policy.
+type ReplicationPolicySpec struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Datasets []*DatasetRef          `protobuf:"bytes,2,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	Targets  []*ReplicationTarget   `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
+	// "every 15m", or five cron fields; empty: only by request.
+	Schedule string `protobuf:"bytes,4,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// IANA; empty: UTC.
+	TimeZone      string              `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	Options       *ReplicationOptions `protobuf:"bytes,6,opt,name=options,proto3" json:"options,omitempty"`
+	Paused        bool                `protobuf:"varint,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationPolicySpec) Reset() {
+	*x = ReplicationPolicySpec{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationPolicySpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationPolicySpec) ProtoMessage() {}
+
+func (x *ReplicationPolicySpec) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationPolicySpec.ProtoReflect.Descriptor instead.
+func (*ReplicationPolicySpec) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReplicationPolicySpec) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReplicationPolicySpec) GetDatasets() []*DatasetRef {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *ReplicationPolicySpec) GetTargets() []*ReplicationTarget {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *ReplicationPolicySpec) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *ReplicationPolicySpec) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *ReplicationPolicySpec) GetOptions() *ReplicationOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *ReplicationPolicySpec) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+// ReplicationTarget is where copies go.
+type ReplicationTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The copy of pool/path is prefix/path; empty: the same name.
+	Prefix        string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationTarget) Reset() {
+	*x = ReplicationTarget{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationTarget) ProtoMessage() {}
+
+func (x *ReplicationTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationTarget.ProtoReflect.Descriptor instead.
+func (*ReplicationTarget) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ReplicationTarget) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ReplicationTarget) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+// ReplicationPolicyStatus is a policy and how it stands.
+type ReplicationPolicyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *ReplicationPolicySpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Run           *PolicyRun             `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
+	Jobs          []*ReplicationStatus   `protobuf:"bytes,3,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	OperationId   string                 `protobuf:"bytes,4,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationPolicyStatus) Reset() {
+	*x = ReplicationPolicyStatus{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationPolicyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationPolicyStatus) ProtoMessage() {}
+
+func (x *ReplicationPolicyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationPolicyStatus.ProtoReflect.Descriptor instead.
+func (*ReplicationPolicyStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ReplicationPolicyStatus) GetSpec() *ReplicationPolicySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ReplicationPolicyStatus) GetRun() *PolicyRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+func (x *ReplicationPolicyStatus) GetJobs() []*ReplicationStatus {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+func (x *ReplicationPolicyStatus) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// ReplicationPolicyList is all of them.
+type ReplicationPolicyList struct {
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Policies      []*ReplicationPolicyStatus `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationPolicyList) Reset() {
+	*x = ReplicationPolicyList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationPolicyList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationPolicyList) ProtoMessage() {}
+
+func (x *ReplicationPolicyList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationPolicyList.ProtoReflect.Descriptor instead.
+func (*ReplicationPolicyList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ReplicationPolicyList) GetPolicies() []*ReplicationPolicyStatus {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// ReplicationFilter selects jobs.
+type ReplicationFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Source or target; empty: any.
+	Node          *NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Policy        string   `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationFilter) Reset() {
+	*x = ReplicationFilter{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationFilter) ProtoMessage() {}
+
+func (x *ReplicationFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationFilter.ProtoReflect.Descriptor instead.
+func (*ReplicationFilter) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReplicationFilter) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ReplicationFilter) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+// ReplicationList is jobs, by id.
+type ReplicationList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replications  []*ReplicationStatus   `protobuf:"bytes,1,rep,name=replications,proto3" json:"replications,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationList) Reset() {
+	*x = ReplicationList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationList) ProtoMessage() {}
+
+func (x *ReplicationList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationList.ProtoReflect.Descriptor instead.
+func (*ReplicationList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ReplicationList) GetReplications() []*ReplicationStatus {
+	if x != nil {
+		return x.Replications
+	}
+	return nil
+}
+
 // RbdTemplateRequest asks for a template's snapshot.
 type RbdTemplateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -703,7 +3075,7 @@ type RbdTemplateRequest struct {
 
 func (x *RbdTemplateRequest) Reset() {
 	*x = RbdTemplateRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +3087,7 @@ func (x *RbdTemplateRequest) String() string {
 func (*RbdTemplateRequest) ProtoMessage() {}
 
 func (x *RbdTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +3100,7 @@ func (x *RbdTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbdTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RbdTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RbdTemplateRequest) GetImage() *DatasetRef {
@@ -756,7 +3128,7 @@ type RbdCloneRequest struct {
 
 func (x *RbdCloneRequest) Reset() {
 	*x = RbdCloneRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +3140,7 @@ func (x *RbdCloneRequest) String() string {
 func (*RbdCloneRequest) ProtoMessage() {}
 
 func (x *RbdCloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +3153,7 @@ func (x *RbdCloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbdCloneRequest.ProtoReflect.Descriptor instead.
 func (*RbdCloneRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RbdCloneRequest) GetTemplateSnapshot() *SnapshotRef {
@@ -810,7 +3182,7 @@ type CloneResult struct {
 
 func (x *CloneResult) Reset() {
 	*x = CloneResult{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +3194,7 @@ func (x *CloneResult) String() string {
 func (*CloneResult) ProtoMessage() {}
 
 func (x *CloneResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +3207,7 @@ func (x *CloneResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneResult.ProtoReflect.Descriptor instead.
 func (*CloneResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CloneResult) GetStatus() StatusCode {
@@ -870,33 +3242,50 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\fsnapshotName\"l\n" +
 	"\x0fSnapshotRequest\x129\n" +
 	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12\x1e\n" +
-	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\x91\x01\n" +
+	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\xb4\x01\n" +
 	"\x0eSnapshotStatus\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x124\n" +
-	"\bsnapshot\x18\x03 \x01(\v2\x18.debvisor.v1.SnapshotRefR\bsnapshot\"\x82\x01\n" +
+	"\bsnapshot\x18\x03 \x01(\v2\x18.debvisor.v1.SnapshotRefR\bsnapshot\x12!\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\"\xba\x03\n" +
 	"\x0fRetentionPolicy\x12\x1b\n" +
 	"\tkeep_last\x18\x01 \x01(\rR\bkeepLast\x12&\n" +
 	"\x0fkeep_daily_days\x18\x02 \x01(\rR\rkeepDailyDays\x12*\n" +
-	"\x11keep_weekly_weeks\x18\x03 \x01(\rR\x0fkeepWeeklyWeeks\"\x87\x01\n" +
+	"\x11keep_weekly_weeks\x18\x03 \x01(\rR\x0fkeepWeeklyWeeks\x12*\n" +
+	"\x11keep_hourly_hours\x18\x10 \x01(\rR\x0fkeepHourlyHours\x12.\n" +
+	"\x13keep_monthly_months\x18\x11 \x01(\rR\x11keepMonthlyMonths\x12*\n" +
+	"\x11keep_yearly_years\x18\x12 \x01(\rR\x0fkeepYearlyYears\x12.\n" +
+	"\x13keep_within_seconds\x18\x13 \x01(\x04R\x11keepWithinSeconds\x12+\n" +
+	"\fkeep_pattern\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vkeepPattern\x12+\n" +
+	"\fonly_pattern\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vonlyPattern\x12$\n" +
+	"\ttime_zone\x18\x16 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"\xa5\x01\n" +
 	"\fPruneRequest\x129\n" +
 	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12<\n" +
-	"\x06policy\x18\x02 \x01(\v2\x1c.debvisor.v1.RetentionPolicyB\x06\xbaH\x03\xc8\x01\x01R\x06policy\"}\n" +
+	"\x06policy\x18\x02 \x01(\v2\x1c.debvisor.v1.RetentionPolicyB\x06\xbaH\x03\xc8\x01\x01R\x06policy\x12\x1c\n" +
+	"\trecursive\x18\x10 \x01(\bR\trecursive\"\xe4\x01\n" +
 	"\vPruneResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
-	"\rremoved_count\x18\x03 \x01(\rR\fremovedCount\"\xf4\x01\n" +
+	"\rremoved_count\x18\x03 \x01(\rR\fremovedCount\x12!\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\x12\x1f\n" +
+	"\vfreed_bytes\x18\x11 \x01(\x04R\n" +
+	"freedBytes\x12!\n" +
+	"\fkept_because\x18\x12 \x03(\tR\vkeptBecause\"\xef\x02\n" +
 	"\x12ZfsReplicationPlan\x12\x1e\n" +
 	"\x06job_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05jobId\x12,\n" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x124\n" +
 	"\x06target\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x06target\x129\n" +
 	"\adataset\x18\x04 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12\x1f\n" +
-	"\x06policy\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06policy\"\\\n" +
+	"\x06policy\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06policy\x12>\n" +
+	"\x0etarget_dataset\x18\x10 \x01(\v2\x17.debvisor.v1.DatasetRefR\rtargetDataset\x129\n" +
+	"\aoptions\x18\x11 \x01(\v2\x1f.debvisor.v1.ReplicationOptionsR\aoptions\"\x9a\x01\n" +
 	"\x0eReplicationJob\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x123\n" +
-	"\x04plan\x18\x02 \x01(\v2\x1f.debvisor.v1.ZfsReplicationPlanR\x04plan\"*\n" +
+	"\x04plan\x18\x02 \x01(\v2\x1f.debvisor.v1.ZfsReplicationPlanR\x04plan\x12<\n" +
+	"\bdecision\x18\x10 \x01(\v2 .debvisor.v1.ReplicationDecisionR\bdecision\"[\n" +
 	"\x06JobRef\x12 \n" +
-	"\x06job_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x05jobId\"\xb3\x02\n" +
+	"\x06job_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x05jobId\x12/\n" +
+	"\x0fconfirm_plan_id\x18\x10 \x01(\tB\a\xbaH\x04r\x02\x18@R\rconfirmPlanId\"\xae\b\n" +
 	"\x11ReplicationStatus\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.debvisor.v1.ReplicationStateR\x05state\x12,\n" +
@@ -907,7 +3296,191 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\x06 \x01(\tR\tlastError\x127\n" +
 	"\vlast_update\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\n" +
-	"lastUpdate\"k\n" +
+	"lastUpdate\x12!\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\x12,\n" +
+	"\x06source\x18\x11 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x12 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x121\n" +
+	"\adataset\x18\x13 \x01(\v2\x17.debvisor.v1.DatasetRefR\adataset\x12>\n" +
+	"\x0etarget_dataset\x18\x14 \x01(\v2\x17.debvisor.v1.DatasetRefR\rtargetDataset\x12\x1f\n" +
+	"\vbytes_total\x18\x15 \x01(\x04R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\x16 \x01(\x04R\x0ebytesPerSecond\x12\x15\n" +
+	"\x06eta_ms\x18\x17 \x01(\x04R\x05etaMs\x12\x14\n" +
+	"\x05phase\x18\x18 \x01(\tR\x05phase\x12\x18\n" +
+	"\aresumes\x18\x19 \x01(\rR\aresumes\x12\x1f\n" +
+	"\vlag_seconds\x18\x1a \x01(\x04R\n" +
+	"lagSeconds\x12\x1b\n" +
+	"\tlag_bytes\x18\x1b \x01(\x04R\blagBytes\x129\n" +
+	"\flast_success\x18\x1c \x01(\v2\x16.debvisor.v1.TimestampR\vlastSuccess\x12@\n" +
+	"\x10rpo_missed_since\x18\x1d \x01(\v2\x16.debvisor.v1.TimestampR\x0erpoMissedSince\x12\x1f\n" +
+	"\vrpo_seconds\x18\x1e \x01(\x04R\n" +
+	"rpoSeconds\x12\x16\n" +
+	"\x06policy\x18\x1f \x01(\tR\x06policy\x12&\n" +
+	"\x0flast_error_code\x18  \x01(\tR\rlastErrorCode\x12\x1b\n" +
+	"\tset_aside\x18! \x01(\tR\bsetAside\x12<\n" +
+	"\bdecision\x18\" \x01(\v2 .debvisor.v1.ReplicationDecisionR\bdecision\"\xd0\x01\n" +
+	"\x12ReplicationOptions\x12\x1f\n" +
+	"\vno_snapshot\x18\x01 \x01(\bR\n" +
+	"noSnapshot\x12\x1f\n" +
+	"\vnewest_only\x18\x02 \x01(\bR\n" +
+	"newestOnly\x12.\n" +
+	"\rbandwidth_mib\x18\x03 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\fbandwidthMib\x12\x1f\n" +
+	"\vrpo_seconds\x18\x04 \x01(\x04R\n" +
+	"rpoSeconds\x12'\n" +
+	"\x0frefuse_diverged\x18\x05 \x01(\bR\x0erefuseDiverged\"\xbb\x03\n" +
+	"\x13ReplicationDecision\x12\x17\n" +
+	"\aplan_id\x18\x01 \x01(\tR\x06planId\x120\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1c.debvisor.v1.ReplicationModeR\x04mode\x127\n" +
+	"\n" +
+	"divergence\x18\x03 \x01(\x0e2\x17.debvisor.v1.DivergenceR\n" +
+	"divergence\x12\x16\n" +
+	"\x06common\x18\x04 \x01(\tR\x06common\x12\x1f\n" +
+	"\vcommon_guid\x18\x05 \x01(\tR\n" +
+	"commonGuid\x126\n" +
+	"\x05steps\x18\x06 \x03(\v2 .debvisor.v1.ReplicationStepPlanR\x05steps\x12'\n" +
+	"\x0festimated_bytes\x18\a \x01(\x04R\x0eestimatedBytes\x12\x1b\n" +
+	"\tset_aside\x18\b \x01(\tR\bsetAside\x12\x18\n" +
+	"\adestroy\x18\t \x03(\tR\adestroy\x12\x18\n" +
+	"\areasons\x18\n" +
+	" \x03(\tR\areasons\x125\n" +
+	"\n" +
+	"expires_at\x18\v \x01(\v2\x16.debvisor.v1.TimestampR\texpiresAt\"b\n" +
+	"\x13ReplicationStepPlan\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12'\n" +
+	"\x0festimated_bytes\x18\x03 \x01(\x04R\x0eestimatedBytes\"\x98\x01\n" +
+	"\rStorageFilter\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1c\n" +
+	"\x04pool\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04pool\x12?\n" +
+	"\abackend\x18\x03 \x01(\x0e2\x1b.debvisor.v1.StorageBackendB\b\xbaH\x05\x82\x01\x02\x10\x01R\abackend\"o\n" +
+	"\vStorageList\x12.\n" +
+	"\x05pools\x18\x01 \x03(\v2\x18.debvisor.v1.StoragePoolR\x05pools\x120\n" +
+	"\bdatasets\x18\x02 \x03(\v2\x14.debvisor.v1.DatasetR\bdatasets\"\x97\x02\n" +
+	"\vStoragePool\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x125\n" +
+	"\abackend\x18\x02 \x01(\x0e2\x1b.debvisor.v1.StorageBackendR\abackend\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06health\x18\x04 \x01(\tR\x06health\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x06 \x01(\x04R\tfreeBytes\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12#\n" +
+	"\rstale_because\x18\b \x01(\tR\fstaleBecause\"\x84\x03\n" +
+	"\aDataset\x12)\n" +
+	"\x03ref\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefR\x03ref\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\bR\x06volume\x12!\n" +
+	"\fvolume_bytes\x18\x03 \x01(\x04R\vvolumeBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x04 \x01(\x04R\tusedBytes\x12)\n" +
+	"\x10referenced_bytes\x18\x05 \x01(\x04R\x0freferencedBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1c\n" +
+	"\tencrypted\x18\a \x01(\bR\tencrypted\x12\x1b\n" +
+	"\tread_only\x18\b \x01(\bR\breadOnly\x12\x16\n" +
+	"\x06origin\x18\t \x01(\tR\x06origin\x12'\n" +
+	"\x0freplication_job\x18\n" +
+	" \x01(\tR\x0ereplicationJob\x12\x10\n" +
+	"\x03vms\x18\v \x03(\tR\x03vms\x12\x12\n" +
+	"\x04guid\x18\f \x01(\tR\x04guid\"\x98\x01\n" +
+	"\x12SnapshotSetRequest\x12>\n" +
+	"\bdatasets\x18\x01 \x03(\v2\x17.debvisor.v1.DatasetRefB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\bdatasets\x12\"\n" +
+	"\x02vm\x18\x02 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x1e\n" +
+	"\x05label\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\xb9\x01\n" +
+	"\x11SnapshotSetStatus\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x126\n" +
+	"\tsnapshots\x18\x03 \x03(\v2\x18.debvisor.v1.SnapshotRefR\tsnapshots\x12!\n" +
+	"\foperation_id\x18\x04 \x01(\tR\voperationId\"\xdd\x01\n" +
+	"\x0eSnapshotFilter\x129\n" +
+	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12\x1c\n" +
+	"\trecursive\x18\x02 \x01(\bR\trecursive\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x12\"\n" +
+	"\apattern\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\apattern\x12\x1e\n" +
+	"\x05limit\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\x12\x1c\n" +
+	"\x04page\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x04page\"`\n" +
+	"\fSnapshotList\x123\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x15.debvisor.v1.SnapshotR\tsnapshots\x12\x1b\n" +
+	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"\xc4\x02\n" +
+	"\bSnapshot\x12*\n" +
+	"\x03ref\x18\x01 \x01(\v2\x18.debvisor.v1.SnapshotRefR\x03ref\x125\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\v2\x16.debvisor.v1.TimestampR\tcreatedAt\x12\x14\n" +
+	"\x05label\x18\x03 \x01(\tR\x05label\x12!\n" +
+	"\foperation_id\x18\x04 \x01(\tR\voperationId\x12\x10\n" +
+	"\x03set\x18\x05 \x01(\tR\x03set\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\x12)\n" +
+	"\x10referenced_bytes\x18\a \x01(\x04R\x0freferencedBytes\x12\x14\n" +
+	"\x05holds\x18\b \x03(\tR\x05holds\x12\x16\n" +
+	"\x06clones\x18\t \x03(\tR\x06clones\x12\x12\n" +
+	"\x04guid\x18\n" +
+	" \x01(\tR\x04guid\"]\n" +
+	"\x16DeleteSnapshotsRequest\x12C\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x18.debvisor.v1.SnapshotRefB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\tsnapshots\"\xad\x01\n" +
+	"\tPrunePlan\x125\n" +
+	"\bverdicts\x18\x01 \x03(\v2\x19.debvisor.v1.PruneVerdictR\bverdicts\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\rR\x04keep\x12\x16\n" +
+	"\x06remove\x18\x03 \x01(\rR\x06remove\x12\x1f\n" +
+	"\vfreed_bytes\x18\x04 \x01(\x04R\n" +
+	"freedBytes\x12\x1c\n" +
+	"\ttruncated\x18\x05 \x01(\bR\ttruncated\"\xda\x01\n" +
+	"\fPruneVerdict\x124\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x18.debvisor.v1.SnapshotRefR\bsnapshot\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\bR\x04keep\x12\x14\n" +
+	"\x05rules\x18\x03 \x03(\tR\x05rules\x125\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x16.debvisor.v1.TimestampR\tcreatedAt\x12\x14\n" +
+	"\x05label\x18\x05 \x01(\tR\x05label\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\"\x85\x03\n" +
+	"\x13RetentionPolicySpec\x12?\n" +
+	"\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x04name\x12:\n" +
+	"\x05rules\x18\x02 \x01(\v2\x1c.debvisor.v1.RetentionPolicyB\x06\xbaH\x03\xc8\x01\x01R\x05rules\x12>\n" +
+	"\bdatasets\x18\x03 \x03(\v2\x17.debvisor.v1.DatasetRefB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\bdatasets\x12\x1c\n" +
+	"\trecursive\x18\x04 \x01(\bR\trecursive\x12$\n" +
+	"\bschedule\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bschedule\x12$\n" +
+	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\x12/\n" +
+	"\x0esnapshot_label\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\rsnapshotLabel\x12\x16\n" +
+	"\x06paused\x18\b \x01(\bR\x06paused\"\xe7\x01\n" +
+	"\tPolicyRun\x121\n" +
+	"\bnext_due\x18\x01 \x01(\v2\x16.debvisor.v1.TimestampR\anextDue\x121\n" +
+	"\blast_due\x18\x02 \x01(\v2\x16.debvisor.v1.TimestampR\alastDue\x12'\n" +
+	"\x0flast_operations\x18\x03 \x03(\tR\x0elastOperations\x12\x14\n" +
+	"\x05fired\x18\x04 \x01(\x04R\x05fired\x12\x18\n" +
+	"\askipped\x18\x05 \x01(\x04R\askipped\x12\x1b\n" +
+	"\tlast_skip\x18\x06 \x01(\tR\blastSkip\"\x9a\x01\n" +
+	"\x15RetentionPolicyStatus\x124\n" +
+	"\x04spec\x18\x01 \x01(\v2 .debvisor.v1.RetentionPolicySpecR\x04spec\x12(\n" +
+	"\x03run\x18\x02 \x01(\v2\x16.debvisor.v1.PolicyRunR\x03run\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\"U\n" +
+	"\x13RetentionPolicyList\x12>\n" +
+	"\bpolicies\x18\x01 \x03(\v2\".debvisor.v1.RetentionPolicyStatusR\bpolicies\"1\n" +
+	"\x10StoragePolicyRef\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\xff\x02\n" +
+	"\x15ReplicationPolicySpec\x12?\n" +
+	"\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x04name\x12@\n" +
+	"\bdatasets\x18\x02 \x03(\v2\x17.debvisor.v1.DatasetRefB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\bdatasets\x12D\n" +
+	"\atargets\x18\x03 \x03(\v2\x1e.debvisor.v1.ReplicationTargetB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10\x10R\atargets\x12$\n" +
+	"\bschedule\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bschedule\x12$\n" +
+	"\ttime_zone\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\x129\n" +
+	"\aoptions\x18\x06 \x01(\v2\x1f.debvisor.v1.ReplicationOptionsR\aoptions\x12\x16\n" +
+	"\x06paused\x18\a \x01(\bR\x06paused\"g\n" +
+	"\x11ReplicationTarget\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12 \n" +
+	"\x06prefix\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x06prefix\"\xd2\x01\n" +
+	"\x17ReplicationPolicyStatus\x126\n" +
+	"\x04spec\x18\x01 \x01(\v2\".debvisor.v1.ReplicationPolicySpecR\x04spec\x12(\n" +
+	"\x03run\x18\x02 \x01(\v2\x16.debvisor.v1.PolicyRunR\x03run\x122\n" +
+	"\x04jobs\x18\x03 \x03(\v2\x1e.debvisor.v1.ReplicationStatusR\x04jobs\x12!\n" +
+	"\foperation_id\x18\x04 \x01(\tR\voperationId\"Y\n" +
+	"\x15ReplicationPolicyList\x12@\n" +
+	"\bpolicies\x18\x01 \x03(\v2$.debvisor.v1.ReplicationPolicyStatusR\bpolicies\"^\n" +
+	"\x11ReplicationFilter\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1f\n" +
+	"\x06policy\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06policy\"U\n" +
+	"\x0fReplicationList\x12B\n" +
+	"\freplications\x18\x01 \x03(\v2\x1e.debvisor.v1.ReplicationStatusR\freplications\"k\n" +
 	"\x12RbdTemplateRequest\x125\n" +
 	"\x05image\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\x05image\x12\x1e\n" +
 	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\x9e\x01\n" +
@@ -923,13 +3496,43 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x12REPL_STATE_PENDING\x10\x01\x12\x16\n" +
 	"\x12REPL_STATE_RUNNING\x10\x02\x12\x16\n" +
 	"\x12REPL_STATE_SUCCESS\x10\x03\x12\x15\n" +
-	"\x11REPL_STATE_FAILED\x10\x042\xba\x04\n" +
+	"\x11REPL_STATE_FAILED\x10\x04*\xc9\x01\n" +
+	"\x0fReplicationMode\x12 \n" +
+	"\x1cREPLICATION_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18REPLICATION_MODE_NOTHING\x10\x01\x12\x19\n" +
+	"\x15REPLICATION_MODE_FULL\x10\x02\x12 \n" +
+	"\x1cREPLICATION_MODE_INCREMENTAL\x10\x03\x12\x1b\n" +
+	"\x17REPLICATION_MODE_RESUME\x10\x04\x12\x1c\n" +
+	"\x18REPLICATION_MODE_REFUSED\x10\x05*\xd9\x01\n" +
+	"\n" +
+	"Divergence\x12\x13\n" +
+	"\x0fDIVERGENCE_NONE\x10\x00\x12\x1b\n" +
+	"\x17DIVERGENCE_TARGET_NEWER\x10\x01\x12\x1d\n" +
+	"\x19DIVERGENCE_TARGET_WRITTEN\x10\x02\x12\x1d\n" +
+	"\x19DIVERGENCE_NOTHING_COMMON\x10\x03\x12\x18\n" +
+	"\x14DIVERGENCE_UNRELATED\x10\x04\x12\x1e\n" +
+	"\x1aDIVERGENCE_SOURCE_REPLACED\x10\x05\x12!\n" +
+	"\x1dDIVERGENCE_SOURCE_ROLLED_BACK\x10\x062\x86\r\n" +
 	"\x0eStorageService\x12K\n" +
 	"\x0eCreateSnapshot\x12\x1c.debvisor.v1.SnapshotRequest\x1a\x1b.debvisor.v1.SnapshotStatus\x12E\n" +
 	"\x0ePruneSnapshots\x12\x19.debvisor.v1.PruneRequest\x1a\x18.debvisor.v1.PruneResult\x12R\n" +
 	"\x12PlanZfsReplication\x12\x1f.debvisor.v1.ZfsReplicationPlan\x1a\x1b.debvisor.v1.ReplicationJob\x12H\n" +
 	"\x11RunZfsReplication\x12\x13.debvisor.v1.JobRef\x1a\x1e.debvisor.v1.ReplicationStatus\x12K\n" +
-	"\x14GetReplicationStatus\x12\x13.debvisor.v1.JobRef\x1a\x1e.debvisor.v1.ReplicationStatus\x12Y\n" +
+	"\x14GetReplicationStatus\x12\x13.debvisor.v1.JobRef\x1a\x1e.debvisor.v1.ReplicationStatus\x12C\n" +
+	"\vListStorage\x12\x1a.debvisor.v1.StorageFilter\x1a\x18.debvisor.v1.StorageList\x12T\n" +
+	"\x11CreateSnapshotSet\x12\x1f.debvisor.v1.SnapshotSetRequest\x1a\x1e.debvisor.v1.SnapshotSetStatus\x12G\n" +
+	"\rListSnapshots\x12\x1b.debvisor.v1.SnapshotFilter\x1a\x19.debvisor.v1.SnapshotList\x12>\n" +
+	"\vGetSnapshot\x12\x18.debvisor.v1.SnapshotRef\x1a\x15.debvisor.v1.Snapshot\x12P\n" +
+	"\x0fDeleteSnapshots\x12#.debvisor.v1.DeleteSnapshotsRequest\x1a\x18.debvisor.v1.PruneResult\x12>\n" +
+	"\tPlanPrune\x12\x19.debvisor.v1.PruneRequest\x1a\x16.debvisor.v1.PrunePlan\x12Z\n" +
+	"\x12SetRetentionPolicy\x12 .debvisor.v1.RetentionPolicySpec\x1a\".debvisor.v1.RetentionPolicyStatus\x12M\n" +
+	"\x15ListRetentionPolicies\x12\x12.debvisor.v1.Empty\x1a .debvisor.v1.RetentionPolicyList\x12J\n" +
+	"\x15DeleteRetentionPolicy\x12\x1d.debvisor.v1.StoragePolicyRef\x1a\x12.debvisor.v1.Empty\x12`\n" +
+	"\x14SetReplicationPolicy\x12\".debvisor.v1.ReplicationPolicySpec\x1a$.debvisor.v1.ReplicationPolicyStatus\x12Q\n" +
+	"\x17ListReplicationPolicies\x12\x12.debvisor.v1.Empty\x1a\".debvisor.v1.ReplicationPolicyList\x12L\n" +
+	"\x17DeleteReplicationPolicy\x12\x1d.debvisor.v1.StoragePolicyRef\x1a\x12.debvisor.v1.Empty\x12P\n" +
+	"\x10ListReplications\x12\x1e.debvisor.v1.ReplicationFilter\x1a\x1c.debvisor.v1.ReplicationList\x12H\n" +
+	"\x11DeleteReplication\x12\x13.debvisor.v1.JobRef\x1a\x1e.debvisor.v1.ReplicationStatus\x12Y\n" +
 	"\x19CreateRbdTemplateSnapshot\x12\x1f.debvisor.v1.RbdTemplateRequest\x1a\x1b.debvisor.v1.SnapshotStatus\x12N\n" +
 	"\x14CloneRbdFromTemplate\x12\x1c.debvisor.v1.RbdCloneRequest\x1a\x18.debvisor.v1.CloneResultB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
 
@@ -945,66 +3548,175 @@ func file_debvisor_v1_storage_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_storage_proto_rawDescData
 }
 
-var file_debvisor_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_debvisor_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_debvisor_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_debvisor_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_debvisor_v1_storage_proto_goTypes = []any{
-	(ReplicationState)(0),      // 0: debvisor.v1.ReplicationState
-	(*SnapshotRef)(nil),        // 1: debvisor.v1.SnapshotRef
-	(*SnapshotRequest)(nil),    // 2: debvisor.v1.SnapshotRequest
-	(*SnapshotStatus)(nil),     // 3: debvisor.v1.SnapshotStatus
-	(*RetentionPolicy)(nil),    // 4: debvisor.v1.RetentionPolicy
-	(*PruneRequest)(nil),       // 5: debvisor.v1.PruneRequest
-	(*PruneResult)(nil),        // 6: debvisor.v1.PruneResult
-	(*ZfsReplicationPlan)(nil), // 7: debvisor.v1.ZfsReplicationPlan
-	(*ReplicationJob)(nil),     // 8: debvisor.v1.ReplicationJob
-	(*JobRef)(nil),             // 9: debvisor.v1.JobRef
-	(*ReplicationStatus)(nil),  // 10: debvisor.v1.ReplicationStatus
-	(*RbdTemplateRequest)(nil), // 11: debvisor.v1.RbdTemplateRequest
-	(*RbdCloneRequest)(nil),    // 12: debvisor.v1.RbdCloneRequest
-	(*CloneResult)(nil),        // 13: debvisor.v1.CloneResult
-	(*DatasetRef)(nil),         // 14: debvisor.v1.DatasetRef
-	(StatusCode)(0),            // 15: debvisor.v1.StatusCode
-	(*NodeRef)(nil),            // 16: debvisor.v1.NodeRef
-	(*Timestamp)(nil),          // 17: debvisor.v1.Timestamp
+	(ReplicationState)(0),           // 0: debvisor.v1.ReplicationState
+	(ReplicationMode)(0),            // 1: debvisor.v1.ReplicationMode
+	(Divergence)(0),                 // 2: debvisor.v1.Divergence
+	(*SnapshotRef)(nil),             // 3: debvisor.v1.SnapshotRef
+	(*SnapshotRequest)(nil),         // 4: debvisor.v1.SnapshotRequest
+	(*SnapshotStatus)(nil),          // 5: debvisor.v1.SnapshotStatus
+	(*RetentionPolicy)(nil),         // 6: debvisor.v1.RetentionPolicy
+	(*PruneRequest)(nil),            // 7: debvisor.v1.PruneRequest
+	(*PruneResult)(nil),             // 8: debvisor.v1.PruneResult
+	(*ZfsReplicationPlan)(nil),      // 9: debvisor.v1.ZfsReplicationPlan
+	(*ReplicationJob)(nil),          // 10: debvisor.v1.ReplicationJob
+	(*JobRef)(nil),                  // 11: debvisor.v1.JobRef
+	(*ReplicationStatus)(nil),       // 12: debvisor.v1.ReplicationStatus
+	(*ReplicationOptions)(nil),      // 13: debvisor.v1.ReplicationOptions
+	(*ReplicationDecision)(nil),     // 14: debvisor.v1.ReplicationDecision
+	(*ReplicationStepPlan)(nil),     // 15: debvisor.v1.ReplicationStepPlan
+	(*StorageFilter)(nil),           // 16: debvisor.v1.StorageFilter
+	(*StorageList)(nil),             // 17: debvisor.v1.StorageList
+	(*StoragePool)(nil),             // 18: debvisor.v1.StoragePool
+	(*Dataset)(nil),                 // 19: debvisor.v1.Dataset
+	(*SnapshotSetRequest)(nil),      // 20: debvisor.v1.SnapshotSetRequest
+	(*SnapshotSetStatus)(nil),       // 21: debvisor.v1.SnapshotSetStatus
+	(*SnapshotFilter)(nil),          // 22: debvisor.v1.SnapshotFilter
+	(*SnapshotList)(nil),            // 23: debvisor.v1.SnapshotList
+	(*Snapshot)(nil),                // 24: debvisor.v1.Snapshot
+	(*DeleteSnapshotsRequest)(nil),  // 25: debvisor.v1.DeleteSnapshotsRequest
+	(*PrunePlan)(nil),               // 26: debvisor.v1.PrunePlan
+	(*PruneVerdict)(nil),            // 27: debvisor.v1.PruneVerdict
+	(*RetentionPolicySpec)(nil),     // 28: debvisor.v1.RetentionPolicySpec
+	(*PolicyRun)(nil),               // 29: debvisor.v1.PolicyRun
+	(*RetentionPolicyStatus)(nil),   // 30: debvisor.v1.RetentionPolicyStatus
+	(*RetentionPolicyList)(nil),     // 31: debvisor.v1.RetentionPolicyList
+	(*StoragePolicyRef)(nil),        // 32: debvisor.v1.StoragePolicyRef
+	(*ReplicationPolicySpec)(nil),   // 33: debvisor.v1.ReplicationPolicySpec
+	(*ReplicationTarget)(nil),       // 34: debvisor.v1.ReplicationTarget
+	(*ReplicationPolicyStatus)(nil), // 35: debvisor.v1.ReplicationPolicyStatus
+	(*ReplicationPolicyList)(nil),   // 36: debvisor.v1.ReplicationPolicyList
+	(*ReplicationFilter)(nil),       // 37: debvisor.v1.ReplicationFilter
+	(*ReplicationList)(nil),         // 38: debvisor.v1.ReplicationList
+	(*RbdTemplateRequest)(nil),      // 39: debvisor.v1.RbdTemplateRequest
+	(*RbdCloneRequest)(nil),         // 40: debvisor.v1.RbdCloneRequest
+	(*CloneResult)(nil),             // 41: debvisor.v1.CloneResult
+	(*DatasetRef)(nil),              // 42: debvisor.v1.DatasetRef
+	(StatusCode)(0),                 // 43: debvisor.v1.StatusCode
+	(*NodeRef)(nil),                 // 44: debvisor.v1.NodeRef
+	(*Timestamp)(nil),               // 45: debvisor.v1.Timestamp
+	(StorageBackend)(0),             // 46: debvisor.v1.StorageBackend
+	(*VMRef)(nil),                   // 47: debvisor.v1.VMRef
+	(*Empty)(nil),                   // 48: debvisor.v1.Empty
 }
 var file_debvisor_v1_storage_proto_depIdxs = []int32{
-	14, // 0: debvisor.v1.SnapshotRef.dataset:type_name -> debvisor.v1.DatasetRef
-	14, // 1: debvisor.v1.SnapshotRequest.dataset:type_name -> debvisor.v1.DatasetRef
-	15, // 2: debvisor.v1.SnapshotStatus.status:type_name -> debvisor.v1.StatusCode
-	1,  // 3: debvisor.v1.SnapshotStatus.snapshot:type_name -> debvisor.v1.SnapshotRef
-	14, // 4: debvisor.v1.PruneRequest.dataset:type_name -> debvisor.v1.DatasetRef
-	4,  // 5: debvisor.v1.PruneRequest.policy:type_name -> debvisor.v1.RetentionPolicy
-	15, // 6: debvisor.v1.PruneResult.status:type_name -> debvisor.v1.StatusCode
-	16, // 7: debvisor.v1.ZfsReplicationPlan.source:type_name -> debvisor.v1.NodeRef
-	16, // 8: debvisor.v1.ZfsReplicationPlan.target:type_name -> debvisor.v1.NodeRef
-	14, // 9: debvisor.v1.ZfsReplicationPlan.dataset:type_name -> debvisor.v1.DatasetRef
-	7,  // 10: debvisor.v1.ReplicationJob.plan:type_name -> debvisor.v1.ZfsReplicationPlan
-	0,  // 11: debvisor.v1.ReplicationStatus.state:type_name -> debvisor.v1.ReplicationState
-	17, // 12: debvisor.v1.ReplicationStatus.last_update:type_name -> debvisor.v1.Timestamp
-	14, // 13: debvisor.v1.RbdTemplateRequest.image:type_name -> debvisor.v1.DatasetRef
-	1,  // 14: debvisor.v1.RbdCloneRequest.template_snapshot:type_name -> debvisor.v1.SnapshotRef
-	14, // 15: debvisor.v1.RbdCloneRequest.new_image:type_name -> debvisor.v1.DatasetRef
-	15, // 16: debvisor.v1.CloneResult.status:type_name -> debvisor.v1.StatusCode
-	14, // 17: debvisor.v1.CloneResult.clone:type_name -> debvisor.v1.DatasetRef
-	2,  // 18: debvisor.v1.StorageService.CreateSnapshot:input_type -> debvisor.v1.SnapshotRequest
-	5,  // 19: debvisor.v1.StorageService.PruneSnapshots:input_type -> debvisor.v1.PruneRequest
-	7,  // 20: debvisor.v1.StorageService.PlanZfsReplication:input_type -> debvisor.v1.ZfsReplicationPlan
-	9,  // 21: debvisor.v1.StorageService.RunZfsReplication:input_type -> debvisor.v1.JobRef
-	9,  // 22: debvisor.v1.StorageService.GetReplicationStatus:input_type -> debvisor.v1.JobRef
-	11, // 23: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:input_type -> debvisor.v1.RbdTemplateRequest
-	12, // 24: debvisor.v1.StorageService.CloneRbdFromTemplate:input_type -> debvisor.v1.RbdCloneRequest
-	3,  // 25: debvisor.v1.StorageService.CreateSnapshot:output_type -> debvisor.v1.SnapshotStatus
-	6,  // 26: debvisor.v1.StorageService.PruneSnapshots:output_type -> debvisor.v1.PruneResult
-	8,  // 27: debvisor.v1.StorageService.PlanZfsReplication:output_type -> debvisor.v1.ReplicationJob
-	10, // 28: debvisor.v1.StorageService.RunZfsReplication:output_type -> debvisor.v1.ReplicationStatus
-	10, // 29: debvisor.v1.StorageService.GetReplicationStatus:output_type -> debvisor.v1.ReplicationStatus
-	3,  // 30: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:output_type -> debvisor.v1.SnapshotStatus
-	13, // 31: debvisor.v1.StorageService.CloneRbdFromTemplate:output_type -> debvisor.v1.CloneResult
-	25, // [25:32] is the sub-list for method output_type
-	18, // [18:25] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	42, // 0: debvisor.v1.SnapshotRef.dataset:type_name -> debvisor.v1.DatasetRef
+	42, // 1: debvisor.v1.SnapshotRequest.dataset:type_name -> debvisor.v1.DatasetRef
+	43, // 2: debvisor.v1.SnapshotStatus.status:type_name -> debvisor.v1.StatusCode
+	3,  // 3: debvisor.v1.SnapshotStatus.snapshot:type_name -> debvisor.v1.SnapshotRef
+	42, // 4: debvisor.v1.PruneRequest.dataset:type_name -> debvisor.v1.DatasetRef
+	6,  // 5: debvisor.v1.PruneRequest.policy:type_name -> debvisor.v1.RetentionPolicy
+	43, // 6: debvisor.v1.PruneResult.status:type_name -> debvisor.v1.StatusCode
+	44, // 7: debvisor.v1.ZfsReplicationPlan.source:type_name -> debvisor.v1.NodeRef
+	44, // 8: debvisor.v1.ZfsReplicationPlan.target:type_name -> debvisor.v1.NodeRef
+	42, // 9: debvisor.v1.ZfsReplicationPlan.dataset:type_name -> debvisor.v1.DatasetRef
+	42, // 10: debvisor.v1.ZfsReplicationPlan.target_dataset:type_name -> debvisor.v1.DatasetRef
+	13, // 11: debvisor.v1.ZfsReplicationPlan.options:type_name -> debvisor.v1.ReplicationOptions
+	9,  // 12: debvisor.v1.ReplicationJob.plan:type_name -> debvisor.v1.ZfsReplicationPlan
+	14, // 13: debvisor.v1.ReplicationJob.decision:type_name -> debvisor.v1.ReplicationDecision
+	0,  // 14: debvisor.v1.ReplicationStatus.state:type_name -> debvisor.v1.ReplicationState
+	45, // 15: debvisor.v1.ReplicationStatus.last_update:type_name -> debvisor.v1.Timestamp
+	44, // 16: debvisor.v1.ReplicationStatus.source:type_name -> debvisor.v1.NodeRef
+	44, // 17: debvisor.v1.ReplicationStatus.target:type_name -> debvisor.v1.NodeRef
+	42, // 18: debvisor.v1.ReplicationStatus.dataset:type_name -> debvisor.v1.DatasetRef
+	42, // 19: debvisor.v1.ReplicationStatus.target_dataset:type_name -> debvisor.v1.DatasetRef
+	45, // 20: debvisor.v1.ReplicationStatus.last_success:type_name -> debvisor.v1.Timestamp
+	45, // 21: debvisor.v1.ReplicationStatus.rpo_missed_since:type_name -> debvisor.v1.Timestamp
+	14, // 22: debvisor.v1.ReplicationStatus.decision:type_name -> debvisor.v1.ReplicationDecision
+	1,  // 23: debvisor.v1.ReplicationDecision.mode:type_name -> debvisor.v1.ReplicationMode
+	2,  // 24: debvisor.v1.ReplicationDecision.divergence:type_name -> debvisor.v1.Divergence
+	15, // 25: debvisor.v1.ReplicationDecision.steps:type_name -> debvisor.v1.ReplicationStepPlan
+	45, // 26: debvisor.v1.ReplicationDecision.expires_at:type_name -> debvisor.v1.Timestamp
+	44, // 27: debvisor.v1.StorageFilter.node:type_name -> debvisor.v1.NodeRef
+	46, // 28: debvisor.v1.StorageFilter.backend:type_name -> debvisor.v1.StorageBackend
+	18, // 29: debvisor.v1.StorageList.pools:type_name -> debvisor.v1.StoragePool
+	19, // 30: debvisor.v1.StorageList.datasets:type_name -> debvisor.v1.Dataset
+	44, // 31: debvisor.v1.StoragePool.node:type_name -> debvisor.v1.NodeRef
+	46, // 32: debvisor.v1.StoragePool.backend:type_name -> debvisor.v1.StorageBackend
+	42, // 33: debvisor.v1.Dataset.ref:type_name -> debvisor.v1.DatasetRef
+	42, // 34: debvisor.v1.SnapshotSetRequest.datasets:type_name -> debvisor.v1.DatasetRef
+	47, // 35: debvisor.v1.SnapshotSetRequest.vm:type_name -> debvisor.v1.VMRef
+	43, // 36: debvisor.v1.SnapshotSetStatus.status:type_name -> debvisor.v1.StatusCode
+	3,  // 37: debvisor.v1.SnapshotSetStatus.snapshots:type_name -> debvisor.v1.SnapshotRef
+	42, // 38: debvisor.v1.SnapshotFilter.dataset:type_name -> debvisor.v1.DatasetRef
+	24, // 39: debvisor.v1.SnapshotList.snapshots:type_name -> debvisor.v1.Snapshot
+	3,  // 40: debvisor.v1.Snapshot.ref:type_name -> debvisor.v1.SnapshotRef
+	45, // 41: debvisor.v1.Snapshot.created_at:type_name -> debvisor.v1.Timestamp
+	3,  // 42: debvisor.v1.DeleteSnapshotsRequest.snapshots:type_name -> debvisor.v1.SnapshotRef
+	27, // 43: debvisor.v1.PrunePlan.verdicts:type_name -> debvisor.v1.PruneVerdict
+	3,  // 44: debvisor.v1.PruneVerdict.snapshot:type_name -> debvisor.v1.SnapshotRef
+	45, // 45: debvisor.v1.PruneVerdict.created_at:type_name -> debvisor.v1.Timestamp
+	6,  // 46: debvisor.v1.RetentionPolicySpec.rules:type_name -> debvisor.v1.RetentionPolicy
+	42, // 47: debvisor.v1.RetentionPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
+	45, // 48: debvisor.v1.PolicyRun.next_due:type_name -> debvisor.v1.Timestamp
+	45, // 49: debvisor.v1.PolicyRun.last_due:type_name -> debvisor.v1.Timestamp
+	28, // 50: debvisor.v1.RetentionPolicyStatus.spec:type_name -> debvisor.v1.RetentionPolicySpec
+	29, // 51: debvisor.v1.RetentionPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
+	30, // 52: debvisor.v1.RetentionPolicyList.policies:type_name -> debvisor.v1.RetentionPolicyStatus
+	42, // 53: debvisor.v1.ReplicationPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
+	34, // 54: debvisor.v1.ReplicationPolicySpec.targets:type_name -> debvisor.v1.ReplicationTarget
+	13, // 55: debvisor.v1.ReplicationPolicySpec.options:type_name -> debvisor.v1.ReplicationOptions
+	44, // 56: debvisor.v1.ReplicationTarget.node:type_name -> debvisor.v1.NodeRef
+	33, // 57: debvisor.v1.ReplicationPolicyStatus.spec:type_name -> debvisor.v1.ReplicationPolicySpec
+	29, // 58: debvisor.v1.ReplicationPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
+	12, // 59: debvisor.v1.ReplicationPolicyStatus.jobs:type_name -> debvisor.v1.ReplicationStatus
+	35, // 60: debvisor.v1.ReplicationPolicyList.policies:type_name -> debvisor.v1.ReplicationPolicyStatus
+	44, // 61: debvisor.v1.ReplicationFilter.node:type_name -> debvisor.v1.NodeRef
+	12, // 62: debvisor.v1.ReplicationList.replications:type_name -> debvisor.v1.ReplicationStatus
+	42, // 63: debvisor.v1.RbdTemplateRequest.image:type_name -> debvisor.v1.DatasetRef
+	3,  // 64: debvisor.v1.RbdCloneRequest.template_snapshot:type_name -> debvisor.v1.SnapshotRef
+	42, // 65: debvisor.v1.RbdCloneRequest.new_image:type_name -> debvisor.v1.DatasetRef
+	43, // 66: debvisor.v1.CloneResult.status:type_name -> debvisor.v1.StatusCode
+	42, // 67: debvisor.v1.CloneResult.clone:type_name -> debvisor.v1.DatasetRef
+	4,  // 68: debvisor.v1.StorageService.CreateSnapshot:input_type -> debvisor.v1.SnapshotRequest
+	7,  // 69: debvisor.v1.StorageService.PruneSnapshots:input_type -> debvisor.v1.PruneRequest
+	9,  // 70: debvisor.v1.StorageService.PlanZfsReplication:input_type -> debvisor.v1.ZfsReplicationPlan
+	11, // 71: debvisor.v1.StorageService.RunZfsReplication:input_type -> debvisor.v1.JobRef
+	11, // 72: debvisor.v1.StorageService.GetReplicationStatus:input_type -> debvisor.v1.JobRef
+	16, // 73: debvisor.v1.StorageService.ListStorage:input_type -> debvisor.v1.StorageFilter
+	20, // 74: debvisor.v1.StorageService.CreateSnapshotSet:input_type -> debvisor.v1.SnapshotSetRequest
+	22, // 75: debvisor.v1.StorageService.ListSnapshots:input_type -> debvisor.v1.SnapshotFilter
+	3,  // 76: debvisor.v1.StorageService.GetSnapshot:input_type -> debvisor.v1.SnapshotRef
+	25, // 77: debvisor.v1.StorageService.DeleteSnapshots:input_type -> debvisor.v1.DeleteSnapshotsRequest
+	7,  // 78: debvisor.v1.StorageService.PlanPrune:input_type -> debvisor.v1.PruneRequest
+	28, // 79: debvisor.v1.StorageService.SetRetentionPolicy:input_type -> debvisor.v1.RetentionPolicySpec
+	48, // 80: debvisor.v1.StorageService.ListRetentionPolicies:input_type -> debvisor.v1.Empty
+	32, // 81: debvisor.v1.StorageService.DeleteRetentionPolicy:input_type -> debvisor.v1.StoragePolicyRef
+	33, // 82: debvisor.v1.StorageService.SetReplicationPolicy:input_type -> debvisor.v1.ReplicationPolicySpec
+	48, // 83: debvisor.v1.StorageService.ListReplicationPolicies:input_type -> debvisor.v1.Empty
+	32, // 84: debvisor.v1.StorageService.DeleteReplicationPolicy:input_type -> debvisor.v1.StoragePolicyRef
+	37, // 85: debvisor.v1.StorageService.ListReplications:input_type -> debvisor.v1.ReplicationFilter
+	11, // 86: debvisor.v1.StorageService.DeleteReplication:input_type -> debvisor.v1.JobRef
+	39, // 87: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:input_type -> debvisor.v1.RbdTemplateRequest
+	40, // 88: debvisor.v1.StorageService.CloneRbdFromTemplate:input_type -> debvisor.v1.RbdCloneRequest
+	5,  // 89: debvisor.v1.StorageService.CreateSnapshot:output_type -> debvisor.v1.SnapshotStatus
+	8,  // 90: debvisor.v1.StorageService.PruneSnapshots:output_type -> debvisor.v1.PruneResult
+	10, // 91: debvisor.v1.StorageService.PlanZfsReplication:output_type -> debvisor.v1.ReplicationJob
+	12, // 92: debvisor.v1.StorageService.RunZfsReplication:output_type -> debvisor.v1.ReplicationStatus
+	12, // 93: debvisor.v1.StorageService.GetReplicationStatus:output_type -> debvisor.v1.ReplicationStatus
+	17, // 94: debvisor.v1.StorageService.ListStorage:output_type -> debvisor.v1.StorageList
+	21, // 95: debvisor.v1.StorageService.CreateSnapshotSet:output_type -> debvisor.v1.SnapshotSetStatus
+	23, // 96: debvisor.v1.StorageService.ListSnapshots:output_type -> debvisor.v1.SnapshotList
+	24, // 97: debvisor.v1.StorageService.GetSnapshot:output_type -> debvisor.v1.Snapshot
+	8,  // 98: debvisor.v1.StorageService.DeleteSnapshots:output_type -> debvisor.v1.PruneResult
+	26, // 99: debvisor.v1.StorageService.PlanPrune:output_type -> debvisor.v1.PrunePlan
+	30, // 100: debvisor.v1.StorageService.SetRetentionPolicy:output_type -> debvisor.v1.RetentionPolicyStatus
+	31, // 101: debvisor.v1.StorageService.ListRetentionPolicies:output_type -> debvisor.v1.RetentionPolicyList
+	48, // 102: debvisor.v1.StorageService.DeleteRetentionPolicy:output_type -> debvisor.v1.Empty
+	35, // 103: debvisor.v1.StorageService.SetReplicationPolicy:output_type -> debvisor.v1.ReplicationPolicyStatus
+	36, // 104: debvisor.v1.StorageService.ListReplicationPolicies:output_type -> debvisor.v1.ReplicationPolicyList
+	48, // 105: debvisor.v1.StorageService.DeleteReplicationPolicy:output_type -> debvisor.v1.Empty
+	38, // 106: debvisor.v1.StorageService.ListReplications:output_type -> debvisor.v1.ReplicationList
+	12, // 107: debvisor.v1.StorageService.DeleteReplication:output_type -> debvisor.v1.ReplicationStatus
+	5,  // 108: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:output_type -> debvisor.v1.SnapshotStatus
+	41, // 109: debvisor.v1.StorageService.CloneRbdFromTemplate:output_type -> debvisor.v1.CloneResult
+	89, // [89:110] is the sub-list for method output_type
+	68, // [68:89] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_storage_proto_init() }
@@ -1018,8 +3730,8 @@ func file_debvisor_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_storage_proto_rawDesc), len(file_debvisor_v1_storage_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   13,
+			NumEnums:      3,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,20 @@ const (
 	StorageService_PlanZfsReplication_FullMethodName        = "/debvisor.v1.StorageService/PlanZfsReplication"
 	StorageService_RunZfsReplication_FullMethodName         = "/debvisor.v1.StorageService/RunZfsReplication"
 	StorageService_GetReplicationStatus_FullMethodName      = "/debvisor.v1.StorageService/GetReplicationStatus"
+	StorageService_ListStorage_FullMethodName               = "/debvisor.v1.StorageService/ListStorage"
+	StorageService_CreateSnapshotSet_FullMethodName         = "/debvisor.v1.StorageService/CreateSnapshotSet"
+	StorageService_ListSnapshots_FullMethodName             = "/debvisor.v1.StorageService/ListSnapshots"
+	StorageService_GetSnapshot_FullMethodName               = "/debvisor.v1.StorageService/GetSnapshot"
+	StorageService_DeleteSnapshots_FullMethodName           = "/debvisor.v1.StorageService/DeleteSnapshots"
+	StorageService_PlanPrune_FullMethodName                 = "/debvisor.v1.StorageService/PlanPrune"
+	StorageService_SetRetentionPolicy_FullMethodName        = "/debvisor.v1.StorageService/SetRetentionPolicy"
+	StorageService_ListRetentionPolicies_FullMethodName     = "/debvisor.v1.StorageService/ListRetentionPolicies"
+	StorageService_DeleteRetentionPolicy_FullMethodName     = "/debvisor.v1.StorageService/DeleteRetentionPolicy"
+	StorageService_SetReplicationPolicy_FullMethodName      = "/debvisor.v1.StorageService/SetReplicationPolicy"
+	StorageService_ListReplicationPolicies_FullMethodName   = "/debvisor.v1.StorageService/ListReplicationPolicies"
+	StorageService_DeleteReplicationPolicy_FullMethodName   = "/debvisor.v1.StorageService/DeleteReplicationPolicy"
+	StorageService_ListReplications_FullMethodName          = "/debvisor.v1.StorageService/ListReplications"
+	StorageService_DeleteReplication_FullMethodName         = "/debvisor.v1.StorageService/DeleteReplication"
 	StorageService_CreateRbdTemplateSnapshot_FullMethodName = "/debvisor.v1.StorageService/CreateRbdTemplateSnapshot"
 	StorageService_CloneRbdFromTemplate_FullMethodName      = "/debvisor.v1.StorageService/CloneRbdFromTemplate"
 )
@@ -44,6 +58,39 @@ type StorageServiceClient interface {
 	RunZfsReplication(ctx context.Context, in *JobRef, opts ...grpc.CallOption) (*ReplicationStatus, error)
 	// GetReplicationStatus answers how a replication job stands.
 	GetReplicationStatus(ctx context.Context, in *JobRef, opts ...grpc.CallOption) (*ReplicationStatus, error)
+	// ListStorage answers pools and datasets as the nodes last reported them.
+	ListStorage(ctx context.Context, in *StorageFilter, opts ...grpc.CallOption) (*StorageList, error)
+	// CreateSnapshotSet takes snapshots of several datasets of one node in one
+	// moment: of those named, or of a VM's disks.
+	CreateSnapshotSet(ctx context.Context, in *SnapshotSetRequest, opts ...grpc.CallOption) (*SnapshotSetStatus, error)
+	// ListSnapshots answers snapshots, oldest first, asked of the node now.
+	ListSnapshots(ctx context.Context, in *SnapshotFilter, opts ...grpc.CallOption) (*SnapshotList, error)
+	// GetSnapshot answers one snapshot.
+	GetSnapshot(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error)
+	// DeleteSnapshots removes named snapshots that are ours, all or, where one
+	// is held, cloned or needed, none.
+	DeleteSnapshots(ctx context.Context, in *DeleteSnapshotsRequest, opts ...grpc.CallOption) (*PruneResult, error)
+	// PlanPrune says of each snapshot whether PruneSnapshots would keep it, by
+	// which rules, and what its end would free. It changes nothing.
+	PlanPrune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PrunePlan, error)
+	// SetRetentionPolicy makes or replaces a named retention policy.
+	SetRetentionPolicy(ctx context.Context, in *RetentionPolicySpec, opts ...grpc.CallOption) (*RetentionPolicyStatus, error)
+	// ListRetentionPolicies answers them all, by name.
+	ListRetentionPolicies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*RetentionPolicyList, error)
+	// DeleteRetentionPolicy ends a policy; snapshots stay.
+	DeleteRetentionPolicy(ctx context.Context, in *StoragePolicyRef, opts ...grpc.CallOption) (*Empty, error)
+	// SetReplicationPolicy makes or replaces a named replication policy and its
+	// jobs. Jobs that it no longer has are deleted; copies stay.
+	SetReplicationPolicy(ctx context.Context, in *ReplicationPolicySpec, opts ...grpc.CallOption) (*ReplicationPolicyStatus, error)
+	// ListReplicationPolicies answers them all, by name.
+	ListReplicationPolicies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ReplicationPolicyList, error)
+	// DeleteReplicationPolicy ends a policy and its jobs; copies stay.
+	DeleteReplicationPolicy(ctx context.Context, in *StoragePolicyRef, opts ...grpc.CallOption) (*Empty, error)
+	// ListReplications answers the replication jobs and how they stand.
+	ListReplications(ctx context.Context, in *ReplicationFilter, opts ...grpc.CallOption) (*ReplicationList, error)
+	// DeleteReplication ends a job: its holds and bookmarks are released, the
+	// copy stays and becomes writable.
+	DeleteReplication(ctx context.Context, in *JobRef, opts ...grpc.CallOption) (*ReplicationStatus, error)
 	// CreateRbdTemplateSnapshot makes a snapshot that clones are made of.
 	CreateRbdTemplateSnapshot(ctx context.Context, in *RbdTemplateRequest, opts ...grpc.CallOption) (*SnapshotStatus, error)
 	// CloneRbdFromTemplate makes an image from a template's snapshot.
@@ -108,6 +155,146 @@ func (c *storageServiceClient) GetReplicationStatus(ctx context.Context, in *Job
 	return out, nil
 }
 
+func (c *storageServiceClient) ListStorage(ctx context.Context, in *StorageFilter, opts ...grpc.CallOption) (*StorageList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StorageList)
+	err := c.cc.Invoke(ctx, StorageService_ListStorage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) CreateSnapshotSet(ctx context.Context, in *SnapshotSetRequest, opts ...grpc.CallOption) (*SnapshotSetStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SnapshotSetStatus)
+	err := c.cc.Invoke(ctx, StorageService_CreateSnapshotSet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ListSnapshots(ctx context.Context, in *SnapshotFilter, opts ...grpc.CallOption) (*SnapshotList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SnapshotList)
+	err := c.cc.Invoke(ctx, StorageService_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) GetSnapshot(ctx context.Context, in *SnapshotRef, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, StorageService_GetSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) DeleteSnapshots(ctx context.Context, in *DeleteSnapshotsRequest, opts ...grpc.CallOption) (*PruneResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PruneResult)
+	err := c.cc.Invoke(ctx, StorageService_DeleteSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) PlanPrune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PrunePlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PrunePlan)
+	err := c.cc.Invoke(ctx, StorageService_PlanPrune_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) SetRetentionPolicy(ctx context.Context, in *RetentionPolicySpec, opts ...grpc.CallOption) (*RetentionPolicyStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetentionPolicyStatus)
+	err := c.cc.Invoke(ctx, StorageService_SetRetentionPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ListRetentionPolicies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*RetentionPolicyList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetentionPolicyList)
+	err := c.cc.Invoke(ctx, StorageService_ListRetentionPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) DeleteRetentionPolicy(ctx context.Context, in *StoragePolicyRef, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, StorageService_DeleteRetentionPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) SetReplicationPolicy(ctx context.Context, in *ReplicationPolicySpec, opts ...grpc.CallOption) (*ReplicationPolicyStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplicationPolicyStatus)
+	err := c.cc.Invoke(ctx, StorageService_SetReplicationPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ListReplicationPolicies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ReplicationPolicyList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplicationPolicyList)
+	err := c.cc.Invoke(ctx, StorageService_ListReplicationPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) DeleteReplicationPolicy(ctx context.Context, in *StoragePolicyRef, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, StorageService_DeleteReplicationPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ListReplications(ctx context.Context, in *ReplicationFilter, opts ...grpc.CallOption) (*ReplicationList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplicationList)
+	err := c.cc.Invoke(ctx, StorageService_ListReplications_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) DeleteReplication(ctx context.Context, in *JobRef, opts ...grpc.CallOption) (*ReplicationStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplicationStatus)
+	err := c.cc.Invoke(ctx, StorageService_DeleteReplication_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storageServiceClient) CreateRbdTemplateSnapshot(ctx context.Context, in *RbdTemplateRequest, opts ...grpc.CallOption) (*SnapshotStatus, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SnapshotStatus)
@@ -144,6 +331,39 @@ type StorageServiceServer interface {
 	RunZfsReplication(context.Context, *JobRef) (*ReplicationStatus, error)
 	// GetReplicationStatus answers how a replication job stands.
 	GetReplicationStatus(context.Context, *JobRef) (*ReplicationStatus, error)
+	// ListStorage answers pools and datasets as the nodes last reported them.
+	ListStorage(context.Context, *StorageFilter) (*StorageList, error)
+	// CreateSnapshotSet takes snapshots of several datasets of one node in one
+	// moment: of those named, or of a VM's disks.
+	CreateSnapshotSet(context.Context, *SnapshotSetRequest) (*SnapshotSetStatus, error)
+	// ListSnapshots answers snapshots, oldest first, asked of the node now.
+	ListSnapshots(context.Context, *SnapshotFilter) (*SnapshotList, error)
+	// GetSnapshot answers one snapshot.
+	GetSnapshot(context.Context, *SnapshotRef) (*Snapshot, error)
+	// DeleteSnapshots removes named snapshots that are ours, all or, where one
+	// is held, cloned or needed, none.
+	DeleteSnapshots(context.Context, *DeleteSnapshotsRequest) (*PruneResult, error)
+	// PlanPrune says of each snapshot whether PruneSnapshots would keep it, by
+	// which rules, and what its end would free. It changes nothing.
+	PlanPrune(context.Context, *PruneRequest) (*PrunePlan, error)
+	// SetRetentionPolicy makes or replaces a named retention policy.
+	SetRetentionPolicy(context.Context, *RetentionPolicySpec) (*RetentionPolicyStatus, error)
+	// ListRetentionPolicies answers them all, by name.
+	ListRetentionPolicies(context.Context, *Empty) (*RetentionPolicyList, error)
+	// DeleteRetentionPolicy ends a policy; snapshots stay.
+	DeleteRetentionPolicy(context.Context, *StoragePolicyRef) (*Empty, error)
+	// SetReplicationPolicy makes or replaces a named replication policy and its
+	// jobs. Jobs that it no longer has are deleted; copies stay.
+	SetReplicationPolicy(context.Context, *ReplicationPolicySpec) (*ReplicationPolicyStatus, error)
+	// ListReplicationPolicies answers them all, by name.
+	ListReplicationPolicies(context.Context, *Empty) (*ReplicationPolicyList, error)
+	// DeleteReplicationPolicy ends a policy and its jobs; copies stay.
+	DeleteReplicationPolicy(context.Context, *StoragePolicyRef) (*Empty, error)
+	// ListReplications answers the replication jobs and how they stand.
+	ListReplications(context.Context, *ReplicationFilter) (*ReplicationList, error)
+	// DeleteReplication ends a job: its holds and bookmarks are released, the
+	// copy stays and becomes writable.
+	DeleteReplication(context.Context, *JobRef) (*ReplicationStatus, error)
 	// CreateRbdTemplateSnapshot makes a snapshot that clones are made of.
 	CreateRbdTemplateSnapshot(context.Context, *RbdTemplateRequest) (*SnapshotStatus, error)
 	// CloneRbdFromTemplate makes an image from a template's snapshot.
@@ -172,6 +392,48 @@ func (UnimplementedStorageServiceServer) RunZfsReplication(context.Context, *Job
 }
 func (UnimplementedStorageServiceServer) GetReplicationStatus(context.Context, *JobRef) (*ReplicationStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetReplicationStatus not implemented")
+}
+func (UnimplementedStorageServiceServer) ListStorage(context.Context, *StorageFilter) (*StorageList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStorage not implemented")
+}
+func (UnimplementedStorageServiceServer) CreateSnapshotSet(context.Context, *SnapshotSetRequest) (*SnapshotSetStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateSnapshotSet not implemented")
+}
+func (UnimplementedStorageServiceServer) ListSnapshots(context.Context, *SnapshotFilter) (*SnapshotList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedStorageServiceServer) GetSnapshot(context.Context, *SnapshotRef) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSnapshot not implemented")
+}
+func (UnimplementedStorageServiceServer) DeleteSnapshots(context.Context, *DeleteSnapshotsRequest) (*PruneResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteSnapshots not implemented")
+}
+func (UnimplementedStorageServiceServer) PlanPrune(context.Context, *PruneRequest) (*PrunePlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanPrune not implemented")
+}
+func (UnimplementedStorageServiceServer) SetRetentionPolicy(context.Context, *RetentionPolicySpec) (*RetentionPolicyStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRetentionPolicy not implemented")
+}
+func (UnimplementedStorageServiceServer) ListRetentionPolicies(context.Context, *Empty) (*RetentionPolicyList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRetentionPolicies not implemented")
+}
+func (UnimplementedStorageServiceServer) DeleteRetentionPolicy(context.Context, *StoragePolicyRef) (*Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteRetentionPolicy not implemented")
+}
+func (UnimplementedStorageServiceServer) SetReplicationPolicy(context.Context, *ReplicationPolicySpec) (*ReplicationPolicyStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetReplicationPolicy not implemented")
+}
+func (UnimplementedStorageServiceServer) ListReplicationPolicies(context.Context, *Empty) (*ReplicationPolicyList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReplicationPolicies not implemented")
+}
+func (UnimplementedStorageServiceServer) DeleteReplicationPolicy(context.Context, *StoragePolicyRef) (*Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteReplicationPolicy not implemented")
+}
+func (UnimplementedStorageServiceServer) ListReplications(context.Context, *ReplicationFilter) (*ReplicationList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReplications not implemented")
+}
+func (UnimplementedStorageServiceServer) DeleteReplication(context.Context, *JobRef) (*ReplicationStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteReplication not implemented")
 }
 func (UnimplementedStorageServiceServer) CreateRbdTemplateSnapshot(context.Context, *RbdTemplateRequest) (*SnapshotStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateRbdTemplateSnapshot not implemented")
@@ -290,6 +552,258 @@ func _StorageService_GetReplicationStatus_Handler(srv interface{}, ctx context.C
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StorageService_ListStorage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StorageFilter)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListStorage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListStorage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListStorage(ctx, req.(*StorageFilter))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_CreateSnapshotSet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).CreateSnapshotSet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_CreateSnapshotSet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).CreateSnapshotSet(ctx, req.(*SnapshotSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_ListSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotFilter)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListSnapshots(ctx, req.(*SnapshotFilter))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_GetSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).GetSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_GetSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).GetSnapshot(ctx, req.(*SnapshotRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_DeleteSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).DeleteSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_DeleteSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).DeleteSnapshots(ctx, req.(*DeleteSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_PlanPrune_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PruneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).PlanPrune(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_PlanPrune_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).PlanPrune(ctx, req.(*PruneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_SetRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetentionPolicySpec)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).SetRetentionPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_SetRetentionPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).SetRetentionPolicy(ctx, req.(*RetentionPolicySpec))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_ListRetentionPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListRetentionPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListRetentionPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListRetentionPolicies(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_DeleteRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StoragePolicyRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).DeleteRetentionPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_DeleteRetentionPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).DeleteRetentionPolicy(ctx, req.(*StoragePolicyRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_SetReplicationPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplicationPolicySpec)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).SetReplicationPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_SetReplicationPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).SetReplicationPolicy(ctx, req.(*ReplicationPolicySpec))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_ListReplicationPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListReplicationPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListReplicationPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListReplicationPolicies(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_DeleteReplicationPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StoragePolicyRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).DeleteReplicationPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_DeleteReplicationPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).DeleteReplicationPolicy(ctx, req.(*StoragePolicyRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_ListReplications_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplicationFilter)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListReplications(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListReplications_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListReplications(ctx, req.(*ReplicationFilter))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_DeleteReplication_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JobRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).DeleteReplication(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_DeleteReplication_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).DeleteReplication(ctx, req.(*JobRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _StorageService_CreateRbdTemplateSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RbdTemplateRequest)
 	if err := dec(in); err != nil {
@@ -352,6 +866,62 @@ var StorageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetReplicationStatus",
 			Handler:    _StorageService_GetReplicationStatus_Handler,
+		},
+		{
+			MethodName: "ListStorage",
+			Handler:    _StorageService_ListStorage_Handler,
+		},
+		{
+			MethodName: "CreateSnapshotSet",
+			Handler:    _StorageService_CreateSnapshotSet_Handler,
+		},
+		{
+			MethodName: "ListSnapshots",
+			Handler:    _StorageService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "GetSnapshot",
+			Handler:    _StorageService_GetSnapshot_Handler,
+		},
+		{
+			MethodName: "DeleteSnapshots",
+			Handler:    _StorageService_DeleteSnapshots_Handler,
+		},
+		{
+			MethodName: "PlanPrune",
+			Handler:    _StorageService_PlanPrune_Handler,
+		},
+		{
+			MethodName: "SetRetentionPolicy",
+			Handler:    _StorageService_SetRetentionPolicy_Handler,
+		},
+		{
+			MethodName: "ListRetentionPolicies",
+			Handler:    _StorageService_ListRetentionPolicies_Handler,
+		},
+		{
+			MethodName: "DeleteRetentionPolicy",
+			Handler:    _StorageService_DeleteRetentionPolicy_Handler,
+		},
+		{
+			MethodName: "SetReplicationPolicy",
+			Handler:    _StorageService_SetReplicationPolicy_Handler,
+		},
+		{
+			MethodName: "ListReplicationPolicies",
+			Handler:    _StorageService_ListReplicationPolicies_Handler,
+		},
+		{
+			MethodName: "DeleteReplicationPolicy",
+			Handler:    _StorageService_DeleteReplicationPolicy_Handler,
+		},
+		{
+			MethodName: "ListReplications",
+			Handler:    _StorageService_ListReplications_Handler,
+		},
+		{
+			MethodName: "DeleteReplication",
+			Handler:    _StorageService_DeleteReplication_Handler,
 		},
 		{
 			MethodName: "CreateRbdTemplateSnapshot",

@@ -40,7 +40,9 @@ type Inventory struct {
 	// with this set lists no domains and says nothing of their absence.
 	LibvirtDown bool `protobuf:"varint,7,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
 	// The CPU descriptions that domains' cpu_hash refers to, each once a session.
-	Cpus          []*CPUDescription `protobuf:"bytes,8,rep,name=cpus,proto3" json:"cpus,omitempty"`
+	Cpus []*CPUDescription `protobuf:"bytes,8,rep,name=cpus,proto3" json:"cpus,omitempty"`
+	// Absent: unchanged; in a complete one: the host has no ZFS.
+	Zfs           *ZfsInventory `protobuf:"bytes,9,opt,name=zfs,proto3" json:"zfs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -127,6 +129,13 @@ func (x *Inventory) GetLibvirtDown() bool {
 func (x *Inventory) GetCpus() []*CPUDescription {
 	if x != nil {
 		return x.Cpus
+	}
+	return nil
+}
+
+func (x *Inventory) GetZfs() *ZfsInventory {
+	if x != nil {
+		return x.Zfs
 	}
 	return nil
 }
@@ -381,7 +390,7 @@ var File_debvisor_agent_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\xd6\x02\n" +
+	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\x89\x03\n" +
 	"\tInventory\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
@@ -390,7 +399,8 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\adomains\x18\x05 \x03(\v2\x19.debvisor.agent.v1.DomainR\adomains\x12\x12\n" +
 	"\x04gone\x18\x06 \x03(\tR\x04gone\x12!\n" +
 	"\flibvirt_down\x18\a \x01(\bR\vlibvirtDown\x125\n" +
-	"\x04cpus\x18\b \x03(\v2!.debvisor.agent.v1.CPUDescriptionR\x04cpus\"g\n" +
+	"\x04cpus\x18\b \x03(\v2!.debvisor.agent.v1.CPUDescriptionR\x04cpus\x121\n" +
+	"\x03zfs\x18\t \x01(\v2\x1f.debvisor.agent.v1.ZfsInventoryR\x03zfs\"g\n" +
 	"\x0eCPUDescription\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x10\n" +
 	"\x03xml\x18\x02 \x01(\tR\x03xml\x12\x12\n" +
@@ -439,23 +449,25 @@ var file_debvisor_agent_v1_inventory_proto_goTypes = []any{
 	(*Domain)(nil),              // 2: debvisor.agent.v1.Domain
 	(*v1.NodeCapacity)(nil),     // 3: debvisor.v1.NodeCapacity
 	(*v1.NodeCapabilities)(nil), // 4: debvisor.v1.NodeCapabilities
-	(v1.VMState)(0),             // 5: debvisor.v1.VMState
-	(*v1.VMDisk)(nil),           // 6: debvisor.v1.VMDisk
-	(*v1.VMInterface)(nil),      // 7: debvisor.v1.VMInterface
+	(*ZfsInventory)(nil),        // 5: debvisor.agent.v1.ZfsInventory
+	(v1.VMState)(0),             // 6: debvisor.v1.VMState
+	(*v1.VMDisk)(nil),           // 7: debvisor.v1.VMDisk
+	(*v1.VMInterface)(nil),      // 8: debvisor.v1.VMInterface
 }
 var file_debvisor_agent_v1_inventory_proto_depIdxs = []int32{
 	3, // 0: debvisor.agent.v1.Inventory.capacity:type_name -> debvisor.v1.NodeCapacity
 	4, // 1: debvisor.agent.v1.Inventory.capabilities:type_name -> debvisor.v1.NodeCapabilities
 	2, // 2: debvisor.agent.v1.Inventory.domains:type_name -> debvisor.agent.v1.Domain
 	1, // 3: debvisor.agent.v1.Inventory.cpus:type_name -> debvisor.agent.v1.CPUDescription
-	5, // 4: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
-	6, // 5: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
-	7, // 6: debvisor.agent.v1.Domain.interfaces:type_name -> debvisor.v1.VMInterface
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5, // 4: debvisor.agent.v1.Inventory.zfs:type_name -> debvisor.agent.v1.ZfsInventory
+	6, // 5: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
+	7, // 6: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
+	8, // 7: debvisor.agent.v1.Domain.interfaces:type_name -> debvisor.v1.VMInterface
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_inventory_proto_init() }
@@ -463,6 +475,7 @@ func file_debvisor_agent_v1_inventory_proto_init() {
 	if File_debvisor_agent_v1_inventory_proto != nil {
 		return
 	}
+	file_debvisor_agent_v1_zfs_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -121,18 +121,76 @@ func (x *LookResponse) GetSide() *Side {
 	return nil
 }
 
+// AskNodeRequest is a question to a node.
+type AskNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Ask           *Ask                   `protobuf:"bytes,2,opt,name=ask,proto3" json:"ask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskNodeRequest) Reset() {
+	*x = AskNodeRequest{}
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskNodeRequest) ProtoMessage() {}
+
+func (x *AskNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskNodeRequest.ProtoReflect.Descriptor instead.
+func (*AskNodeRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AskNodeRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AskNodeRequest) GetAsk() *Ask {
+	if x != nil {
+		return x.Ask
+	}
+	return nil
+}
+
 var File_debvisor_agent_v1_peer_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdebvisor/agent/v1/peer.proto\x12\x11debvisor.agent.v1\x1a\x1cdebvisor/agent/v1/task.proto\"J\n" +
+	"\x1cdebvisor/agent/v1/peer.proto\x12\x11debvisor.agent.v1\x1a\x1fdebvisor/agent/v1/session.proto\x1a\x1cdebvisor/agent/v1/task.proto\"J\n" +
 	"\vLookRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\"\n" +
 	"\rwait_ended_ms\x18\x02 \x01(\rR\vwaitEndedMs\";\n" +
 	"\fLookResponse\x12+\n" +
-	"\x04side\x18\x01 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side2V\n" +
+	"\x04side\x18\x01 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"S\n" +
+	"\x0eAskNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12(\n" +
+	"\x03ask\x18\x02 \x01(\v2\x16.debvisor.agent.v1.AskR\x03ask2V\n" +
 	"\vPeerService\x12G\n" +
-	"\x04Look\x12\x1e.debvisor.agent.v1.LookRequest\x1a\x1f.debvisor.agent.v1.LookResponseB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
+	"\x04Look\x12\x1e.debvisor.agent.v1.LookRequest\x1a\x1f.debvisor.agent.v1.LookResponse2Y\n" +
+	"\fRelayService\x12I\n" +
+	"\aAskNode\x12!.debvisor.agent.v1.AskNodeRequest\x1a\x19.debvisor.agent.v1.Answer0\x01B>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_debvisor_agent_v1_peer_proto_rawDescOnce sync.Once
@@ -146,21 +204,27 @@ func file_debvisor_agent_v1_peer_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_peer_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_debvisor_agent_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_debvisor_agent_v1_peer_proto_goTypes = []any{
-	(*LookRequest)(nil),  // 0: debvisor.agent.v1.LookRequest
-	(*LookResponse)(nil), // 1: debvisor.agent.v1.LookResponse
-	(*Side)(nil),         // 2: debvisor.agent.v1.Side
+	(*LookRequest)(nil),    // 0: debvisor.agent.v1.LookRequest
+	(*LookResponse)(nil),   // 1: debvisor.agent.v1.LookResponse
+	(*AskNodeRequest)(nil), // 2: debvisor.agent.v1.AskNodeRequest
+	(*Side)(nil),           // 3: debvisor.agent.v1.Side
+	(*Ask)(nil),            // 4: debvisor.agent.v1.Ask
+	(*Answer)(nil),         // 5: debvisor.agent.v1.Answer
 }
 var file_debvisor_agent_v1_peer_proto_depIdxs = []int32{
-	2, // 0: debvisor.agent.v1.LookResponse.side:type_name -> debvisor.agent.v1.Side
-	0, // 1: debvisor.agent.v1.PeerService.Look:input_type -> debvisor.agent.v1.LookRequest
-	1, // 2: debvisor.agent.v1.PeerService.Look:output_type -> debvisor.agent.v1.LookResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: debvisor.agent.v1.LookResponse.side:type_name -> debvisor.agent.v1.Side
+	4, // 1: debvisor.agent.v1.AskNodeRequest.ask:type_name -> debvisor.agent.v1.Ask
+	0, // 2: debvisor.agent.v1.PeerService.Look:input_type -> debvisor.agent.v1.LookRequest
+	2, // 3: debvisor.agent.v1.RelayService.AskNode:input_type -> debvisor.agent.v1.AskNodeRequest
+	1, // 4: debvisor.agent.v1.PeerService.Look:output_type -> debvisor.agent.v1.LookResponse
+	5, // 5: debvisor.agent.v1.RelayService.AskNode:output_type -> debvisor.agent.v1.Answer
+	4, // [4:6] is the sub-list for method output_type
+	2, // [2:4] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_peer_proto_init() }
@@ -168,6 +232,7 @@ func file_debvisor_agent_v1_peer_proto_init() {
 	if File_debvisor_agent_v1_peer_proto != nil {
 		return
 	}
+	file_debvisor_agent_v1_session_proto_init()
 	file_debvisor_agent_v1_task_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -175,9 +240,9 @@ func file_debvisor_agent_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_peer_proto_rawDesc), len(file_debvisor_agent_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_debvisor_agent_v1_peer_proto_goTypes,
 		DependencyIndexes: file_debvisor_agent_v1_peer_proto_depIdxs,

@@ -125,3 +125,118 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "debvisor/agent/v1/peer.proto",
 }
+
+const (
+	RelayService_AskNode_FullMethodName = "/debvisor.agent.v1.RelayService/AskNode"
+)
+
+// RelayServiceClient is the client API for RelayService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// RelayService is served by every replica on the agents' listener, to the other
+// replicas only.
+type RelayServiceClient interface {
+	// AskNode puts a question to a node's agent, whose session the asked replica
+	// has if it leads. The answer comes in parts.
+	AskNode(ctx context.Context, in *AskNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Answer], error)
+}
+
+type relayServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewRelayServiceClient(cc grpc.ClientConnInterface) RelayServiceClient {
+	return &relayServiceClient{cc}
+}
+
+func (c *relayServiceClient) AskNode(ctx context.Context, in *AskNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Answer], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RelayService_ServiceDesc.Streams[0], RelayService_AskNode_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AskNodeRequest, Answer]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RelayService_AskNodeClient = grpc.ServerStreamingClient[Answer]
+
+// RelayServiceServer is the server API for RelayService service.
+// All implementations must embed UnimplementedRelayServiceServer
+// for forward compatibility.
+//
+// RelayService is served by every replica on the agents' listener, to the other
+// replicas only.
+type RelayServiceServer interface {
+	// AskNode puts a question to a node's agent, whose session the asked replica
+	// has if it leads. The answer comes in parts.
+	AskNode(*AskNodeRequest, grpc.ServerStreamingServer[Answer]) error
+	mustEmbedUnimplementedRelayServiceServer()
+}
+
+// UnimplementedRelayServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedRelayServiceServer struct{}
+
+func (UnimplementedRelayServiceServer) AskNode(*AskNodeRequest, grpc.ServerStreamingServer[Answer]) error {
+	return status.Error(codes.Unimplemented, "method AskNode not implemented")
+}
+func (UnimplementedRelayServiceServer) mustEmbedUnimplementedRelayServiceServer() {}
+func (UnimplementedRelayServiceServer) testEmbeddedByValue()                      {}
+
+// UnsafeRelayServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to RelayServiceServer will
+// result in compilation errors.
+type UnsafeRelayServiceServer interface {
+	mustEmbedUnimplementedRelayServiceServer()
+}
+
+func RegisterRelayServiceServer(s grpc.ServiceRegistrar, srv RelayServiceServer) {
+	// If the following call panics, it indicates UnimplementedRelayServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&RelayService_ServiceDesc, srv)
+}
+
+func _RelayService_AskNode_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AskNodeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RelayServiceServer).AskNode(m, &grpc.GenericServerStream[AskNodeRequest, Answer]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RelayService_AskNodeServer = grpc.ServerStreamingServer[Answer]
+
+// RelayService_ServiceDesc is the grpc.ServiceDesc for RelayService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var RelayService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "debvisor.agent.v1.RelayService",
+	HandlerType: (*RelayServiceServer)(nil),
+	Methods:     []grpc.MethodDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "AskNode",
+			Handler:       _RelayService_AskNode_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "debvisor/agent/v1/peer.proto",
+}

@@ -813,6 +813,9 @@ type Ask struct {
 	// Types that are valid to be assigned to Question:
 	//
 	//	*Ask_CompareCpu
+	//	*Ask_ListZfs
+	//	*Ask_EstimateZfsSend
+	//	*Ask_EstimateZfsDestroy
 	Question      isAsk_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -871,6 +874,33 @@ func (x *Ask) GetCompareCpu() *CompareCPU {
 	return nil
 }
 
+func (x *Ask) GetListZfs() *ListZfs {
+	if x != nil {
+		if x, ok := x.Question.(*Ask_ListZfs); ok {
+			return x.ListZfs
+		}
+	}
+	return nil
+}
+
+func (x *Ask) GetEstimateZfsSend() *EstimateZfsSend {
+	if x != nil {
+		if x, ok := x.Question.(*Ask_EstimateZfsSend); ok {
+			return x.EstimateZfsSend
+		}
+	}
+	return nil
+}
+
+func (x *Ask) GetEstimateZfsDestroy() *EstimateZfsDestroy {
+	if x != nil {
+		if x, ok := x.Question.(*Ask_EstimateZfsDestroy); ok {
+			return x.EstimateZfsDestroy
+		}
+	}
+	return nil
+}
+
 type isAsk_Question interface {
 	isAsk_Question()
 }
@@ -879,7 +909,25 @@ type Ask_CompareCpu struct {
 	CompareCpu *CompareCPU `protobuf:"bytes,2,opt,name=compare_cpu,json=compareCpu,proto3,oneof"`
 }
 
+type Ask_ListZfs struct {
+	ListZfs *ListZfs `protobuf:"bytes,3,opt,name=list_zfs,json=listZfs,proto3,oneof"`
+}
+
+type Ask_EstimateZfsSend struct {
+	EstimateZfsSend *EstimateZfsSend `protobuf:"bytes,4,opt,name=estimate_zfs_send,json=estimateZfsSend,proto3,oneof"`
+}
+
+type Ask_EstimateZfsDestroy struct {
+	EstimateZfsDestroy *EstimateZfsDestroy `protobuf:"bytes,5,opt,name=estimate_zfs_destroy,json=estimateZfsDestroy,proto3,oneof"`
+}
+
 func (*Ask_CompareCpu) isAsk_Question() {}
+
+func (*Ask_ListZfs) isAsk_Question() {}
+
+func (*Ask_EstimateZfsSend) isAsk_Question() {}
+
+func (*Ask_EstimateZfsDestroy) isAsk_Question() {}
 
 // CompareCPU asks whether this host could run a guest with that CPU, by
 // libvirt's own comparison.
@@ -937,7 +985,12 @@ type Answer struct {
 	// Types that are valid to be assigned to Answer:
 	//
 	//	*Answer_CpuComparison
-	Answer        isAnswer_Answer `protobuf_oneof:"answer"`
+	//	*Answer_ZfsListing
+	//	*Answer_ZfsSendEstimate
+	//	*Answer_ZfsDestroyEstimate
+	Answer isAnswer_Answer `protobuf_oneof:"answer"`
+	// This is a part of the answer, and others follow.
+	More          bool `protobuf:"varint,8,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1009,6 +1062,40 @@ func (x *Answer) GetCpuComparison() *CPUComparison {
 	return nil
 }
 
+func (x *Answer) GetZfsListing() *ZfsListing {
+	if x != nil {
+		if x, ok := x.Answer.(*Answer_ZfsListing); ok {
+			return x.ZfsListing
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetZfsSendEstimate() *ZfsSendEstimate {
+	if x != nil {
+		if x, ok := x.Answer.(*Answer_ZfsSendEstimate); ok {
+			return x.ZfsSendEstimate
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetZfsDestroyEstimate() *ZfsDestroyEstimate {
+	if x != nil {
+		if x, ok := x.Answer.(*Answer_ZfsDestroyEstimate); ok {
+			return x.ZfsDestroyEstimate
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type isAnswer_Answer interface {
 	isAnswer_Answer()
 }
@@ -1017,7 +1104,25 @@ type Answer_CpuComparison struct {
 	CpuComparison *CPUComparison `protobuf:"bytes,4,opt,name=cpu_comparison,json=cpuComparison,proto3,oneof"`
 }
 
+type Answer_ZfsListing struct {
+	ZfsListing *ZfsListing `protobuf:"bytes,5,opt,name=zfs_listing,json=zfsListing,proto3,oneof"`
+}
+
+type Answer_ZfsSendEstimate struct {
+	ZfsSendEstimate *ZfsSendEstimate `protobuf:"bytes,6,opt,name=zfs_send_estimate,json=zfsSendEstimate,proto3,oneof"`
+}
+
+type Answer_ZfsDestroyEstimate struct {
+	ZfsDestroyEstimate *ZfsDestroyEstimate `protobuf:"bytes,7,opt,name=zfs_destroy_estimate,json=zfsDestroyEstimate,proto3,oneof"`
+}
+
 func (*Answer_CpuComparison) isAnswer_Answer() {}
+
+func (*Answer_ZfsListing) isAnswer_Answer() {}
+
+func (*Answer_ZfsSendEstimate) isAnswer_Answer() {}
+
+func (*Answer_ZfsDestroyEstimate) isAnswer_Answer() {}
 
 // CPUComparison is libvirt's verdict.
 type CPUComparison struct {
@@ -1077,7 +1182,7 @@ var File_debvisor_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
+	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.debvisor.agent.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.debvisor.agent.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
@@ -1127,22 +1232,30 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"P\n" +
 	"\bPeerSide\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"c\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xc9\x02\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12@\n" +
 	"\vcompare_cpu\x18\x02 \x01(\v2\x1d.debvisor.agent.v1.CompareCPUH\x00R\n" +
-	"compareCpuB\n" +
+	"compareCpu\x127\n" +
+	"\blist_zfs\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.ListZfsH\x00R\alistZfs\x12P\n" +
+	"\x11estimate_zfs_send\x18\x04 \x01(\v2\".debvisor.agent.v1.EstimateZfsSendH\x00R\x0festimateZfsSend\x12Y\n" +
+	"\x14estimate_zfs_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.EstimateZfsDestroyH\x00R\x12estimateZfsDestroyB\n" +
 	"\n" +
 	"\bquestion\"A\n" +
 	"\n" +
 	"CompareCPU\x123\n" +
-	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xb1\x01\n" +
+	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xb4\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x02 \x01(\tR\terrorCode\x12#\n" +
 	"\rerror_message\x18\x03 \x01(\tR\ferrorMessage\x12I\n" +
-	"\x0ecpu_comparison\x18\x04 \x01(\v2 .debvisor.agent.v1.CPUComparisonH\x00R\rcpuComparisonB\b\n" +
+	"\x0ecpu_comparison\x18\x04 \x01(\v2 .debvisor.agent.v1.CPUComparisonH\x00R\rcpuComparison\x12@\n" +
+	"\vzfs_listing\x18\x05 \x01(\v2\x1d.debvisor.agent.v1.ZfsListingH\x00R\n" +
+	"zfsListing\x12P\n" +
+	"\x11zfs_send_estimate\x18\x06 \x01(\v2\".debvisor.agent.v1.ZfsSendEstimateH\x00R\x0fzfsSendEstimate\x12Y\n" +
+	"\x14zfs_destroy_estimate\x18\a \x01(\v2%.debvisor.agent.v1.ZfsDestroyEstimateH\x00R\x12zfsDestroyEstimate\x12\x12\n" +
+	"\x04more\x18\b \x01(\bR\x04moreB\b\n" +
 	"\x06answer\"G\n" +
 	"\rCPUComparison\x12\x1e\n" +
 	"\n" +
@@ -1166,27 +1279,33 @@ func file_debvisor_agent_v1_session_proto_rawDescGZIP() []byte {
 
 var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_debvisor_agent_v1_session_proto_goTypes = []any{
-	(*AgentMessage)(nil),   // 0: debvisor.agent.v1.AgentMessage
-	(*LeaderMessage)(nil),  // 1: debvisor.agent.v1.LeaderMessage
-	(*Hello)(nil),          // 2: debvisor.agent.v1.Hello
-	(*Welcome)(nil),        // 3: debvisor.agent.v1.Welcome
-	(*NotLeader)(nil),      // 4: debvisor.agent.v1.NotLeader
-	(*Heartbeat)(nil),      // 5: debvisor.agent.v1.Heartbeat
-	(*HeartbeatAck)(nil),   // 6: debvisor.agent.v1.HeartbeatAck
-	(*ReportAck)(nil),      // 7: debvisor.agent.v1.ReportAck
-	(*CancelTask)(nil),     // 8: debvisor.agent.v1.CancelTask
-	(*PeerSide)(nil),       // 9: debvisor.agent.v1.PeerSide
-	(*Ask)(nil),            // 10: debvisor.agent.v1.Ask
-	(*CompareCPU)(nil),     // 11: debvisor.agent.v1.CompareCPU
-	(*Answer)(nil),         // 12: debvisor.agent.v1.Answer
-	(*CPUComparison)(nil),  // 13: debvisor.agent.v1.CPUComparison
-	(*Inventory)(nil),      // 14: debvisor.agent.v1.Inventory
-	(*TaskReport)(nil),     // 15: debvisor.agent.v1.TaskReport
-	(*Term)(nil),           // 16: debvisor.agent.v1.Term
-	(*Task)(nil),           // 17: debvisor.agent.v1.Task
-	(*v1.Health)(nil),      // 18: debvisor.v1.Health
-	(*Side)(nil),           // 19: debvisor.agent.v1.Side
-	(*CPUDescription)(nil), // 20: debvisor.agent.v1.CPUDescription
+	(*AgentMessage)(nil),       // 0: debvisor.agent.v1.AgentMessage
+	(*LeaderMessage)(nil),      // 1: debvisor.agent.v1.LeaderMessage
+	(*Hello)(nil),              // 2: debvisor.agent.v1.Hello
+	(*Welcome)(nil),            // 3: debvisor.agent.v1.Welcome
+	(*NotLeader)(nil),          // 4: debvisor.agent.v1.NotLeader
+	(*Heartbeat)(nil),          // 5: debvisor.agent.v1.Heartbeat
+	(*HeartbeatAck)(nil),       // 6: debvisor.agent.v1.HeartbeatAck
+	(*ReportAck)(nil),          // 7: debvisor.agent.v1.ReportAck
+	(*CancelTask)(nil),         // 8: debvisor.agent.v1.CancelTask
+	(*PeerSide)(nil),           // 9: debvisor.agent.v1.PeerSide
+	(*Ask)(nil),                // 10: debvisor.agent.v1.Ask
+	(*CompareCPU)(nil),         // 11: debvisor.agent.v1.CompareCPU
+	(*Answer)(nil),             // 12: debvisor.agent.v1.Answer
+	(*CPUComparison)(nil),      // 13: debvisor.agent.v1.CPUComparison
+	(*Inventory)(nil),          // 14: debvisor.agent.v1.Inventory
+	(*TaskReport)(nil),         // 15: debvisor.agent.v1.TaskReport
+	(*Term)(nil),               // 16: debvisor.agent.v1.Term
+	(*Task)(nil),               // 17: debvisor.agent.v1.Task
+	(*v1.Health)(nil),          // 18: debvisor.v1.Health
+	(*Side)(nil),               // 19: debvisor.agent.v1.Side
+	(*ListZfs)(nil),            // 20: debvisor.agent.v1.ListZfs
+	(*EstimateZfsSend)(nil),    // 21: debvisor.agent.v1.EstimateZfsSend
+	(*EstimateZfsDestroy)(nil), // 22: debvisor.agent.v1.EstimateZfsDestroy
+	(*CPUDescription)(nil),     // 23: debvisor.agent.v1.CPUDescription
+	(*ZfsListing)(nil),         // 24: debvisor.agent.v1.ZfsListing
+	(*ZfsSendEstimate)(nil),    // 25: debvisor.agent.v1.ZfsSendEstimate
+	(*ZfsDestroyEstimate)(nil), // 26: debvisor.agent.v1.ZfsDestroyEstimate
 }
 var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.AgentMessage.hello:type_name -> debvisor.agent.v1.Hello
@@ -1208,15 +1327,21 @@ var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	18, // 16: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
 	19, // 17: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
 	11, // 18: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
-	20, // 19: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
-	13, // 20: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
-	0,  // 21: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
-	1,  // 22: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
-	22, // [22:23] is the sub-list for method output_type
-	21, // [21:22] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	20, // 19: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
+	21, // 20: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
+	22, // 21: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
+	23, // 22: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
+	13, // 23: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
+	24, // 24: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
+	25, // 25: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
+	26, // 26: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
+	0,  // 27: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
+	1,  // 28: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_session_proto_init() }
@@ -1226,6 +1351,8 @@ func file_debvisor_agent_v1_session_proto_init() {
 	}
 	file_debvisor_agent_v1_inventory_proto_init()
 	file_debvisor_agent_v1_task_proto_init()
+	file_debvisor_agent_v1_term_proto_init()
+	file_debvisor_agent_v1_zfs_proto_init()
 	file_debvisor_agent_v1_session_proto_msgTypes[0].OneofWrappers = []any{
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Heartbeat)(nil),
@@ -1245,9 +1372,15 @@ func file_debvisor_agent_v1_session_proto_init() {
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[10].OneofWrappers = []any{
 		(*Ask_CompareCpu)(nil),
+		(*Ask_ListZfs)(nil),
+		(*Ask_EstimateZfsSend)(nil),
+		(*Ask_EstimateZfsDestroy)(nil),
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[12].OneofWrappers = []any{
 		(*Answer_CpuComparison)(nil),
+		(*Answer_ZfsListing)(nil),
+		(*Answer_ZfsSendEstimate)(nil),
+		(*Answer_ZfsDestroyEstimate)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -266,60 +266,6 @@ func (SideState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
-// Term orders leaders: first by epoch (a restore from backup begins a new
-// one), then by the create revision of the leader's election key.
-type Term struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Term) Reset() {
-	*x = Term{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Term) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Term) ProtoMessage() {}
-
-func (x *Term) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Term.ProtoReflect.Descriptor instead.
-func (*Term) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Term) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
-	}
-	return 0
-}
-
-func (x *Term) GetRevision() int64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
-}
-
 // Task is one piece of work for one agent. The same id is always the same
 // work: an agent that has it already does it no second time.
 type Task struct {
@@ -341,7 +287,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -353,7 +299,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -366,7 +312,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Task) GetId() string {
@@ -419,6 +365,11 @@ type TaskSpec struct {
 	//	*TaskSpec_MigrateReceive
 	//	*TaskSpec_MigrateSend
 	//	*TaskSpec_VmPower
+	//	*TaskSpec_ZfsSnapshotCreate
+	//	*TaskSpec_ZfsSnapshotDestroy
+	//	*TaskSpec_ReplicateReceive
+	//	*TaskSpec_ReplicateSend
+	//	*TaskSpec_ReplicationRelease
 	Kind          isTaskSpec_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -426,7 +377,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +389,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +402,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *TaskSpec) GetKind() isTaskSpec_Kind {
@@ -488,6 +439,51 @@ func (x *TaskSpec) GetVmPower() *VMPower {
 	return nil
 }
 
+func (x *TaskSpec) GetZfsSnapshotCreate() *ZfsSnapshotCreate {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_ZfsSnapshotCreate); ok {
+			return x.ZfsSnapshotCreate
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetZfsSnapshotDestroy() *ZfsSnapshotDestroy {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_ZfsSnapshotDestroy); ok {
+			return x.ZfsSnapshotDestroy
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetReplicateReceive() *ReplicateReceive {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_ReplicateReceive); ok {
+			return x.ReplicateReceive
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetReplicateSend() *ReplicateSend {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_ReplicateSend); ok {
+			return x.ReplicateSend
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetReplicationRelease() *ReplicationRelease {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_ReplicationRelease); ok {
+			return x.ReplicationRelease
+		}
+	}
+	return nil
+}
+
 type isTaskSpec_Kind interface {
 	isTaskSpec_Kind()
 }
@@ -504,11 +500,41 @@ type TaskSpec_VmPower struct {
 	VmPower *VMPower `protobuf:"bytes,3,opt,name=vm_power,json=vmPower,proto3,oneof"`
 }
 
+type TaskSpec_ZfsSnapshotCreate struct {
+	ZfsSnapshotCreate *ZfsSnapshotCreate `protobuf:"bytes,4,opt,name=zfs_snapshot_create,json=zfsSnapshotCreate,proto3,oneof"`
+}
+
+type TaskSpec_ZfsSnapshotDestroy struct {
+	ZfsSnapshotDestroy *ZfsSnapshotDestroy `protobuf:"bytes,5,opt,name=zfs_snapshot_destroy,json=zfsSnapshotDestroy,proto3,oneof"`
+}
+
+type TaskSpec_ReplicateReceive struct {
+	ReplicateReceive *ReplicateReceive `protobuf:"bytes,6,opt,name=replicate_receive,json=replicateReceive,proto3,oneof"`
+}
+
+type TaskSpec_ReplicateSend struct {
+	ReplicateSend *ReplicateSend `protobuf:"bytes,7,opt,name=replicate_send,json=replicateSend,proto3,oneof"`
+}
+
+type TaskSpec_ReplicationRelease struct {
+	ReplicationRelease *ReplicationRelease `protobuf:"bytes,8,opt,name=replication_release,json=replicationRelease,proto3,oneof"`
+}
+
 func (*TaskSpec_MigrateReceive) isTaskSpec_Kind() {}
 
 func (*TaskSpec_MigrateSend) isTaskSpec_Kind() {}
 
 func (*TaskSpec_VmPower) isTaskSpec_Kind() {}
+
+func (*TaskSpec_ZfsSnapshotCreate) isTaskSpec_Kind() {}
+
+func (*TaskSpec_ZfsSnapshotDestroy) isTaskSpec_Kind() {}
+
+func (*TaskSpec_ReplicateReceive) isTaskSpec_Kind() {}
+
+func (*TaskSpec_ReplicateSend) isTaskSpec_Kind() {}
+
+func (*TaskSpec_ReplicationRelease) isTaskSpec_Kind() {}
 
 // VMPower starts or stops a VM on the node that it belongs to.
 type VMPower struct {
@@ -529,7 +555,7 @@ type VMPower struct {
 
 func (x *VMPower) Reset() {
 	*x = VMPower{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +567,7 @@ func (x *VMPower) String() string {
 func (*VMPower) ProtoMessage() {}
 
 func (x *VMPower) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +580,7 @@ func (x *VMPower) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMPower.ProtoReflect.Descriptor instead.
 func (*VMPower) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *VMPower) GetAction() PowerAction {
@@ -625,7 +651,7 @@ type DiskTransfer struct {
 
 func (x *DiskTransfer) Reset() {
 	*x = DiskTransfer{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +663,7 @@ func (x *DiskTransfer) String() string {
 func (*DiskTransfer) ProtoMessage() {}
 
 func (x *DiskTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +676,7 @@ func (x *DiskTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskTransfer.ProtoReflect.Descriptor instead.
 func (*DiskTransfer) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DiskTransfer) GetTarget() string {
@@ -737,7 +763,7 @@ type MigrationRight struct {
 
 func (x *MigrationRight) Reset() {
 	*x = MigrationRight{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +775,7 @@ func (x *MigrationRight) String() string {
 func (*MigrationRight) ProtoMessage() {}
 
 func (x *MigrationRight) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +788,7 @@ func (x *MigrationRight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationRight.ProtoReflect.Descriptor instead.
 func (*MigrationRight) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MigrationRight) GetId() string {
@@ -850,7 +876,7 @@ type MigrateReceive struct {
 
 func (x *MigrateReceive) Reset() {
 	*x = MigrateReceive{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +888,7 @@ func (x *MigrateReceive) String() string {
 func (*MigrateReceive) ProtoMessage() {}
 
 func (x *MigrateReceive) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +901,7 @@ func (x *MigrateReceive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateReceive.ProtoReflect.Descriptor instead.
 func (*MigrateReceive) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MigrateReceive) GetRight() *MigrationRight {
@@ -963,7 +989,7 @@ type MigrateSend struct {
 
 func (x *MigrateSend) Reset() {
 	*x = MigrateSend{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1001,7 @@ func (x *MigrateSend) String() string {
 func (*MigrateSend) ProtoMessage() {}
 
 func (x *MigrateSend) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1014,7 @@ func (x *MigrateSend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateSend.ProtoReflect.Descriptor instead.
 func (*MigrateSend) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MigrateSend) GetRight() *MigrationRight {
@@ -1110,7 +1136,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1148,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1161,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -1173,6 +1199,8 @@ type TaskProgress struct {
 	//
 	//	*TaskProgress_MigrateReceive
 	//	*TaskProgress_MigrateSend
+	//	*TaskProgress_ReplicateReceive
+	//	*TaskProgress_ReplicateSend
 	Kind          isTaskProgress_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1180,7 +1208,7 @@ type TaskProgress struct {
 
 func (x *TaskProgress) Reset() {
 	*x = TaskProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1220,7 @@ func (x *TaskProgress) String() string {
 func (*TaskProgress) ProtoMessage() {}
 
 func (x *TaskProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1233,7 @@ func (x *TaskProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgress.ProtoReflect.Descriptor instead.
 func (*TaskProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TaskProgress) GetKind() isTaskProgress_Kind {
@@ -1233,6 +1261,24 @@ func (x *TaskProgress) GetMigrateSend() *MigrateSendProgress {
 	return nil
 }
 
+func (x *TaskProgress) GetReplicateReceive() *ReplicateReceiveProgress {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskProgress_ReplicateReceive); ok {
+			return x.ReplicateReceive
+		}
+	}
+	return nil
+}
+
+func (x *TaskProgress) GetReplicateSend() *ReplicateSendProgress {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskProgress_ReplicateSend); ok {
+			return x.ReplicateSend
+		}
+	}
+	return nil
+}
+
 type isTaskProgress_Kind interface {
 	isTaskProgress_Kind()
 }
@@ -1245,9 +1291,21 @@ type TaskProgress_MigrateSend struct {
 	MigrateSend *MigrateSendProgress `protobuf:"bytes,2,opt,name=migrate_send,json=migrateSend,proto3,oneof"`
 }
 
+type TaskProgress_ReplicateReceive struct {
+	ReplicateReceive *ReplicateReceiveProgress `protobuf:"bytes,3,opt,name=replicate_receive,json=replicateReceive,proto3,oneof"`
+}
+
+type TaskProgress_ReplicateSend struct {
+	ReplicateSend *ReplicateSendProgress `protobuf:"bytes,4,opt,name=replicate_send,json=replicateSend,proto3,oneof"`
+}
+
 func (*TaskProgress_MigrateReceive) isTaskProgress_Kind() {}
 
 func (*TaskProgress_MigrateSend) isTaskProgress_Kind() {}
+
+func (*TaskProgress_ReplicateReceive) isTaskProgress_Kind() {}
+
+func (*TaskProgress_ReplicateSend) isTaskProgress_Kind() {}
 
 // MigrateReceiveProgress tells what the source needs.
 type MigrateReceiveProgress struct {
@@ -1265,7 +1323,7 @@ type MigrateReceiveProgress struct {
 
 func (x *MigrateReceiveProgress) Reset() {
 	*x = MigrateReceiveProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1335,7 @@ func (x *MigrateReceiveProgress) String() string {
 func (*MigrateReceiveProgress) ProtoMessage() {}
 
 func (x *MigrateReceiveProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1348,7 @@ func (x *MigrateReceiveProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateReceiveProgress.ProtoReflect.Descriptor instead.
 func (*MigrateReceiveProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MigrateReceiveProgress) GetTunnelAddress() string {
@@ -1348,7 +1406,7 @@ type MigrateSendProgress struct {
 
 func (x *MigrateSendProgress) Reset() {
 	*x = MigrateSendProgress{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1418,7 @@ func (x *MigrateSendProgress) String() string {
 func (*MigrateSendProgress) ProtoMessage() {}
 
 func (x *MigrateSendProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1431,7 @@ func (x *MigrateSendProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateSendProgress.ProtoReflect.Descriptor instead.
 func (*MigrateSendProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MigrateSendProgress) GetBytesTotal() uint64 {
@@ -1481,14 +1539,16 @@ type TaskOutcome struct {
 	// What the end left on this node.
 	Side *Side `protobuf:"bytes,5,opt,name=side,proto3" json:"side,omitempty"`
 	// Memory and disks that were copied, bytes (migrate-send).
-	Bytes         uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// What tasks on ZFS came to, also where they failed.
+	Zfs           *ZfsOutcome `protobuf:"bytes,7,opt,name=zfs,proto3" json:"zfs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskOutcome) Reset() {
 	*x = TaskOutcome{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1560,7 @@ func (x *TaskOutcome) String() string {
 func (*TaskOutcome) ProtoMessage() {}
 
 func (x *TaskOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1573,7 @@ func (x *TaskOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskOutcome.ProtoReflect.Descriptor instead.
 func (*TaskOutcome) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TaskOutcome) GetErrorCode() string {
@@ -1558,6 +1618,13 @@ func (x *TaskOutcome) GetBytes() uint64 {
 	return 0
 }
 
+func (x *TaskOutcome) GetZfs() *ZfsOutcome {
+	if x != nil {
+		return x.Zfs
+	}
+	return nil
+}
+
 // Side is what one agent sees of a migration's VM on its node.
 type Side struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1578,7 +1645,7 @@ type Side struct {
 
 func (x *Side) Reset() {
 	*x = Side{}
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1657,7 @@ func (x *Side) String() string {
 func (*Side) ProtoMessage() {}
 
 func (x *Side) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_task_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_task_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1670,7 @@ func (x *Side) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Side.ProtoReflect.Descriptor instead.
 func (*Side) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_agent_v1_task_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Side) GetState() SideState {
@@ -1645,21 +1712,23 @@ var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\"8\n" +
-	"\x04Term\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd6\x01\n" +
+	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xd6\x01\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12+\n" +
 	"\x04term\x18\x03 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\tR\bresource\x12!\n" +
 	"\fobserve_only\x18\x05 \x01(\bR\vobserveOnly\x12/\n" +
-	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\xde\x01\n" +
+	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\x8a\x05\n" +
 	"\bTaskSpec\x12L\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrateReceiveH\x00R\x0emigrateReceive\x12C\n" +
 	"\fmigrate_send\x18\x02 \x01(\v2\x1e.debvisor.agent.v1.MigrateSendH\x00R\vmigrateSend\x127\n" +
-	"\bvm_power\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.VMPowerH\x00R\avmPowerB\x06\n" +
+	"\bvm_power\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.VMPowerH\x00R\avmPower\x12V\n" +
+	"\x13zfs_snapshot_create\x18\x04 \x01(\v2$.debvisor.agent.v1.ZfsSnapshotCreateH\x00R\x11zfsSnapshotCreate\x12Y\n" +
+	"\x14zfs_snapshot_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.ZfsSnapshotDestroyH\x00R\x12zfsSnapshotDestroy\x12R\n" +
+	"\x11replicate_receive\x18\x06 \x01(\v2#.debvisor.agent.v1.ReplicateReceiveH\x00R\x10replicateReceive\x12I\n" +
+	"\x0ereplicate_send\x18\a \x01(\v2 .debvisor.agent.v1.ReplicateSendH\x00R\rreplicateSend\x12X\n" +
+	"\x13replication_release\x18\b \x01(\v2%.debvisor.agent.v1.ReplicationReleaseH\x00R\x12replicationReleaseB\x06\n" +
 	"\x04kind\"\xc8\x01\n" +
 	"\aVMPower\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.debvisor.agent.v1.PowerActionR\x06action\x12\x17\n" +
@@ -1730,10 +1799,12 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.debvisor.agent.v1.TaskStateR\x05state\x12;\n" +
 	"\bprogress\x18\x03 \x01(\v2\x1f.debvisor.agent.v1.TaskProgressR\bprogress\x128\n" +
-	"\aoutcome\x18\x04 \x01(\v2\x1e.debvisor.agent.v1.TaskOutcomeR\aoutcome\"\xb9\x01\n" +
+	"\aoutcome\x18\x04 \x01(\v2\x1e.debvisor.agent.v1.TaskOutcomeR\aoutcome\"\xe8\x02\n" +
 	"\fTaskProgress\x12T\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2).debvisor.agent.v1.MigrateReceiveProgressH\x00R\x0emigrateReceive\x12K\n" +
-	"\fmigrate_send\x18\x02 \x01(\v2&.debvisor.agent.v1.MigrateSendProgressH\x00R\vmigrateSendB\x06\n" +
+	"\fmigrate_send\x18\x02 \x01(\v2&.debvisor.agent.v1.MigrateSendProgressH\x00R\vmigrateSend\x12Z\n" +
+	"\x11replicate_receive\x18\x03 \x01(\v2+.debvisor.agent.v1.ReplicateReceiveProgressH\x00R\x10replicateReceive\x12Q\n" +
+	"\x0ereplicate_send\x18\x04 \x01(\v2(.debvisor.agent.v1.ReplicateSendProgressH\x00R\rreplicateSendB\x06\n" +
 	"\x04kind\"\xa9\x01\n" +
 	"\x16MigrateReceiveProgress\x12%\n" +
 	"\x0etunnel_address\x18\x01 \x01(\tR\rtunnelAddress\x12+\n" +
@@ -1758,7 +1829,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
 	"stalled_ms\x18\v \x01(\x04R\tstalledMs\x12)\n" +
 	"\x10throttle_percent\x18\f \x01(\rR\x0fthrottlePercent\x12,\n" +
-	"\x12paused_at_deadline\x18\r \x01(\bR\x10pausedAtDeadline\"\xd7\x01\n" +
+	"\x12paused_at_deadline\x18\r \x01(\bR\x10pausedAtDeadline\"\x88\x02\n" +
 	"\vTaskOutcome\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12#\n" +
@@ -1767,7 +1838,8 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\vdowntime_ms\x18\x04 \x01(\x04R\n" +
 	"downtimeMs\x12+\n" +
 	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"\x97\x01\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12/\n" +
+	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\x97\x01\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
@@ -1816,54 +1888,70 @@ func file_debvisor_agent_v1_task_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_agent_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_debvisor_agent_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_debvisor_agent_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_debvisor_agent_v1_task_proto_goTypes = []any{
-	(TaskState)(0),                 // 0: debvisor.agent.v1.TaskState
-	(PowerAction)(0),               // 1: debvisor.agent.v1.PowerAction
-	(DiskAction)(0),                // 2: debvisor.agent.v1.DiskAction
-	(SideState)(0),                 // 3: debvisor.agent.v1.SideState
-	(*Term)(nil),                   // 4: debvisor.agent.v1.Term
-	(*Task)(nil),                   // 5: debvisor.agent.v1.Task
-	(*TaskSpec)(nil),               // 6: debvisor.agent.v1.TaskSpec
-	(*VMPower)(nil),                // 7: debvisor.agent.v1.VMPower
-	(*DiskTransfer)(nil),           // 8: debvisor.agent.v1.DiskTransfer
-	(*MigrationRight)(nil),         // 9: debvisor.agent.v1.MigrationRight
-	(*MigrateReceive)(nil),         // 10: debvisor.agent.v1.MigrateReceive
-	(*MigrateSend)(nil),            // 11: debvisor.agent.v1.MigrateSend
-	(*TaskReport)(nil),             // 12: debvisor.agent.v1.TaskReport
-	(*TaskProgress)(nil),           // 13: debvisor.agent.v1.TaskProgress
-	(*MigrateReceiveProgress)(nil), // 14: debvisor.agent.v1.MigrateReceiveProgress
-	(*MigrateSendProgress)(nil),    // 15: debvisor.agent.v1.MigrateSendProgress
-	(*TaskOutcome)(nil),            // 16: debvisor.agent.v1.TaskOutcome
-	(*Side)(nil),                   // 17: debvisor.agent.v1.Side
+	(TaskState)(0),                   // 0: debvisor.agent.v1.TaskState
+	(PowerAction)(0),                 // 1: debvisor.agent.v1.PowerAction
+	(DiskAction)(0),                  // 2: debvisor.agent.v1.DiskAction
+	(SideState)(0),                   // 3: debvisor.agent.v1.SideState
+	(*Task)(nil),                     // 4: debvisor.agent.v1.Task
+	(*TaskSpec)(nil),                 // 5: debvisor.agent.v1.TaskSpec
+	(*VMPower)(nil),                  // 6: debvisor.agent.v1.VMPower
+	(*DiskTransfer)(nil),             // 7: debvisor.agent.v1.DiskTransfer
+	(*MigrationRight)(nil),           // 8: debvisor.agent.v1.MigrationRight
+	(*MigrateReceive)(nil),           // 9: debvisor.agent.v1.MigrateReceive
+	(*MigrateSend)(nil),              // 10: debvisor.agent.v1.MigrateSend
+	(*TaskReport)(nil),               // 11: debvisor.agent.v1.TaskReport
+	(*TaskProgress)(nil),             // 12: debvisor.agent.v1.TaskProgress
+	(*MigrateReceiveProgress)(nil),   // 13: debvisor.agent.v1.MigrateReceiveProgress
+	(*MigrateSendProgress)(nil),      // 14: debvisor.agent.v1.MigrateSendProgress
+	(*TaskOutcome)(nil),              // 15: debvisor.agent.v1.TaskOutcome
+	(*Side)(nil),                     // 16: debvisor.agent.v1.Side
+	(*Term)(nil),                     // 17: debvisor.agent.v1.Term
+	(*ZfsSnapshotCreate)(nil),        // 18: debvisor.agent.v1.ZfsSnapshotCreate
+	(*ZfsSnapshotDestroy)(nil),       // 19: debvisor.agent.v1.ZfsSnapshotDestroy
+	(*ReplicateReceive)(nil),         // 20: debvisor.agent.v1.ReplicateReceive
+	(*ReplicateSend)(nil),            // 21: debvisor.agent.v1.ReplicateSend
+	(*ReplicationRelease)(nil),       // 22: debvisor.agent.v1.ReplicationRelease
+	(*ReplicateReceiveProgress)(nil), // 23: debvisor.agent.v1.ReplicateReceiveProgress
+	(*ReplicateSendProgress)(nil),    // 24: debvisor.agent.v1.ReplicateSendProgress
+	(*ZfsOutcome)(nil),               // 25: debvisor.agent.v1.ZfsOutcome
 }
 var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
-	4,  // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
-	6,  // 1: debvisor.agent.v1.Task.spec:type_name -> debvisor.agent.v1.TaskSpec
-	10, // 2: debvisor.agent.v1.TaskSpec.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceive
-	11, // 3: debvisor.agent.v1.TaskSpec.migrate_send:type_name -> debvisor.agent.v1.MigrateSend
-	7,  // 4: debvisor.agent.v1.TaskSpec.vm_power:type_name -> debvisor.agent.v1.VMPower
-	1,  // 5: debvisor.agent.v1.VMPower.action:type_name -> debvisor.agent.v1.PowerAction
-	2,  // 6: debvisor.agent.v1.DiskTransfer.action:type_name -> debvisor.agent.v1.DiskAction
-	4,  // 7: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
-	9,  // 8: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
-	8,  // 9: debvisor.agent.v1.MigrateReceive.disks:type_name -> debvisor.agent.v1.DiskTransfer
-	9,  // 10: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
-	8,  // 11: debvisor.agent.v1.MigrateSend.disks:type_name -> debvisor.agent.v1.DiskTransfer
-	0,  // 12: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
-	13, // 13: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
-	16, // 14: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
-	14, // 15: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
-	15, // 16: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
-	17, // 17: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
-	17, // 18: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
-	17, // 19: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
-	3,  // 20: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
+	5,  // 1: debvisor.agent.v1.Task.spec:type_name -> debvisor.agent.v1.TaskSpec
+	9,  // 2: debvisor.agent.v1.TaskSpec.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceive
+	10, // 3: debvisor.agent.v1.TaskSpec.migrate_send:type_name -> debvisor.agent.v1.MigrateSend
+	6,  // 4: debvisor.agent.v1.TaskSpec.vm_power:type_name -> debvisor.agent.v1.VMPower
+	18, // 5: debvisor.agent.v1.TaskSpec.zfs_snapshot_create:type_name -> debvisor.agent.v1.ZfsSnapshotCreate
+	19, // 6: debvisor.agent.v1.TaskSpec.zfs_snapshot_destroy:type_name -> debvisor.agent.v1.ZfsSnapshotDestroy
+	20, // 7: debvisor.agent.v1.TaskSpec.replicate_receive:type_name -> debvisor.agent.v1.ReplicateReceive
+	21, // 8: debvisor.agent.v1.TaskSpec.replicate_send:type_name -> debvisor.agent.v1.ReplicateSend
+	22, // 9: debvisor.agent.v1.TaskSpec.replication_release:type_name -> debvisor.agent.v1.ReplicationRelease
+	1,  // 10: debvisor.agent.v1.VMPower.action:type_name -> debvisor.agent.v1.PowerAction
+	2,  // 11: debvisor.agent.v1.DiskTransfer.action:type_name -> debvisor.agent.v1.DiskAction
+	17, // 12: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
+	8,  // 13: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
+	7,  // 14: debvisor.agent.v1.MigrateReceive.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	8,  // 15: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
+	7,  // 16: debvisor.agent.v1.MigrateSend.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	0,  // 17: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
+	12, // 18: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
+	15, // 19: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
+	13, // 20: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
+	14, // 21: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
+	23, // 22: debvisor.agent.v1.TaskProgress.replicate_receive:type_name -> debvisor.agent.v1.ReplicateReceiveProgress
+	24, // 23: debvisor.agent.v1.TaskProgress.replicate_send:type_name -> debvisor.agent.v1.ReplicateSendProgress
+	16, // 24: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
+	16, // 25: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
+	16, // 26: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
+	25, // 27: debvisor.agent.v1.TaskOutcome.zfs:type_name -> debvisor.agent.v1.ZfsOutcome
+	3,  // 28: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_task_proto_init() }
@@ -1871,14 +1959,23 @@ func file_debvisor_agent_v1_task_proto_init() {
 	if File_debvisor_agent_v1_task_proto != nil {
 		return
 	}
-	file_debvisor_agent_v1_task_proto_msgTypes[2].OneofWrappers = []any{
+	file_debvisor_agent_v1_term_proto_init()
+	file_debvisor_agent_v1_zfs_proto_init()
+	file_debvisor_agent_v1_task_proto_msgTypes[1].OneofWrappers = []any{
 		(*TaskSpec_MigrateReceive)(nil),
 		(*TaskSpec_MigrateSend)(nil),
 		(*TaskSpec_VmPower)(nil),
+		(*TaskSpec_ZfsSnapshotCreate)(nil),
+		(*TaskSpec_ZfsSnapshotDestroy)(nil),
+		(*TaskSpec_ReplicateReceive)(nil),
+		(*TaskSpec_ReplicateSend)(nil),
+		(*TaskSpec_ReplicationRelease)(nil),
 	}
-	file_debvisor_agent_v1_task_proto_msgTypes[9].OneofWrappers = []any{
+	file_debvisor_agent_v1_task_proto_msgTypes[8].OneofWrappers = []any{
 		(*TaskProgress_MigrateReceive)(nil),
 		(*TaskProgress_MigrateSend)(nil),
+		(*TaskProgress_ReplicateReceive)(nil),
+		(*TaskProgress_ReplicateSend)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1886,7 +1983,7 @@ func file_debvisor_agent_v1_task_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_task_proto_rawDesc), len(file_debvisor_agent_v1_task_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   14,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

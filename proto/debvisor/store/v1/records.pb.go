@@ -248,6 +248,65 @@ func (MoveState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
+// ReplicatePhase only grows within an attempt.
+type ReplicatePhase int32
+
+const (
+	ReplicatePhase_REPLICATE_PHASE_UNSPECIFIED ReplicatePhase = 0
+	// The job's snapshot is being taken.
+	ReplicatePhase_REPLICATE_PHASE_SNAPSHOT ReplicatePhase = 1
+	// Both sides are asked, and what to send is decided.
+	ReplicatePhase_REPLICATE_PHASE_PLAN ReplicatePhase = 2
+	// The target makes ready.
+	ReplicatePhase_REPLICATE_PHASE_RECEIVE ReplicatePhase = 3
+	ReplicatePhase_REPLICATE_PHASE_SEND    ReplicatePhase = 4
+)
+
+// Enum value maps for ReplicatePhase.
+var (
+	ReplicatePhase_name = map[int32]string{
+		0: "REPLICATE_PHASE_UNSPECIFIED",
+		1: "REPLICATE_PHASE_SNAPSHOT",
+		2: "REPLICATE_PHASE_PLAN",
+		3: "REPLICATE_PHASE_RECEIVE",
+		4: "REPLICATE_PHASE_SEND",
+	}
+	ReplicatePhase_value = map[string]int32{
+		"REPLICATE_PHASE_UNSPECIFIED": 0,
+		"REPLICATE_PHASE_SNAPSHOT":    1,
+		"REPLICATE_PHASE_PLAN":        2,
+		"REPLICATE_PHASE_RECEIVE":     3,
+		"REPLICATE_PHASE_SEND":        4,
+	}
+)
+
+func (x ReplicatePhase) Enum() *ReplicatePhase {
+	p := new(ReplicatePhase)
+	*p = x
+	return p
+}
+
+func (x ReplicatePhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReplicatePhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_store_v1_records_proto_enumTypes[4].Descriptor()
+}
+
+func (ReplicatePhase) Type() protoreflect.EnumType {
+	return &file_debvisor_store_v1_records_proto_enumTypes[4]
+}
+
+func (x ReplicatePhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReplicatePhase.Descriptor instead.
+func (ReplicatePhase) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
 // TaskState only grows; numbers as in debvisor.agent.v1.TaskState.
 type TaskState int32
 
@@ -294,11 +353,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[4].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[5].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[4]
+	return &file_debvisor_store_v1_records_proto_enumTypes[5]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -307,7 +366,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 // JoinTokenKind is what a token enrols.
@@ -344,11 +403,11 @@ func (x JoinTokenKind) String() string {
 }
 
 func (JoinTokenKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[5].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[6].Descriptor()
 }
 
 func (JoinTokenKind) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[5]
+	return &file_debvisor_store_v1_records_proto_enumTypes[6]
 }
 
 func (x JoinTokenKind) Number() protoreflect.EnumNumber {
@@ -357,7 +416,7 @@ func (x JoinTokenKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JoinTokenKind.Descriptor instead.
 func (JoinTokenKind) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 // Node is nodes/<id>: identity and wishes.
@@ -384,9 +443,11 @@ type Node struct {
 	OffReason      string                 `protobuf:"bytes,15,opt,name=off_reason,json=offReason,proto3" json:"off_reason,omitempty"`
 	OffBootId      string                 `protobuf:"bytes,16,opt,name=off_boot_id,json=offBootId,proto3" json:"off_boot_id,omitempty"`
 	// When it had last been heard when that was said (NodeStatus.last_seen).
-	OffLastSeen   *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=off_last_seen,json=offLastSeen,proto3" json:"off_last_seen,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OffLastSeen *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=off_last_seen,json=offLastSeen,proto3" json:"off_last_seen,omitempty"`
+	// Replications from and to it at once, each; 0: the default.
+	ParallelReplications uint32 `protobuf:"varint,18,opt,name=parallel_replications,json=parallelReplications,proto3" json:"parallel_replications,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -536,6 +597,13 @@ func (x *Node) GetOffLastSeen() *timestamppb.Timestamp {
 		return x.OffLastSeen
 	}
 	return nil
+}
+
+func (x *Node) GetParallelReplications() uint32 {
+	if x != nil {
+		return x.ParallelReplications
+	}
+	return 0
 }
 
 // NodeStatus is nodestatus/<id>: what the leader last knew. Written on a
@@ -1182,6 +1250,9 @@ type Operation struct {
 	//	*Operation_Migrate
 	//	*Operation_Evacuate
 	//	*Operation_Power
+	//	*Operation_TakeSnapshots
+	//	*Operation_RemoveSnapshots
+	//	*Operation_Replicate
 	Detail isOperation_Detail `protobuf_oneof:"detail"`
 	// The operation that it is part of; empty: none.
 	Parent string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
@@ -1382,6 +1453,33 @@ func (x *Operation) GetPower() *Power {
 	return nil
 }
 
+func (x *Operation) GetTakeSnapshots() *TakeSnapshots {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_TakeSnapshots); ok {
+			return x.TakeSnapshots
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetRemoveSnapshots() *RemoveSnapshots {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_RemoveSnapshots); ok {
+			return x.RemoveSnapshots
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetReplicate() *Replicate {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_Replicate); ok {
+			return x.Replicate
+		}
+	}
+	return nil
+}
+
 func (x *Operation) GetParent() string {
 	if x != nil {
 		return x.Parent
@@ -1412,11 +1510,29 @@ type Operation_Power struct {
 	Power *Power `protobuf:"bytes,22,opt,name=power,proto3,oneof"`
 }
 
+type Operation_TakeSnapshots struct {
+	TakeSnapshots *TakeSnapshots `protobuf:"bytes,23,opt,name=take_snapshots,json=takeSnapshots,proto3,oneof"`
+}
+
+type Operation_RemoveSnapshots struct {
+	RemoveSnapshots *RemoveSnapshots `protobuf:"bytes,24,opt,name=remove_snapshots,json=removeSnapshots,proto3,oneof"`
+}
+
+type Operation_Replicate struct {
+	Replicate *Replicate `protobuf:"bytes,25,opt,name=replicate,proto3,oneof"`
+}
+
 func (*Operation_Migrate) isOperation_Detail() {}
 
 func (*Operation_Evacuate) isOperation_Detail() {}
 
 func (*Operation_Power) isOperation_Detail() {}
+
+func (*Operation_TakeSnapshots) isOperation_Detail() {}
+
+func (*Operation_RemoveSnapshots) isOperation_Detail() {}
+
+func (*Operation_Replicate) isOperation_Detail() {}
 
 // Evacuate is the request and the memory of an evacuation, a restore or
 // another plan of several moves.
@@ -1948,6 +2064,987 @@ func (x *Migrate) GetRefused() uint32 {
 	return 0
 }
 
+// TakeSnapshots is a set of snapshots taken in one moment on one node.
+type TakeSnapshots struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// pool/path, of one pool.
+	Datasets []string `protobuf:"bytes,2,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	// The snapshots' name, the same on each dataset.
+	Name  string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Label string `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
+	// Of a VM's disks: its UUID and name.
+	VmUuid string `protobuf:"bytes,5,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string `protobuf:"bytes,6,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	// What was made, as encoded debvisor.agent.v1.ZfsSnapshotID.
+	Made          [][]byte `protobuf:"bytes,7,rep,name=made,proto3" json:"made,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeSnapshots) Reset() {
+	*x = TakeSnapshots{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeSnapshots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeSnapshots) ProtoMessage() {}
+
+func (x *TakeSnapshots) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeSnapshots.ProtoReflect.Descriptor instead.
+func (*TakeSnapshots) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TakeSnapshots) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetDatasets() []string {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *TakeSnapshots) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetMade() [][]byte {
+	if x != nil {
+		return x.Made
+	}
+	return nil
+}
+
+// RemoveSnapshots is a deletion of named snapshots, or a pruning.
+type RemoveSnapshots struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// For a deletion: encoded debvisor.agent.v1.ZfsSnapshotID, at most 1,000.
+	Snapshots [][]byte `protobuf:"bytes,2,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// For a pruning: of which datasets, with those below, and by which rules
+	// (encoded debvisor.v1.RetentionPolicy).
+	Datasets  []string `protobuf:"bytes,3,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	Recursive bool     `protobuf:"varint,4,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	Retention []byte   `protobuf:"bytes,5,opt,name=retention,proto3" json:"retention,omitempty"`
+	// The retention policy that asked for it; empty: a caller.
+	Policy string `protobuf:"bytes,6,opt,name=policy,proto3" json:"policy,omitempty"`
+	// So far.
+	Removed    uint32 `protobuf:"varint,7,opt,name=removed,proto3" json:"removed,omitempty"`
+	Kept       uint32 `protobuf:"varint,8,opt,name=kept,proto3" json:"kept,omitempty"`
+	FreedBytes uint64 `protobuf:"varint,9,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// The batch at work, from 1; each is one task.
+	Batch uint32 `protobuf:"varint,10,opt,name=batch,proto3" json:"batch,omitempty"`
+	// Why snapshots that were to go are still there, at most 20 (encoded
+	// debvisor.agent.v1.ZfsKept).
+	KeptBecause   [][]byte `protobuf:"bytes,11,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSnapshots) Reset() {
+	*x = RemoveSnapshots{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSnapshots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSnapshots) ProtoMessage() {}
+
+func (x *RemoveSnapshots) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSnapshots.ProtoReflect.Descriptor instead.
+func (*RemoveSnapshots) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RemoveSnapshots) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RemoveSnapshots) GetSnapshots() [][]byte {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *RemoveSnapshots) GetDatasets() []string {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *RemoveSnapshots) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *RemoveSnapshots) GetRetention() []byte {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
+func (x *RemoveSnapshots) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *RemoveSnapshots) GetRemoved() uint32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *RemoveSnapshots) GetKept() uint32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
+func (x *RemoveSnapshots) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *RemoveSnapshots) GetBatch() uint32 {
+	if x != nil {
+		return x.Batch
+	}
+	return 0
+}
+
+func (x *RemoveSnapshots) GetKeptBecause() [][]byte {
+	if x != nil {
+		return x.KeptBecause
+	}
+	return nil
+}
+
+// Replicate is one run of a replication job.
+type Replicate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	JobId         string                 `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Dataset       string                 `protobuf:"bytes,4,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	TargetDataset string                 `protobuf:"bytes,5,opt,name=target_dataset,json=targetDataset,proto3" json:"target_dataset,omitempty"`
+	// From 1; each plans anew and has a task pair of its own.
+	Attempt uint32         `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Phase   ReplicatePhase `protobuf:"varint,7,opt,name=phase,proto3,enum=debvisor.store.v1.ReplicatePhase" json:"phase,omitempty"`
+	// The snapshot taken first; empty: none is.
+	Snapshot string `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Encoded debvisor.v1.ReplicationDecision of the attempt at work.
+	Decision []byte `protobuf:"bytes,9,opt,name=decision,proto3" json:"decision,omitempty"`
+	// Encoded debvisor.agent.v1.ReplicationRight of the attempt at work.
+	Right     []byte                 `protobuf:"bytes,10,opt,name=right,proto3" json:"right,omitempty"`
+	Bytes     uint64                 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Resumes   uint32                 `protobuf:"varint,12,opt,name=resumes,proto3" json:"resumes,omitempty"`
+	AttemptAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=attempt_at,json=attemptAt,proto3" json:"attempt_at,omitempty"`
+	// The plan whose destruction of what is newer on the target was confirmed.
+	ConfirmedPlan string `protobuf:"bytes,14,opt,name=confirmed_plan,json=confirmedPlan,proto3" json:"confirmed_plan,omitempty"`
+	// The replication policy that asked for it; empty: a caller.
+	Policy string `protobuf:"bytes,15,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Where the target's former copy was set aside.
+	SetAside      string `protobuf:"bytes,16,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replicate) Reset() {
+	*x = Replicate{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replicate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replicate) ProtoMessage() {}
+
+func (x *Replicate) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replicate.ProtoReflect.Descriptor instead.
+func (*Replicate) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Replicate) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *Replicate) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Replicate) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Replicate) GetDataset() string {
+	if x != nil {
+		return x.Dataset
+	}
+	return ""
+}
+
+func (x *Replicate) GetTargetDataset() string {
+	if x != nil {
+		return x.TargetDataset
+	}
+	return ""
+}
+
+func (x *Replicate) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Replicate) GetPhase() ReplicatePhase {
+	if x != nil {
+		return x.Phase
+	}
+	return ReplicatePhase_REPLICATE_PHASE_UNSPECIFIED
+}
+
+func (x *Replicate) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *Replicate) GetDecision() []byte {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *Replicate) GetRight() []byte {
+	if x != nil {
+		return x.Right
+	}
+	return nil
+}
+
+func (x *Replicate) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Replicate) GetResumes() uint32 {
+	if x != nil {
+		return x.Resumes
+	}
+	return 0
+}
+
+func (x *Replicate) GetAttemptAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AttemptAt
+	}
+	return nil
+}
+
+func (x *Replicate) GetConfirmedPlan() string {
+	if x != nil {
+		return x.ConfirmedPlan
+	}
+	return ""
+}
+
+func (x *Replicate) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Replicate) GetSetAside() string {
+	if x != nil {
+		return x.SetAside
+	}
+	return ""
+}
+
+// ReplicationJob is replication/<id>: what is kept alike where.
+type ReplicationJob struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Source string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// pool/path on the source and on the target.
+	Dataset       string `protobuf:"bytes,4,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	TargetDataset string `protobuf:"bytes,5,opt,name=target_dataset,json=targetDataset,proto3" json:"target_dataset,omitempty"`
+	// The source's dataset as it was when the job was made; another of the same
+	// name is not replicated over it.
+	DatasetGuid uint64 `protobuf:"varint,6,opt,name=dataset_guid,json=datasetGuid,proto3" json:"dataset_guid,omitempty"`
+	// The replication policy that made it; empty: a caller.
+	Policy    string                 `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	Tenant    string                 `protobuf:"bytes,8,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	CreatedBy string                 `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Encoded debvisor.v1.ReplicationOptions.
+	Options []byte `protobuf:"bytes,11,opt,name=options,proto3" json:"options,omitempty"`
+	// The newest snapshot that both ends are known to have; of it the source
+	// keeps a bookmark, and both a hold.
+	CursorName    string                 `protobuf:"bytes,12,opt,name=cursor_name,json=cursorName,proto3" json:"cursor_name,omitempty"`
+	CursorGuid    uint64                 `protobuf:"varint,13,opt,name=cursor_guid,json=cursorGuid,proto3" json:"cursor_guid,omitempty"`
+	CursorCreated *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=cursor_created,json=cursorCreated,proto3" json:"cursor_created,omitempty"`
+	// Encoded debvisor.v1.ReplicationDecision, of the last plan that was made;
+	// its plan_id is what a destruction is confirmed with.
+	Decision        []byte                 `protobuf:"bytes,15,opt,name=decision,proto3" json:"decision,omitempty"`
+	DecisionExpires *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=decision_expires,json=decisionExpires,proto3" json:"decision_expires,omitempty"`
+	// The last run that has ended, and the one at work.
+	LastOperation  string                 `protobuf:"bytes,17,opt,name=last_operation,json=lastOperation,proto3" json:"last_operation,omitempty"`
+	LastSuccess    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=last_success,json=lastSuccess,proto3" json:"last_success,omitempty"`
+	LastEnd        *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_end,json=lastEnd,proto3" json:"last_end,omitempty"`
+	LastErrorCode  string                 `protobuf:"bytes,20,opt,name=last_error_code,json=lastErrorCode,proto3" json:"last_error_code,omitempty"`
+	LastError      string                 `protobuf:"bytes,21,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	BytesTotal     uint64                 `protobuf:"varint,22,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	ResumesTotal   uint32                 `protobuf:"varint,23,opt,name=resumes_total,json=resumesTotal,proto3" json:"resumes_total,omitempty"`
+	LastBytes      uint64                 `protobuf:"varint,24,opt,name=last_bytes,json=lastBytes,proto3" json:"last_bytes,omitempty"`
+	LastDurationMs uint64                 `protobuf:"varint,25,opt,name=last_duration_ms,json=lastDurationMs,proto3" json:"last_duration_ms,omitempty"`
+	// Since when its RPO is missed; absent: it is kept, or there is none.
+	RpoMissedSince *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=rpo_missed_since,json=rpoMissedSince,proto3" json:"rpo_missed_since,omitempty"`
+	// It is being deleted: what it keeps on both nodes is released.
+	Deleting bool `protobuf:"varint,27,opt,name=deleting,proto3" json:"deleting,omitempty"`
+	// Bytes written on the source since the cursor, as last looked at.
+	LagBytes      uint64 `protobuf:"varint,28,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationJob) Reset() {
+	*x = ReplicationJob{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationJob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationJob) ProtoMessage() {}
+
+func (x *ReplicationJob) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationJob.ProtoReflect.Descriptor instead.
+func (*ReplicationJob) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReplicationJob) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetDataset() string {
+	if x != nil {
+		return x.Dataset
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetTargetDataset() string {
+	if x != nil {
+		return x.TargetDataset
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetDatasetGuid() uint64 {
+	if x != nil {
+		return x.DatasetGuid
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetOptions() []byte {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetCursorName() string {
+	if x != nil {
+		return x.CursorName
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetCursorGuid() uint64 {
+	if x != nil {
+		return x.CursorGuid
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetCursorCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CursorCreated
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetDecision() []byte {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetDecisionExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DecisionExpires
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetLastOperation() string {
+	if x != nil {
+		return x.LastOperation
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetLastSuccess() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSuccess
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetLastEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastEnd
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetLastErrorCode() string {
+	if x != nil {
+		return x.LastErrorCode
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *ReplicationJob) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetResumesTotal() uint32 {
+	if x != nil {
+		return x.ResumesTotal
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetLastBytes() uint64 {
+	if x != nil {
+		return x.LastBytes
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetLastDurationMs() uint64 {
+	if x != nil {
+		return x.LastDurationMs
+	}
+	return 0
+}
+
+func (x *ReplicationJob) GetRpoMissedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RpoMissedSince
+	}
+	return nil
+}
+
+func (x *ReplicationJob) GetDeleting() bool {
+	if x != nil {
+		return x.Deleting
+	}
+	return false
+}
+
+func (x *ReplicationJob) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+// StoragePolicyRun is when a policy was last due, and what came of it; part of
+// both kinds of policies' records.
+type StoragePolicyRun struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	LastDue        *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_due,json=lastDue,proto3" json:"last_due,omitempty"`
+	LastFired      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_fired,json=lastFired,proto3" json:"last_fired,omitempty"`
+	LastOperations []string               `protobuf:"bytes,3,rep,name=last_operations,json=lastOperations,proto3" json:"last_operations,omitempty"`
+	Fired          uint64                 `protobuf:"varint,4,opt,name=fired,proto3" json:"fired,omitempty"`
+	// Ticks that found their dataset in use, or that came while nobody led.
+	Skipped       uint64 `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	LastSkip      string `protobuf:"bytes,6,opt,name=last_skip,json=lastSkip,proto3" json:"last_skip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragePolicyRun) Reset() {
+	*x = StoragePolicyRun{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragePolicyRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragePolicyRun) ProtoMessage() {}
+
+func (x *StoragePolicyRun) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragePolicyRun.ProtoReflect.Descriptor instead.
+func (*StoragePolicyRun) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StoragePolicyRun) GetLastDue() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastDue
+	}
+	return nil
+}
+
+func (x *StoragePolicyRun) GetLastFired() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastFired
+	}
+	return nil
+}
+
+func (x *StoragePolicyRun) GetLastOperations() []string {
+	if x != nil {
+		return x.LastOperations
+	}
+	return nil
+}
+
+func (x *StoragePolicyRun) GetFired() uint64 {
+	if x != nil {
+		return x.Fired
+	}
+	return 0
+}
+
+func (x *StoragePolicyRun) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *StoragePolicyRun) GetLastSkip() string {
+	if x != nil {
+		return x.LastSkip
+	}
+	return ""
+}
+
+// RetentionPolicy is policies/retention/<name>.
+type RetentionPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Encoded debvisor.v1.RetentionPolicySpec.
+	Spec          []byte                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	ChangedBy     string                 `protobuf:"bytes,4,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	Run           *StoragePolicyRun      `protobuf:"bytes,5,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionPolicy) Reset() {
+	*x = RetentionPolicy{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionPolicy) ProtoMessage() {}
+
+func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionPolicy.ProtoReflect.Descriptor instead.
+func (*RetentionPolicy) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RetentionPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RetentionPolicy) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *RetentionPolicy) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *RetentionPolicy) GetChangedBy() string {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return ""
+}
+
+func (x *RetentionPolicy) GetRun() *StoragePolicyRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// ReplicationPolicy is policies/replication/<name>.
+type ReplicationPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Encoded debvisor.v1.ReplicationPolicySpec.
+	Spec          []byte                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	ChangedBy     string                 `protobuf:"bytes,4,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	Run           *StoragePolicyRun      `protobuf:"bytes,5,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicationPolicy) Reset() {
+	*x = ReplicationPolicy{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicationPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicationPolicy) ProtoMessage() {}
+
+func (x *ReplicationPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicationPolicy.ProtoReflect.Descriptor instead.
+func (*ReplicationPolicy) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReplicationPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReplicationPolicy) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ReplicationPolicy) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *ReplicationPolicy) GetChangedBy() string {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return ""
+}
+
+func (x *ReplicationPolicy) GetRun() *StoragePolicyRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// NodeZFS is zfs/<node>: a node's ZFS as last reported, without snapshots.
+type NodeZFS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Encoded debvisor.agent.v1.ZfsInventory.
+	Inventory     []byte                 `protobuf:"bytes,2,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	ReportedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=reported_at,json=reportedAt,proto3" json:"reported_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeZFS) Reset() {
+	*x = NodeZFS{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeZFS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeZFS) ProtoMessage() {}
+
+func (x *NodeZFS) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeZFS.ProtoReflect.Descriptor instead.
+func (*NodeZFS) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeZFS) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeZFS) GetInventory() []byte {
+	if x != nil {
+		return x.Inventory
+	}
+	return nil
+}
+
+func (x *NodeZFS) GetReportedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReportedAt
+	}
+	return nil
+}
+
 // Task is tasks/<id>.
 type Task struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1976,7 +3073,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +3085,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[12]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +3098,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Task) GetId() string {
@@ -2118,7 +3215,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +3227,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[13]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +3240,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinToken) GetId() string {
@@ -2243,7 +3340,7 @@ type Principal struct {
 
 func (x *Principal) Reset() {
 	*x = Principal{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +3352,7 @@ func (x *Principal) String() string {
 func (*Principal) ProtoMessage() {}
 
 func (x *Principal) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +3365,7 @@ func (x *Principal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Principal.ProtoReflect.Descriptor instead.
 func (*Principal) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Principal) GetType() string {
@@ -2332,7 +3429,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +3441,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +3454,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RateLimit) GetPerMinute() uint32 {
@@ -2392,7 +3489,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +3501,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +3514,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Role) GetPermissions() []string {
@@ -2445,7 +3542,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +3554,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +3567,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Tenant) GetDescription() string {
@@ -2501,7 +3598,7 @@ type TenantStorage struct {
 
 func (x *TenantStorage) Reset() {
 	*x = TenantStorage{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +3610,7 @@ func (x *TenantStorage) String() string {
 func (*TenantStorage) ProtoMessage() {}
 
 func (x *TenantStorage) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +3623,7 @@ func (x *TenantStorage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStorage.ProtoReflect.Descriptor instead.
 func (*TenantStorage) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TenantStorage) GetBackend() string {
@@ -2573,7 +3670,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +3682,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +3695,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *APIKey) GetSha256() string {
@@ -2677,7 +3774,7 @@ type KeyUse struct {
 
 func (x *KeyUse) Reset() {
 	*x = KeyUse{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +3786,7 @@ func (x *KeyUse) String() string {
 func (*KeyUse) ProtoMessage() {}
 
 func (x *KeyUse) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +3799,7 @@ func (x *KeyUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyUse.ProtoReflect.Descriptor instead.
 func (*KeyUse) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeyUse) GetAt() *timestamppb.Timestamp {
@@ -2740,7 +3837,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3849,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3862,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AuditHead) GetSequence() uint64 {
@@ -2804,7 +3901,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +3913,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3926,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Replica) GetName() string {
@@ -2872,7 +3969,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3981,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3994,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Leader) GetName() string {
@@ -2925,7 +4022,7 @@ var File_debvisor_store_v1_records_proto protoreflect.FileDescriptor
 
 const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x05\n" +
+	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x0e\n" +
@@ -2946,7 +4043,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"off_reason\x18\x0f \x01(\tR\toffReason\x12\x1e\n" +
 	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\x12>\n" +
-	"\roff_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\voffLastSeen\"\x95\x04\n" +
+	"\roff_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\voffLastSeen\x123\n" +
+	"\x15parallel_replications\x18\x12 \x01(\rR\x14parallelReplications\"\x95\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
@@ -3014,7 +4112,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"generation\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x05 \x01(\fR\n" +
-	"definition\"\xde\a\n" +
+	"definition\"\xb8\t\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
@@ -3041,7 +4139,10 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\btrace_id\x18\x12 \x01(\tR\atraceId\x126\n" +
 	"\amigrate\x18\x14 \x01(\v2\x1a.debvisor.store.v1.MigrateH\x00R\amigrate\x129\n" +
 	"\bevacuate\x18\x15 \x01(\v2\x1b.debvisor.store.v1.EvacuateH\x00R\bevacuate\x120\n" +
-	"\x05power\x18\x16 \x01(\v2\x18.debvisor.store.v1.PowerH\x00R\x05power\x12\x16\n" +
+	"\x05power\x18\x16 \x01(\v2\x18.debvisor.store.v1.PowerH\x00R\x05power\x12I\n" +
+	"\x0etake_snapshots\x18\x17 \x01(\v2 .debvisor.store.v1.TakeSnapshotsH\x00R\rtakeSnapshots\x12O\n" +
+	"\x10remove_snapshots\x18\x18 \x01(\v2\".debvisor.store.v1.RemoveSnapshotsH\x00R\x0fremoveSnapshots\x12<\n" +
+	"\treplicate\x18\x19 \x01(\v2\x1c.debvisor.store.v1.ReplicateH\x00R\treplicate\x12\x16\n" +
 	"\x06parent\x18\x1e \x01(\tR\x06parent\x12\x16\n" +
 	"\x06tenant\x18\x1f \x01(\tR\x06tenant\x1a?\n" +
 	"\x11ErrorContextEntry\x12\x10\n" +
@@ -3105,7 +4206,114 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05disks\x18\x11 \x03(\fR\x05disks\x12\x1f\n" +
 	"\vduration_ms\x18\x12 \x01(\x04R\n" +
 	"durationMs\x12\x18\n" +
-	"\arefused\x18\x13 \x01(\rR\arefused\"\xd0\x03\n" +
+	"\arefused\x18\x13 \x01(\rR\arefused\"\xaf\x01\n" +
+	"\rTakeSnapshots\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bdatasets\x18\x02 \x03(\tR\bdatasets\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05label\x18\x04 \x01(\tR\x05label\x12\x17\n" +
+	"\avm_uuid\x18\x05 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x06 \x01(\tR\x06vmName\x12\x12\n" +
+	"\x04made\x18\a \x03(\fR\x04made\"\xbb\x02\n" +
+	"\x0fRemoveSnapshots\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tsnapshots\x18\x02 \x03(\fR\tsnapshots\x12\x1a\n" +
+	"\bdatasets\x18\x03 \x03(\tR\bdatasets\x12\x1c\n" +
+	"\trecursive\x18\x04 \x01(\bR\trecursive\x12\x1c\n" +
+	"\tretention\x18\x05 \x01(\fR\tretention\x12\x16\n" +
+	"\x06policy\x18\x06 \x01(\tR\x06policy\x12\x18\n" +
+	"\aremoved\x18\a \x01(\rR\aremoved\x12\x12\n" +
+	"\x04kept\x18\b \x01(\rR\x04kept\x12\x1f\n" +
+	"\vfreed_bytes\x18\t \x01(\x04R\n" +
+	"freedBytes\x12\x14\n" +
+	"\x05batch\x18\n" +
+	" \x01(\rR\x05batch\x12!\n" +
+	"\fkept_because\x18\v \x03(\fR\vkeptBecause\"\xfb\x03\n" +
+	"\tReplicate\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
+	"\adataset\x18\x04 \x01(\tR\adataset\x12%\n" +
+	"\x0etarget_dataset\x18\x05 \x01(\tR\rtargetDataset\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\rR\aattempt\x127\n" +
+	"\x05phase\x18\a \x01(\x0e2!.debvisor.store.v1.ReplicatePhaseR\x05phase\x12\x1a\n" +
+	"\bsnapshot\x18\b \x01(\tR\bsnapshot\x12\x1a\n" +
+	"\bdecision\x18\t \x01(\fR\bdecision\x12\x14\n" +
+	"\x05right\x18\n" +
+	" \x01(\fR\x05right\x12\x14\n" +
+	"\x05bytes\x18\v \x01(\x04R\x05bytes\x12\x18\n" +
+	"\aresumes\x18\f \x01(\rR\aresumes\x129\n" +
+	"\n" +
+	"attempt_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12%\n" +
+	"\x0econfirmed_plan\x18\x0e \x01(\tR\rconfirmedPlan\x12\x16\n" +
+	"\x06policy\x18\x0f \x01(\tR\x06policy\x12\x1b\n" +
+	"\tset_aside\x18\x10 \x01(\tR\bsetAside\"\xb2\b\n" +
+	"\x0eReplicationJob\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
+	"\adataset\x18\x04 \x01(\tR\adataset\x12%\n" +
+	"\x0etarget_dataset\x18\x05 \x01(\tR\rtargetDataset\x12!\n" +
+	"\fdataset_guid\x18\x06 \x01(\x04R\vdatasetGuid\x12\x16\n" +
+	"\x06policy\x18\a \x01(\tR\x06policy\x12\x16\n" +
+	"\x06tenant\x18\b \x01(\tR\x06tenant\x129\n" +
+	"\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\n" +
+	" \x01(\tR\tcreatedBy\x12\x18\n" +
+	"\aoptions\x18\v \x01(\fR\aoptions\x12\x1f\n" +
+	"\vcursor_name\x18\f \x01(\tR\n" +
+	"cursorName\x12\x1f\n" +
+	"\vcursor_guid\x18\r \x01(\x04R\n" +
+	"cursorGuid\x12A\n" +
+	"\x0ecursor_created\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\rcursorCreated\x12\x1a\n" +
+	"\bdecision\x18\x0f \x01(\fR\bdecision\x12E\n" +
+	"\x10decision_expires\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x0fdecisionExpires\x12%\n" +
+	"\x0elast_operation\x18\x11 \x01(\tR\rlastOperation\x12=\n" +
+	"\flast_success\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vlastSuccess\x125\n" +
+	"\blast_end\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\alastEnd\x12&\n" +
+	"\x0flast_error_code\x18\x14 \x01(\tR\rlastErrorCode\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x15 \x01(\tR\tlastError\x12\x1f\n" +
+	"\vbytes_total\x18\x16 \x01(\x04R\n" +
+	"bytesTotal\x12#\n" +
+	"\rresumes_total\x18\x17 \x01(\rR\fresumesTotal\x12\x1d\n" +
+	"\n" +
+	"last_bytes\x18\x18 \x01(\x04R\tlastBytes\x12(\n" +
+	"\x10last_duration_ms\x18\x19 \x01(\x04R\x0elastDurationMs\x12D\n" +
+	"\x10rpo_missed_since\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x0erpoMissedSince\x12\x1a\n" +
+	"\bdeleting\x18\x1b \x01(\bR\bdeleting\x12\x1b\n" +
+	"\tlag_bytes\x18\x1c \x01(\x04R\blagBytes\"\xfa\x01\n" +
+	"\x10StoragePolicyRun\x125\n" +
+	"\blast_due\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\alastDue\x129\n" +
+	"\n" +
+	"last_fired\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tlastFired\x12'\n" +
+	"\x0flast_operations\x18\x03 \x03(\tR\x0elastOperations\x12\x14\n" +
+	"\x05fired\x18\x04 \x01(\x04R\x05fired\x12\x18\n" +
+	"\askipped\x18\x05 \x01(\x04R\askipped\x12\x1b\n" +
+	"\tlast_skip\x18\x06 \x01(\tR\blastSkip\"\xca\x01\n" +
+	"\x0fRetentionPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\fR\x04spec\x129\n" +
+	"\n" +
+	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\x04 \x01(\tR\tchangedBy\x125\n" +
+	"\x03run\x18\x05 \x01(\v2#.debvisor.store.v1.StoragePolicyRunR\x03run\"\xcc\x01\n" +
+	"\x11ReplicationPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\fR\x04spec\x129\n" +
+	"\n" +
+	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\x04 \x01(\tR\tchangedBy\x125\n" +
+	"\x03run\x18\x05 \x01(\v2#.debvisor.store.v1.StoragePolicyRunR\x03run\"x\n" +
+	"\aNodeZFS\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tinventory\x18\x02 \x01(\fR\tinventory\x12;\n" +
+	"\vreported_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reportedAt\"\xd0\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
@@ -3218,7 +4426,13 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x11MOVE_STATE_MOVING\x10\x02\x12\x14\n" +
 	"\x10MOVE_STATE_MOVED\x10\x03\x12\x16\n" +
 	"\x12MOVE_STATE_BLOCKED\x10\x04\x12\x15\n" +
-	"\x11MOVE_STATE_FAILED\x10\x05*\xbc\x01\n" +
+	"\x11MOVE_STATE_FAILED\x10\x05*\xa0\x01\n" +
+	"\x0eReplicatePhase\x12\x1f\n" +
+	"\x1bREPLICATE_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18REPLICATE_PHASE_SNAPSHOT\x10\x01\x12\x18\n" +
+	"\x14REPLICATE_PHASE_PLAN\x10\x02\x12\x1b\n" +
+	"\x17REPLICATE_PHASE_RECEIVE\x10\x03\x12\x18\n" +
+	"\x14REPLICATE_PHASE_SEND\x10\x04*\xbc\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_STATE_ASSIGNED\x10\x01\x12\x17\n" +
@@ -3244,88 +4458,115 @@ func file_debvisor_store_v1_records_proto_rawDescGZIP() []byte {
 	return file_debvisor_store_v1_records_proto_rawDescData
 }
 
-var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(NodeLiveness)(0),             // 0: debvisor.store.v1.NodeLiveness
 	(PlanState)(0),                // 1: debvisor.store.v1.PlanState
 	(OperationState)(0),           // 2: debvisor.store.v1.OperationState
 	(MoveState)(0),                // 3: debvisor.store.v1.MoveState
-	(TaskState)(0),                // 4: debvisor.store.v1.TaskState
-	(JoinTokenKind)(0),            // 5: debvisor.store.v1.JoinTokenKind
-	(*Node)(nil),                  // 6: debvisor.store.v1.Node
-	(*NodeStatus)(nil),            // 7: debvisor.store.v1.NodeStatus
-	(*NodeHealth)(nil),            // 8: debvisor.store.v1.NodeHealth
-	(*Term)(nil),                  // 9: debvisor.store.v1.Term
-	(*VM)(nil),                    // 10: debvisor.store.v1.VM
-	(*Plan)(nil),                  // 11: debvisor.store.v1.Plan
-	(*PlanGround)(nil),            // 12: debvisor.store.v1.PlanGround
-	(*Operation)(nil),             // 13: debvisor.store.v1.Operation
-	(*Evacuate)(nil),              // 14: debvisor.store.v1.Evacuate
-	(*Move)(nil),                  // 15: debvisor.store.v1.Move
-	(*Power)(nil),                 // 16: debvisor.store.v1.Power
-	(*Migrate)(nil),               // 17: debvisor.store.v1.Migrate
-	(*Task)(nil),                  // 18: debvisor.store.v1.Task
-	(*JoinToken)(nil),             // 19: debvisor.store.v1.JoinToken
-	(*Principal)(nil),             // 20: debvisor.store.v1.Principal
-	(*RateLimit)(nil),             // 21: debvisor.store.v1.RateLimit
-	(*Role)(nil),                  // 22: debvisor.store.v1.Role
-	(*Tenant)(nil),                // 23: debvisor.store.v1.Tenant
-	(*TenantStorage)(nil),         // 24: debvisor.store.v1.TenantStorage
-	(*APIKey)(nil),                // 25: debvisor.store.v1.APIKey
-	(*KeyUse)(nil),                // 26: debvisor.store.v1.KeyUse
-	(*AuditHead)(nil),             // 27: debvisor.store.v1.AuditHead
-	(*Replica)(nil),               // 28: debvisor.store.v1.Replica
-	(*Leader)(nil),                // 29: debvisor.store.v1.Leader
-	nil,                           // 30: debvisor.store.v1.Operation.ErrorContextEntry
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(ReplicatePhase)(0),           // 4: debvisor.store.v1.ReplicatePhase
+	(TaskState)(0),                // 5: debvisor.store.v1.TaskState
+	(JoinTokenKind)(0),            // 6: debvisor.store.v1.JoinTokenKind
+	(*Node)(nil),                  // 7: debvisor.store.v1.Node
+	(*NodeStatus)(nil),            // 8: debvisor.store.v1.NodeStatus
+	(*NodeHealth)(nil),            // 9: debvisor.store.v1.NodeHealth
+	(*Term)(nil),                  // 10: debvisor.store.v1.Term
+	(*VM)(nil),                    // 11: debvisor.store.v1.VM
+	(*Plan)(nil),                  // 12: debvisor.store.v1.Plan
+	(*PlanGround)(nil),            // 13: debvisor.store.v1.PlanGround
+	(*Operation)(nil),             // 14: debvisor.store.v1.Operation
+	(*Evacuate)(nil),              // 15: debvisor.store.v1.Evacuate
+	(*Move)(nil),                  // 16: debvisor.store.v1.Move
+	(*Power)(nil),                 // 17: debvisor.store.v1.Power
+	(*Migrate)(nil),               // 18: debvisor.store.v1.Migrate
+	(*TakeSnapshots)(nil),         // 19: debvisor.store.v1.TakeSnapshots
+	(*RemoveSnapshots)(nil),       // 20: debvisor.store.v1.RemoveSnapshots
+	(*Replicate)(nil),             // 21: debvisor.store.v1.Replicate
+	(*ReplicationJob)(nil),        // 22: debvisor.store.v1.ReplicationJob
+	(*StoragePolicyRun)(nil),      // 23: debvisor.store.v1.StoragePolicyRun
+	(*RetentionPolicy)(nil),       // 24: debvisor.store.v1.RetentionPolicy
+	(*ReplicationPolicy)(nil),     // 25: debvisor.store.v1.ReplicationPolicy
+	(*NodeZFS)(nil),               // 26: debvisor.store.v1.NodeZFS
+	(*Task)(nil),                  // 27: debvisor.store.v1.Task
+	(*JoinToken)(nil),             // 28: debvisor.store.v1.JoinToken
+	(*Principal)(nil),             // 29: debvisor.store.v1.Principal
+	(*RateLimit)(nil),             // 30: debvisor.store.v1.RateLimit
+	(*Role)(nil),                  // 31: debvisor.store.v1.Role
+	(*Tenant)(nil),                // 32: debvisor.store.v1.Tenant
+	(*TenantStorage)(nil),         // 33: debvisor.store.v1.TenantStorage
+	(*APIKey)(nil),                // 34: debvisor.store.v1.APIKey
+	(*KeyUse)(nil),                // 35: debvisor.store.v1.KeyUse
+	(*AuditHead)(nil),             // 36: debvisor.store.v1.AuditHead
+	(*Replica)(nil),               // 37: debvisor.store.v1.Replica
+	(*Leader)(nil),                // 38: debvisor.store.v1.Leader
+	nil,                           // 39: debvisor.store.v1.Operation.ErrorContextEntry
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
 }
 var file_debvisor_store_v1_records_proto_depIdxs = []int32{
-	31, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
-	31, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	31, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
-	31, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
+	40, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
+	40, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	40, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
+	40, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
 	0,  // 4: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	31, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	31, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	31, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	40, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
+	40, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	40, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	31, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	31, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
-	12, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	40, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	40, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	13, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
 	2,  // 13: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	31, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	31, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	31, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	30, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	17, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	14, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
-	16, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
-	15, // 21: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	31, // 22: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
-	3,  // 23: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	31, // 24: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	4,  // 25: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	9,  // 26: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	31, // 27: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	31, // 28: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 29: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	31, // 30: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	31, // 31: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	31, // 32: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	21, // 33: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
-	21, // 34: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
-	24, // 35: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
-	31, // 36: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
-	31, // 37: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
-	31, // 38: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	31, // 39: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	40, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	40, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	40, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	39, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	18, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	15, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	17, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	19, // 21: debvisor.store.v1.Operation.take_snapshots:type_name -> debvisor.store.v1.TakeSnapshots
+	20, // 22: debvisor.store.v1.Operation.remove_snapshots:type_name -> debvisor.store.v1.RemoveSnapshots
+	21, // 23: debvisor.store.v1.Operation.replicate:type_name -> debvisor.store.v1.Replicate
+	16, // 24: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	40, // 25: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 26: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	40, // 27: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 28: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
+	40, // 29: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
+	40, // 30: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
+	40, // 31: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
+	40, // 32: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
+	40, // 33: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
+	40, // 34: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
+	40, // 35: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
+	40, // 36: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
+	40, // 37: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
+	40, // 38: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	23, // 39: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	40, // 40: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	23, // 41: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	40, // 42: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
+	5,  // 43: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	10, // 44: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	40, // 45: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	40, // 46: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	6,  // 47: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	40, // 48: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	40, // 49: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	40, // 50: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	30, // 51: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	30, // 52: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	33, // 53: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	40, // 54: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	40, // 55: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	40, // 56: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	40, // 57: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
@@ -3337,14 +4578,17 @@ func file_debvisor_store_v1_records_proto_init() {
 		(*Operation_Migrate)(nil),
 		(*Operation_Evacuate)(nil),
 		(*Operation_Power)(nil),
+		(*Operation_TakeSnapshots)(nil),
+		(*Operation_RemoveSnapshots)(nil),
+		(*Operation_Replicate)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_store_v1_records_proto_rawDesc), len(file_debvisor_store_v1_records_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   25,
+			NumEnums:      7,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
