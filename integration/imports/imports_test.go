@@ -47,6 +47,8 @@ func table() []layer {
 		{[]string{cp + "store/storetest"}, "real etcds for tests of all packages above the store", with(state...)},
 		{[]string{cp + "election"}, "leadership; what is done with it is not its business", with(state...)},
 		{[]string{cp + "planner"}, "pure: snapshot in, plan out", []string{"shared/errdefs", "shared/task", cp + "cluster"}},
+		{[]string{cp + "schedule/zone"}, "time zones by name; knows nothing else", []string{"shared/errdefs"}},
+		{[]string{cp + "retention"}, "pure: snapshots and a policy in, verdicts out", []string{"shared/errdefs", cp + "schedule/zone"}},
 		{[]string{cp + "advisor"}, "what only libvirt can say of a plan; asks by an interface", []string{"shared/errdefs", cp + "planner"}},
 		{[]string{cp + "plans"}, "computes plans; a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "operations"}, "submit, wait, watch, cancel; knows no kind of operation", with(state...)},
