@@ -830,7 +830,10 @@ type VMDisk struct {
 	Shareable bool `protobuf:"varint,13,opt,name=shareable,proto3" json:"shareable,omitempty"`
 	// The file's inode number; of a block device a number that is made of the
 	// identity that it has on every host (its WWID). 0: unknown.
-	Inode         uint64 `protobuf:"varint,14,opt,name=inode,proto3" json:"inode,omitempty"`
+	Inode uint64 `protobuf:"varint,14,opt,name=inode,proto3" json:"inode,omitempty"`
+	// The ZFS volume that it is, or the ZFS file system that its file is on; empty:
+	// none.
+	ZfsDataset    string `protobuf:"bytes,15,opt,name=zfs_dataset,json=zfsDataset,proto3" json:"zfs_dataset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -961,6 +964,13 @@ func (x *VMDisk) GetInode() uint64 {
 		return x.Inode
 	}
 	return 0
+}
+
+func (x *VMDisk) GetZfsDataset() string {
+	if x != nil {
+		return x.ZfsDataset
+	}
+	return ""
 }
 
 // VMFilter narrows a list; empty fields do not.
@@ -1123,7 +1133,7 @@ const file_debvisor_v1_vm_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
 	"\foperation_id\x18\x03 \x01(\tR\voperationId\x12*\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x14.debvisor.v1.VMStateR\x05state\"\x8d\x03\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x14.debvisor.v1.VMStateR\x05state\"\xae\x03\n" +
 	"\x06VMDisk\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
@@ -1140,7 +1150,9 @@ const file_debvisor_v1_vm_proto_rawDesc = "" +
 	"\x06shared\x18\v \x01(\bR\x06shared\x12!\n" +
 	"\fbacking_file\x18\f \x01(\tR\vbackingFile\x12\x1c\n" +
 	"\tshareable\x18\r \x01(\bR\tshareable\x12\x14\n" +
-	"\x05inode\x18\x0e \x01(\x04R\x05inode\"R\n" +
+	"\x05inode\x18\x0e \x01(\x04R\x05inode\x12\x1f\n" +
+	"\vzfs_dataset\x18\x0f \x01(\tR\n" +
+	"zfsDataset\"R\n" +
 	"\bVMFilter\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1c\n" +
 	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04name\"+\n" +

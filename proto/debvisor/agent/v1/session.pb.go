@@ -172,6 +172,7 @@ type LeaderMessage struct {
 	//	*LeaderMessage_CancelTask
 	//	*LeaderMessage_PeerSide
 	//	*LeaderMessage_Ask
+	//	*LeaderMessage_AskNext
 	Kind          isLeaderMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -293,6 +294,15 @@ func (x *LeaderMessage) GetAsk() *Ask {
 	return nil
 }
 
+func (x *LeaderMessage) GetAskNext() *AskNext {
+	if x != nil {
+		if x, ok := x.Kind.(*LeaderMessage_AskNext); ok {
+			return x.AskNext
+		}
+	}
+	return nil
+}
+
 type isLeaderMessage_Kind interface {
 	isLeaderMessage_Kind()
 }
@@ -329,6 +339,10 @@ type LeaderMessage_Ask struct {
 	Ask *Ask `protobuf:"bytes,9,opt,name=ask,proto3,oneof"`
 }
 
+type LeaderMessage_AskNext struct {
+	AskNext *AskNext `protobuf:"bytes,10,opt,name=ask_next,json=askNext,proto3,oneof"`
+}
+
 func (*LeaderMessage_Welcome) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_NotLeader) isLeaderMessage_Kind() {}
@@ -344,6 +358,8 @@ func (*LeaderMessage_CancelTask) isLeaderMessage_Kind() {}
 func (*LeaderMessage_PeerSide) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_Ask) isLeaderMessage_Kind() {}
+
+func (*LeaderMessage_AskNext) isLeaderMessage_Kind() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -816,7 +832,9 @@ type Ask struct {
 	//	*Ask_ListZfs
 	//	*Ask_EstimateZfsSend
 	//	*Ask_EstimateZfsDestroy
-	Question      isAsk_Question `protobuf_oneof:"question"`
+	Question isAsk_Question `protobuf_oneof:"question"`
+	// How long somebody waits for the answer's end; 0: the agent's own bound.
+	TimeoutMs     uint32 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,6 +919,13 @@ func (x *Ask) GetEstimateZfsDestroy() *EstimateZfsDestroy {
 	return nil
 }
 
+func (x *Ask) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
 type isAsk_Question interface {
 	isAsk_Question()
 }
@@ -929,6 +954,61 @@ func (*Ask_EstimateZfsSend) isAsk_Question() {}
 
 func (*Ask_EstimateZfsDestroy) isAsk_Question() {}
 
+// AskNext says that a part of an answer has been taken: the agent is never more
+// than two parts ahead of that, but for the last one.
+type AskNext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Nobody waits any more: the search is to end.
+	Stop          bool `protobuf:"varint,2,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskNext) Reset() {
+	*x = AskNext{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskNext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskNext) ProtoMessage() {}
+
+func (x *AskNext) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskNext.ProtoReflect.Descriptor instead.
+func (*AskNext) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AskNext) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AskNext) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
 // CompareCPU asks whether this host could run a guest with that CPU, by
 // libvirt's own comparison.
 type CompareCPU struct {
@@ -940,7 +1020,7 @@ type CompareCPU struct {
 
 func (x *CompareCPU) Reset() {
 	*x = CompareCPU{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1032,7 @@ func (x *CompareCPU) String() string {
 func (*CompareCPU) ProtoMessage() {}
 
 func (x *CompareCPU) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1045,7 @@ func (x *CompareCPU) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareCPU.ProtoReflect.Descriptor instead.
 func (*CompareCPU) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CompareCPU) GetCpu() *CPUDescription {
@@ -997,7 +1077,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1089,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1102,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1136,7 +1216,7 @@ type CPUComparison struct {
 
 func (x *CPUComparison) Reset() {
 	*x = CPUComparison{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1228,7 @@ func (x *CPUComparison) String() string {
 func (*CPUComparison) ProtoMessage() {}
 
 func (x *CPUComparison) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1241,7 @@ func (x *CPUComparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUComparison.ProtoReflect.Descriptor instead.
 func (*CPUComparison) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CPUComparison) GetCompatible() bool {
@@ -1189,7 +1269,7 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\tinventory\x18\x03 \x01(\v2\x1c.debvisor.agent.v1.InventoryH\x00R\tinventory\x127\n" +
 	"\x06report\x18\x04 \x01(\v2\x1d.debvisor.agent.v1.TaskReportH\x00R\x06report\x123\n" +
 	"\x06answer\x18\x05 \x01(\v2\x19.debvisor.agent.v1.AnswerH\x00R\x06answerB\x06\n" +
-	"\x04kind\"\x9b\x04\n" +
+	"\x04kind\"\xd4\x04\n" +
 	"\rLeaderMessage\x12+\n" +
 	"\x04term\x18\x01 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x126\n" +
 	"\awelcome\x18\x02 \x01(\v2\x1a.debvisor.agent.v1.WelcomeH\x00R\awelcome\x12=\n" +
@@ -1202,7 +1282,9 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\vcancel_task\x18\a \x01(\v2\x1d.debvisor.agent.v1.CancelTaskH\x00R\n" +
 	"cancelTask\x12:\n" +
 	"\tpeer_side\x18\b \x01(\v2\x1b.debvisor.agent.v1.PeerSideH\x00R\bpeerSide\x12*\n" +
-	"\x03ask\x18\t \x01(\v2\x16.debvisor.agent.v1.AskH\x00R\x03askB\x06\n" +
+	"\x03ask\x18\t \x01(\v2\x16.debvisor.agent.v1.AskH\x00R\x03ask\x127\n" +
+	"\bask_next\x18\n" +
+	" \x01(\v2\x1a.debvisor.agent.v1.AskNextH\x00R\aaskNextB\x06\n" +
 	"\x04kind\"\x91\x02\n" +
 	"\x05Hello\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
@@ -1232,16 +1314,21 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"P\n" +
 	"\bPeerSide\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xc9\x02\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xe8\x02\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12@\n" +
 	"\vcompare_cpu\x18\x02 \x01(\v2\x1d.debvisor.agent.v1.CompareCPUH\x00R\n" +
 	"compareCpu\x127\n" +
 	"\blist_zfs\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.ListZfsH\x00R\alistZfs\x12P\n" +
 	"\x11estimate_zfs_send\x18\x04 \x01(\v2\".debvisor.agent.v1.EstimateZfsSendH\x00R\x0festimateZfsSend\x12Y\n" +
-	"\x14estimate_zfs_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.EstimateZfsDestroyH\x00R\x12estimateZfsDestroyB\n" +
+	"\x14estimate_zfs_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.EstimateZfsDestroyH\x00R\x12estimateZfsDestroy\x12\x1d\n" +
 	"\n" +
-	"\bquestion\"A\n" +
+	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMsB\n" +
+	"\n" +
+	"\bquestion\"-\n" +
+	"\aAskNext\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04stop\x18\x02 \x01(\bR\x04stop\"A\n" +
 	"\n" +
 	"CompareCPU\x123\n" +
 	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xb4\x03\n" +
@@ -1277,7 +1364,7 @@ func file_debvisor_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_session_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_debvisor_agent_v1_session_proto_goTypes = []any{
 	(*AgentMessage)(nil),       // 0: debvisor.agent.v1.AgentMessage
 	(*LeaderMessage)(nil),      // 1: debvisor.agent.v1.LeaderMessage
@@ -1290,58 +1377,60 @@ var file_debvisor_agent_v1_session_proto_goTypes = []any{
 	(*CancelTask)(nil),         // 8: debvisor.agent.v1.CancelTask
 	(*PeerSide)(nil),           // 9: debvisor.agent.v1.PeerSide
 	(*Ask)(nil),                // 10: debvisor.agent.v1.Ask
-	(*CompareCPU)(nil),         // 11: debvisor.agent.v1.CompareCPU
-	(*Answer)(nil),             // 12: debvisor.agent.v1.Answer
-	(*CPUComparison)(nil),      // 13: debvisor.agent.v1.CPUComparison
-	(*Inventory)(nil),          // 14: debvisor.agent.v1.Inventory
-	(*TaskReport)(nil),         // 15: debvisor.agent.v1.TaskReport
-	(*Term)(nil),               // 16: debvisor.agent.v1.Term
-	(*Task)(nil),               // 17: debvisor.agent.v1.Task
-	(*v1.Health)(nil),          // 18: debvisor.v1.Health
-	(*Side)(nil),               // 19: debvisor.agent.v1.Side
-	(*ListZfs)(nil),            // 20: debvisor.agent.v1.ListZfs
-	(*EstimateZfsSend)(nil),    // 21: debvisor.agent.v1.EstimateZfsSend
-	(*EstimateZfsDestroy)(nil), // 22: debvisor.agent.v1.EstimateZfsDestroy
-	(*CPUDescription)(nil),     // 23: debvisor.agent.v1.CPUDescription
-	(*ZfsListing)(nil),         // 24: debvisor.agent.v1.ZfsListing
-	(*ZfsSendEstimate)(nil),    // 25: debvisor.agent.v1.ZfsSendEstimate
-	(*ZfsDestroyEstimate)(nil), // 26: debvisor.agent.v1.ZfsDestroyEstimate
+	(*AskNext)(nil),            // 11: debvisor.agent.v1.AskNext
+	(*CompareCPU)(nil),         // 12: debvisor.agent.v1.CompareCPU
+	(*Answer)(nil),             // 13: debvisor.agent.v1.Answer
+	(*CPUComparison)(nil),      // 14: debvisor.agent.v1.CPUComparison
+	(*Inventory)(nil),          // 15: debvisor.agent.v1.Inventory
+	(*TaskReport)(nil),         // 16: debvisor.agent.v1.TaskReport
+	(*Term)(nil),               // 17: debvisor.agent.v1.Term
+	(*Task)(nil),               // 18: debvisor.agent.v1.Task
+	(*v1.Health)(nil),          // 19: debvisor.v1.Health
+	(*Side)(nil),               // 20: debvisor.agent.v1.Side
+	(*ListZfs)(nil),            // 21: debvisor.agent.v1.ListZfs
+	(*EstimateZfsSend)(nil),    // 22: debvisor.agent.v1.EstimateZfsSend
+	(*EstimateZfsDestroy)(nil), // 23: debvisor.agent.v1.EstimateZfsDestroy
+	(*CPUDescription)(nil),     // 24: debvisor.agent.v1.CPUDescription
+	(*ZfsListing)(nil),         // 25: debvisor.agent.v1.ZfsListing
+	(*ZfsSendEstimate)(nil),    // 26: debvisor.agent.v1.ZfsSendEstimate
+	(*ZfsDestroyEstimate)(nil), // 27: debvisor.agent.v1.ZfsDestroyEstimate
 }
 var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.AgentMessage.hello:type_name -> debvisor.agent.v1.Hello
 	5,  // 1: debvisor.agent.v1.AgentMessage.heartbeat:type_name -> debvisor.agent.v1.Heartbeat
-	14, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
-	15, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
-	12, // 4: debvisor.agent.v1.AgentMessage.answer:type_name -> debvisor.agent.v1.Answer
-	16, // 5: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
+	15, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
+	16, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
+	13, // 4: debvisor.agent.v1.AgentMessage.answer:type_name -> debvisor.agent.v1.Answer
+	17, // 5: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
 	3,  // 6: debvisor.agent.v1.LeaderMessage.welcome:type_name -> debvisor.agent.v1.Welcome
 	4,  // 7: debvisor.agent.v1.LeaderMessage.not_leader:type_name -> debvisor.agent.v1.NotLeader
 	6,  // 8: debvisor.agent.v1.LeaderMessage.heartbeat_ack:type_name -> debvisor.agent.v1.HeartbeatAck
-	17, // 9: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
+	18, // 9: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
 	7,  // 10: debvisor.agent.v1.LeaderMessage.report_ack:type_name -> debvisor.agent.v1.ReportAck
 	8,  // 11: debvisor.agent.v1.LeaderMessage.cancel_task:type_name -> debvisor.agent.v1.CancelTask
 	9,  // 12: debvisor.agent.v1.LeaderMessage.peer_side:type_name -> debvisor.agent.v1.PeerSide
 	10, // 13: debvisor.agent.v1.LeaderMessage.ask:type_name -> debvisor.agent.v1.Ask
-	16, // 14: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
-	15, // 15: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
-	18, // 16: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
-	19, // 17: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
-	11, // 18: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
-	20, // 19: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
-	21, // 20: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
-	22, // 21: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
-	23, // 22: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
-	13, // 23: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
-	24, // 24: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
-	25, // 25: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
-	26, // 26: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
-	0,  // 27: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
-	1,  // 28: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	11, // 14: debvisor.agent.v1.LeaderMessage.ask_next:type_name -> debvisor.agent.v1.AskNext
+	17, // 15: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
+	16, // 16: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
+	19, // 17: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
+	20, // 18: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
+	12, // 19: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
+	21, // 20: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
+	22, // 21: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
+	23, // 22: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
+	24, // 23: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
+	14, // 24: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
+	25, // 25: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
+	26, // 26: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
+	27, // 27: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
+	0,  // 28: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
+	1,  // 29: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
+	29, // [29:30] is the sub-list for method output_type
+	28, // [28:29] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_session_proto_init() }
@@ -1369,6 +1458,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*LeaderMessage_CancelTask)(nil),
 		(*LeaderMessage_PeerSide)(nil),
 		(*LeaderMessage_Ask)(nil),
+		(*LeaderMessage_AskNext)(nil),
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[10].OneofWrappers = []any{
 		(*Ask_CompareCpu)(nil),
@@ -1376,7 +1466,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*Ask_EstimateZfsSend)(nil),
 		(*Ask_EstimateZfsDestroy)(nil),
 	}
-	file_debvisor_agent_v1_session_proto_msgTypes[12].OneofWrappers = []any{
+	file_debvisor_agent_v1_session_proto_msgTypes[13].OneofWrappers = []any{
 		(*Answer_CpuComparison)(nil),
 		(*Answer_ZfsListing)(nil),
 		(*Answer_ZfsSendEstimate)(nil),
@@ -1388,7 +1478,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_session_proto_rawDesc), len(file_debvisor_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

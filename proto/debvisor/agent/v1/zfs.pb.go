@@ -464,9 +464,9 @@ type ZfsSnapshot struct {
 	// What only it holds.
 	UsedBytes       uint64 `protobuf:"varint,6,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	ReferencedBytes uint64 `protobuf:"varint,7,opt,name=referenced_bytes,json=referencedBytes,proto3" json:"referenced_bytes,omitempty"`
-	// The tags of its holds.
+	// The tags of its holds, at most 1,000.
 	Holds []string `protobuf:"bytes,8,rep,name=holds,proto3" json:"holds,omitempty"`
-	// The datasets that are clones of it.
+	// The datasets that are clones of it, at most 1,000.
 	Clones []string `protobuf:"bytes,9,rep,name=clones,proto3" json:"clones,omitempty"`
 	// The operation that made it, its label and the set that it is part of;
 	// empty for one that is not ours.
