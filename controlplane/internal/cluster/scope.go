@@ -107,6 +107,26 @@ func (c Scope) Plans() iter.Seq[Entry[*storev1.Plan]] {
 	}
 }
 
+// Replication gives a replication job by its id.
+func (c Scope) Replication(id string) (entry Entry[*storev1.ReplicationJob], ok bool) {
+	entry, ok = c.snapshot.Replications[id]
+	if !ok || c.Confined() && entry.Value.GetTenant() != c.tenant {
+		return Entry[*storev1.ReplicationJob]{}, false
+	}
+	return entry, true
+}
+
+// Replications gives every replication job, in no order.
+func (c Scope) Replications() iter.Seq[Entry[*storev1.ReplicationJob]] {
+	return func(yield func(Entry[*storev1.ReplicationJob]) bool) {
+		for _, entry := range c.snapshot.Replications {
+			if (!c.Confined() || entry.Value.GetTenant() == c.tenant) && !yield(entry) {
+				return
+			}
+		}
+	}
+}
+
 // Holder tells whether an operation holds a resource, and its id where that is
 // not another's.
 func (c Scope) Holder(resource string) (operation string, held bool) {

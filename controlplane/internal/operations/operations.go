@@ -76,11 +76,20 @@ type Spec struct {
 	Request proto.Message
 	// Resources are held until the operation ends, such as "vm/<uuid>".
 	Resources []string
-	// Migrate, Evacuate and Power are the details of their kinds; at most one is set.
-	Migrate  *storev1.Migrate
-	Evacuate *storev1.Evacuate
-	Power    *storev1.Power
-	TraceID  string
+	// Owner is whose the operation is where the caller is not confined: the
+	// tenant that all storage it is about belongs to; empty: nobody's.
+	Owner string
+	// The details of their kinds; at most one is set.
+	Migrate   *storev1.Migrate
+	Evacuate  *storev1.Evacuate
+	Power     *storev1.Power
+	Take      *storev1.TakeSnapshots
+	Remove    *storev1.RemoveSnapshots
+	Replicate *storev1.Replicate
+	TraceID   string
+	// Begin, unless nil, is told the operation's id before Submit writes it: for
+	// details that are named by it.
+	Begin func(id string)
 	// Also, unless nil, gives what Submit writes in the same transaction, and
 	// under which conditions, for the operation of that id. Where a condition
 	// does not hold nothing is written and Submit's error is the
@@ -126,7 +135,7 @@ func (s *Spec) record(
 	snapshot *cluster.Snapshot, id string, digest []byte, state storev1.OperationState, now time.Time,
 ) *storev1.Operation {
 	op := &storev1.Operation{
-		Id: id, Kind: s.Kind, State: state, Resources: s.Resources, Tenant: cmp.Or(s.Tenant, holders(snapshot, s.Resources)),
+		Id: id, Kind: s.Kind, State: state, Resources: s.Resources, Tenant: cmp.Or(s.Tenant, s.Owner, holders(snapshot, s.Resources)),
 		Principal: s.Principal, Method: s.Method, RequestId: s.RequestID, RequestDigest: digest,
 		CreatedAt: timestamppb.New(now), TraceId: s.TraceID,
 	}
@@ -137,6 +146,12 @@ func (s *Spec) record(
 		op.Detail = &storev1.Operation_Evacuate{Evacuate: s.Evacuate}
 	case s.Power != nil:
 		op.Detail = &storev1.Operation_Power{Power: s.Power}
+	case s.Take != nil:
+		op.Detail = &storev1.Operation_TakeSnapshots{TakeSnapshots: s.Take}
+	case s.Remove != nil:
+		op.Detail = &storev1.Operation_RemoveSnapshots{RemoveSnapshots: s.Remove}
+	case s.Replicate != nil:
+		op.Detail = &storev1.Operation_Replicate{Replicate: s.Replicate}
 	}
 	return op
 }

@@ -32,6 +32,9 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 	if err != nil {
 		return "", err
 	}
+	if spec.Begin != nil {
+		spec.Begin(id)
+	}
 	change := store.Change{
 		Require: free(id, spec.Resources),
 		Puts:    []store.Put{store.PutProto(store.OperationKey(id), spec.record(o.view.Current(), id, digest, task.OpPending, time.Now()))},
