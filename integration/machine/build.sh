@@ -1,7 +1,7 @@
 #!/bin/bash
 # build.sh [CACHE] : makes what machines boot from and prints the directory that holds it: "linux", a User-mode Linux kernel with
 # OpenZFS in it, "bin/zfs", "bin/zpool" and "bin/zdb" of the same version with the libraries that they want (the host's C library
-# may be too old for them), and "keeper" (see tools.c). All from Debian's packages, none of which is installed; the machine's apt
+# may be too old for them), and "keeper" (see tools/tools.c). All from Debian's packages, none of which is installed; the machine's apt
 # sources stay as they are.
 #
 #   fast     kernel 7.2 and ZFS 2.4 of trixie-backports: commands take 20 ms
@@ -17,7 +17,7 @@ exec 9>"$cache/.machine.lock"
 flock 9
 digest() { (cd "$here" && cat "$@" | sha256sum | cut -c1-12); }
 of_kernel=$(digest kernel.sh kernel.config)
-of_all=$(digest kernel.sh kernel.config build.sh tools.c)
+of_all=$(digest kernel.sh kernel.config build.sh tools/tools.c)
 kinds=${DEBVISOR_MACHINE_KIND:-fast durable}
 for kind in $kinds; do
   for ready in "$cache/machine-$kind"-*-"$of_all"; do
@@ -83,7 +83,7 @@ build_kernel() {
   cp --reflink=auto "$out/linux" "$work/out/linux"
 }
 
-# The tools and their libraries, each library from its own package; "bin" holds starters (see tools.c).
+# The tools and their libraries, each library from its own package; "bin" holds starters (see tools/tools.c).
 build_userland() {
   fetch "${zfs[@]/%/=$zfs_version}" "${libs[@]}" || return 1
   local name
@@ -113,8 +113,8 @@ build() {
     return 1
   fi
   mkdir -p "$work/deb" "$work/out"
-  gcc -static -Os -Wall -Werror -o "$work/out/keeper" -DKEEPER "$here/tools.c" || return 1
-  gcc -static -Os -Wall -Werror -o "$work/starter" "$here/tools.c" || return 1
+  gcc -static -Os -Wall -Werror -o "$work/out/keeper" -DKEEPER "$here/tools/tools.c" || return 1
+  gcc -static -Os -Wall -Werror -o "$work/starter" "$here/tools/tools.c" || return 1
   strip "$work/out/keeper" "$work/starter"
   build_userland && build_kernel || return 1
   printf 'kind %s\nkernel %s\nzfs %s\n' "$1" "$kernel_version" "$zfs_version" >"$work/out/versions"

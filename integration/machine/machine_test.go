@@ -1,0 +1,102 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// selfEnv makes this test program one of those that run in a machine.
+const selfEnv = "DEBVISOR_MACHINE_SELF"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(selfEnv) != "" {
+		Main(m, Spec{Name: "self", Disks: []Disk{{MiB: 128}}})
+	}
+	os.Exit(m.Run())
+}
+
+// boot boots a machine that ends with the test.
+func boot(t *testing.T, s Spec) *Machine {
+	t.Helper()
+	m, err := Boot(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// run runs a command that has to end well.
+func run(t *testing.T, m *Machine, args ...string) string {
+	t.Helper()
+	out, err := m.Run(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+func TestMachineHasZFS(t *testing.T) {
+	m := boot(t, Spec{Name: "m", Disks: []Disk{{MiB: 256}}})
+	run(t, m, "zpool", "create", "tank", "/dev/ubda")
+	run(t, m, "zfs", "create", "-V", "10M", "tank/v")
+	run(t, m, "zfs", "snapshot", "-r", "tank@a")
+	if got, want := run(t, m, "zfs", "list", "-H", "-o", "name", "-t", "all"), "tank\ntank@a\ntank/v\ntank/v@a"; got != want {
+		t.Errorf("there is\n%s\nwant\n%s", got, want)
+	}
+	if got := run(t, m, "hostname"); got != "m" {
+		t.Errorf("its name is %s", got)
+	}
+	_, err := m.Run(t.Context(), "zfs", "destroy", "tank/none")
+	var exit *ExitError
+	if !errors.As(err, &exit) || exit.Status != 1 || !strings.Contains(exit.Stderr, "dataset does not exist") {
+		t.Errorf("destroying what is not there: %v", err)
+	}
+}
+
+// TestInside is run in a machine by TestMainRunsTestsInside.
+func TestInside(t *testing.T) {
+	if !Inside() {
+		t.Skip("run by TestMainRunsTestsInside")
+	}
+	for _, args := range [][]string{{"zpool", "create", "tank", "/dev/ubda"}, {"zfs", "list", "tank"}, {"zfs", "list", "tank/none"}} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		fmt.Printf("%v: %v: %s\n", args, err, out)
+	}
+	if err := os.WriteFile(filepath.Join(t.TempDir(), "file"), nil, 0o644); err != nil {
+		t.Error(err)
+	}
+	if os.Getenv(selfEnv) == "fails" {
+		t.Error("it was to fail")
+	}
+}
+
+func TestMainRunsTestsInside(t *testing.T) {
+	for mode, want := range map[string]int{"succeeds": 0, "fails": 1} {
+		t.Run(mode, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), mustExecutable(), "-test.run=^TestInside$", "-test.v", "-test.timeout=60s")
+			cmd.Env = append(os.Environ(), selfEnv+"="+mode)
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			err := cmd.Run()
+			if got := cmd.ProcessState.ExitCode(); got != want {
+				t.Errorf("status %d, want %d: %v", got, want, err)
+			}
+			for _, want := range []string{"[zfs list tank]: <nil>: NAME", "dataset does not exist", "--- " + map[int]string{0: "PASS", 1: "FAIL"}[want] + ": TestInside"} {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("no %q in:\n%s", want, &out)
+				}
+			}
+		})
+	}
+}
