@@ -17,6 +17,7 @@ import (
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -52,12 +53,7 @@ func (l *buffer) String() string {
 
 func newReplica(t *testing.T) *replicaUnderTest {
 	t.Helper()
-	// Not t.TempDir: its names are too long for etcd's socket.
-	dir, err := os.MkdirTemp("", "rpcd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := storetest.Dir(t)
 	r := &replicaUnderTest{t: t, home: members.Home{Dir: filepath.Join(dir, "d")}, log: &buffer{}}
 	if _, err := members.Init(r.home, members.Options{Name: "r1", Cluster: "testing", PeerListen: freeAddress(t)}); err != nil {
 		t.Fatal(err)
