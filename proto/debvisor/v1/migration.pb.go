@@ -396,10 +396,12 @@ type DiskAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The guest's name of it, such as "vda".
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
-	// shared, copy-live or copy-offline.
+	// shared, copy-live, copy-offline or zfs-increments.
 	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
 	// To be copied at most.
-	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Why so and not in another way, where there is a choice.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +455,13 @@ func (x *DiskAction) GetBytes() uint64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *DiskAction) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // EvacuationPlanRequest asks for the plan of emptying a node.
@@ -1774,12 +1783,13 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\tScorePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\x01R\x06weight\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\x01R\x05value\"R\n" +
+	"\x05value\x18\x03 \x01(\x01R\x05value\"j\n" +
 	"\n" +
 	"DiskAction\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x95\x01\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x95\x01\n" +
 	"\x15EvacuationPlanRequest\x120\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x12%\n" +
 	"\x0eallow_downtime\x18\x02 \x01(\bR\rallowDowntime\x12#\n" +

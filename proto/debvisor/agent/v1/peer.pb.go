@@ -121,6 +121,212 @@ func (x *LookResponse) GetSide() *Side {
 	return nil
 }
 
+// LookVolumeRequest names a volume by the asked node's own task and the guest's
+// name of the disk.
+type LookVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookVolumeRequest) Reset() {
+	*x = LookVolumeRequest{}
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookVolumeRequest) ProtoMessage() {}
+
+func (x *LookVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookVolumeRequest.ProtoReflect.Descriptor instead.
+func (*LookVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LookVolumeRequest) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *LookVolumeRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+// LookVolumeResponse is what there is of a volume.
+type LookVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of its newest snapshot; 0: there is none yet.
+	Guid uint64 `protobuf:"varint,1,opt,name=guid,proto3" json:"guid,omitempty"`
+	// A stream was cut: it can be resumed with this.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookVolumeResponse) Reset() {
+	*x = LookVolumeResponse{}
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookVolumeResponse) ProtoMessage() {}
+
+func (x *LookVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookVolumeResponse.ProtoReflect.Descriptor instead.
+func (*LookVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LookVolumeResponse) GetGuid() uint64 {
+	if x != nil {
+		return x.Guid
+	}
+	return 0
+}
+
+func (x *LookVolumeResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+// VolumePart is a part of a stream. The first says what it is, later ones hold
+// bytes only.
+type VolumePart struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Target string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// The guid of the snapshot that the target must have; 0: a full stream.
+	FromGuid uint64 `protobuf:"varint,3,opt,name=from_guid,json=fromGuid,proto3" json:"from_guid,omitempty"`
+	// What the target has afterwards.
+	ToGuid uint64 `protobuf:"varint,4,opt,name=to_guid,json=toGuid,proto3" json:"to_guid,omitempty"`
+	To     string `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	// The stream goes on where one of the same snapshots was cut.
+	Resumed       bool   `protobuf:"varint,6,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	Data          []byte `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumePart) Reset() {
+	*x = VolumePart{}
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumePart) ProtoMessage() {}
+
+func (x *VolumePart) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumePart.ProtoReflect.Descriptor instead.
+func (*VolumePart) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VolumePart) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *VolumePart) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *VolumePart) GetFromGuid() uint64 {
+	if x != nil {
+		return x.FromGuid
+	}
+	return 0
+}
+
+func (x *VolumePart) GetToGuid() uint64 {
+	if x != nil {
+		return x.ToGuid
+	}
+	return 0
+}
+
+func (x *VolumePart) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *VolumePart) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
+func (x *VolumePart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // AskNodeRequest is a question to a node.
 type AskNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -132,7 +338,7 @@ type AskNodeRequest struct {
 
 func (x *AskNodeRequest) Reset() {
 	*x = AskNodeRequest{}
-	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -144,7 +350,7 @@ func (x *AskNodeRequest) String() string {
 func (*AskNodeRequest) ProtoMessage() {}
 
 func (x *AskNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -157,7 +363,7 @@ func (x *AskNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskNodeRequest.ProtoReflect.Descriptor instead.
 func (*AskNodeRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_agent_v1_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AskNodeRequest) GetNodeId() string {
@@ -183,12 +389,31 @@ const file_debvisor_agent_v1_peer_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\"\n" +
 	"\rwait_ended_ms\x18\x02 \x01(\rR\vwaitEndedMs\";\n" +
 	"\fLookResponse\x12+\n" +
-	"\x04side\x18\x01 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"S\n" +
+	"\x04side\x18\x01 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"D\n" +
+	"\x11LookVolumeRequest\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"K\n" +
+	"\x12LookVolumeResponse\x12\x12\n" +
+	"\x04guid\x18\x01 \x01(\x04R\x04guid\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"\xb1\x01\n" +
+	"\n" +
+	"VolumePart\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
+	"\tfrom_guid\x18\x03 \x01(\x04R\bfromGuid\x12\x17\n" +
+	"\ato_guid\x18\x04 \x01(\x04R\x06toGuid\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x18\n" +
+	"\aresumed\x18\x06 \x01(\bR\aresumed\x12\x12\n" +
+	"\x04data\x18\a \x01(\fR\x04data\"S\n" +
 	"\x0eAskNodeRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12(\n" +
-	"\x03ask\x18\x02 \x01(\v2\x16.debvisor.agent.v1.AskR\x03ask2V\n" +
+	"\x03ask\x18\x02 \x01(\v2\x16.debvisor.agent.v1.AskR\x03ask2\x87\x02\n" +
 	"\vPeerService\x12G\n" +
-	"\x04Look\x12\x1e.debvisor.agent.v1.LookRequest\x1a\x1f.debvisor.agent.v1.LookResponse2Y\n" +
+	"\x04Look\x12\x1e.debvisor.agent.v1.LookRequest\x1a\x1f.debvisor.agent.v1.LookResponse\x12Y\n" +
+	"\n" +
+	"LookVolume\x12$.debvisor.agent.v1.LookVolumeRequest\x1a%.debvisor.agent.v1.LookVolumeResponse\x12T\n" +
+	"\n" +
+	"TakeVolume\x12\x1d.debvisor.agent.v1.VolumePart\x1a%.debvisor.agent.v1.LookVolumeResponse(\x012Y\n" +
 	"\fRelayService\x12I\n" +
 	"\aAskNode\x12!.debvisor.agent.v1.AskNodeRequest\x1a\x19.debvisor.agent.v1.Answer0\x01B>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
@@ -204,24 +429,31 @@ func file_debvisor_agent_v1_peer_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_peer_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_debvisor_agent_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_debvisor_agent_v1_peer_proto_goTypes = []any{
-	(*LookRequest)(nil),    // 0: debvisor.agent.v1.LookRequest
-	(*LookResponse)(nil),   // 1: debvisor.agent.v1.LookResponse
-	(*AskNodeRequest)(nil), // 2: debvisor.agent.v1.AskNodeRequest
-	(*Side)(nil),           // 3: debvisor.agent.v1.Side
-	(*Ask)(nil),            // 4: debvisor.agent.v1.Ask
-	(*Answer)(nil),         // 5: debvisor.agent.v1.Answer
+	(*LookRequest)(nil),        // 0: debvisor.agent.v1.LookRequest
+	(*LookResponse)(nil),       // 1: debvisor.agent.v1.LookResponse
+	(*LookVolumeRequest)(nil),  // 2: debvisor.agent.v1.LookVolumeRequest
+	(*LookVolumeResponse)(nil), // 3: debvisor.agent.v1.LookVolumeResponse
+	(*VolumePart)(nil),         // 4: debvisor.agent.v1.VolumePart
+	(*AskNodeRequest)(nil),     // 5: debvisor.agent.v1.AskNodeRequest
+	(*Side)(nil),               // 6: debvisor.agent.v1.Side
+	(*Ask)(nil),                // 7: debvisor.agent.v1.Ask
+	(*Answer)(nil),             // 8: debvisor.agent.v1.Answer
 }
 var file_debvisor_agent_v1_peer_proto_depIdxs = []int32{
-	3, // 0: debvisor.agent.v1.LookResponse.side:type_name -> debvisor.agent.v1.Side
-	4, // 1: debvisor.agent.v1.AskNodeRequest.ask:type_name -> debvisor.agent.v1.Ask
+	6, // 0: debvisor.agent.v1.LookResponse.side:type_name -> debvisor.agent.v1.Side
+	7, // 1: debvisor.agent.v1.AskNodeRequest.ask:type_name -> debvisor.agent.v1.Ask
 	0, // 2: debvisor.agent.v1.PeerService.Look:input_type -> debvisor.agent.v1.LookRequest
-	2, // 3: debvisor.agent.v1.RelayService.AskNode:input_type -> debvisor.agent.v1.AskNodeRequest
-	1, // 4: debvisor.agent.v1.PeerService.Look:output_type -> debvisor.agent.v1.LookResponse
-	5, // 5: debvisor.agent.v1.RelayService.AskNode:output_type -> debvisor.agent.v1.Answer
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
+	2, // 3: debvisor.agent.v1.PeerService.LookVolume:input_type -> debvisor.agent.v1.LookVolumeRequest
+	4, // 4: debvisor.agent.v1.PeerService.TakeVolume:input_type -> debvisor.agent.v1.VolumePart
+	5, // 5: debvisor.agent.v1.RelayService.AskNode:input_type -> debvisor.agent.v1.AskNodeRequest
+	1, // 6: debvisor.agent.v1.PeerService.Look:output_type -> debvisor.agent.v1.LookResponse
+	3, // 7: debvisor.agent.v1.PeerService.LookVolume:output_type -> debvisor.agent.v1.LookVolumeResponse
+	3, // 8: debvisor.agent.v1.PeerService.TakeVolume:output_type -> debvisor.agent.v1.LookVolumeResponse
+	8, // 9: debvisor.agent.v1.RelayService.AskNode:output_type -> debvisor.agent.v1.Answer
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -240,7 +472,7 @@ func file_debvisor_agent_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_peer_proto_rawDesc), len(file_debvisor_agent_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

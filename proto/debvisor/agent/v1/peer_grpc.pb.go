@@ -19,7 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PeerService_Look_FullMethodName = "/debvisor.agent.v1.PeerService/Look"
+	PeerService_Look_FullMethodName       = "/debvisor.agent.v1.PeerService/Look"
+	PeerService_LookVolume_FullMethodName = "/debvisor.agent.v1.PeerService/LookVolume"
+	PeerService_TakeVolume_FullMethodName = "/debvisor.agent.v1.PeerService/TakeVolume"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -30,6 +32,10 @@ const (
 type PeerServiceClient interface {
 	// Look answers what the asked node sees of a migration that both are part of.
 	Look(ctx context.Context, in *LookRequest, opts ...grpc.CallOption) (*LookResponse, error)
+	// LookVolume answers what the asked node, the target, has of a ZFS volume.
+	LookVolume(ctx context.Context, in *LookVolumeRequest, opts ...grpc.CallOption) (*LookVolumeResponse, error)
+	// TakeVolume has the target receive one stream of ZFS; of a volume one at a time.
+	TakeVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[VolumePart, LookVolumeResponse], error)
 }
 
 type peerServiceClient struct {
@@ -50,6 +56,29 @@ func (c *peerServiceClient) Look(ctx context.Context, in *LookRequest, opts ...g
 	return out, nil
 }
 
+func (c *peerServiceClient) LookVolume(ctx context.Context, in *LookVolumeRequest, opts ...grpc.CallOption) (*LookVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LookVolumeResponse)
+	err := c.cc.Invoke(ctx, PeerService_LookVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) TakeVolume(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[VolumePart, LookVolumeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[0], PeerService_TakeVolume_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[VolumePart, LookVolumeResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_TakeVolumeClient = grpc.ClientStreamingClient[VolumePart, LookVolumeResponse]
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -58,6 +87,10 @@ func (c *peerServiceClient) Look(ctx context.Context, in *LookRequest, opts ...g
 type PeerServiceServer interface {
 	// Look answers what the asked node sees of a migration that both are part of.
 	Look(context.Context, *LookRequest) (*LookResponse, error)
+	// LookVolume answers what the asked node, the target, has of a ZFS volume.
+	LookVolume(context.Context, *LookVolumeRequest) (*LookVolumeResponse, error)
+	// TakeVolume has the target receive one stream of ZFS; of a volume one at a time.
+	TakeVolume(grpc.ClientStreamingServer[VolumePart, LookVolumeResponse]) error
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -70,6 +103,12 @@ type UnimplementedPeerServiceServer struct{}
 
 func (UnimplementedPeerServiceServer) Look(context.Context, *LookRequest) (*LookResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Look not implemented")
+}
+func (UnimplementedPeerServiceServer) LookVolume(context.Context, *LookVolumeRequest) (*LookVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LookVolume not implemented")
+}
+func (UnimplementedPeerServiceServer) TakeVolume(grpc.ClientStreamingServer[VolumePart, LookVolumeResponse]) error {
+	return status.Error(codes.Unimplemented, "method TakeVolume not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -110,6 +149,31 @@ func _PeerService_Look_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_LookVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LookVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).LookVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_LookVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).LookVolume(ctx, req.(*LookVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_TakeVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(PeerServiceServer).TakeVolume(&grpc.GenericServerStream[VolumePart, LookVolumeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_TakeVolumeServer = grpc.ClientStreamingServer[VolumePart, LookVolumeResponse]
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -121,8 +185,18 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Look",
 			Handler:    _PeerService_Look_Handler,
 		},
+		{
+			MethodName: "LookVolume",
+			Handler:    _PeerService_LookVolume_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "TakeVolume",
+			Handler:       _PeerService_TakeVolume_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "debvisor/agent/v1/peer.proto",
 }
 

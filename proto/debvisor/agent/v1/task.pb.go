@@ -153,6 +153,9 @@ const (
 	// Copied by us while nobody writes to it: the guest is shut off, or only
 	// reads it.
 	DiskAction_DISK_ACTION_COPY_OFFLINE DiskAction = 3
+	// A ZFS volume: the target makes it of the source's snapshots, sent while the
+	// guest runs and once more when it has stopped.
+	DiskAction_DISK_ACTION_ZFS DiskAction = 4
 )
 
 // Enum value maps for DiskAction.
@@ -162,12 +165,14 @@ var (
 		1: "DISK_ACTION_SHARED",
 		2: "DISK_ACTION_COPY_LIVE",
 		3: "DISK_ACTION_COPY_OFFLINE",
+		4: "DISK_ACTION_ZFS",
 	}
 	DiskAction_value = map[string]int32{
 		"DISK_ACTION_UNSPECIFIED":  0,
 		"DISK_ACTION_SHARED":       1,
 		"DISK_ACTION_COPY_LIVE":    2,
 		"DISK_ACTION_COPY_OFFLINE": 3,
+		"DISK_ACTION_ZFS":          4,
 	}
 )
 
@@ -644,7 +649,15 @@ type DiskTransfer struct {
 	Inode uint64 `protobuf:"varint,8,opt,name=inode,proto3" json:"inode,omitempty"`
 	// Remove the source's file once the VM runs (or is defined) on the target
 	// and is gone here.
-	RemoveSource  bool `protobuf:"varint,9,opt,name=remove_source,json=removeSource,proto3" json:"remove_source,omitempty"`
+	RemoveSource bool `protobuf:"varint,9,opt,name=remove_source,json=removeSource,proto3" json:"remove_source,omitempty"`
+	// The volume, pool/path, of a block device that is one of ZFS; the target makes
+	// it, of the same block size. Empty: it is none, and must be there.
+	ZfsDataset       string `protobuf:"bytes,10,opt,name=zfs_dataset,json=zfsDataset,proto3" json:"zfs_dataset,omitempty"`
+	VolumeBlockBytes uint64 `protobuf:"varint,11,opt,name=volume_block_bytes,json=volumeBlockBytes,proto3" json:"volume_block_bytes,omitempty"`
+	// The target's volume has room for all of it reserved.
+	VolumeReserved bool `protobuf:"varint,12,opt,name=volume_reserved,json=volumeReserved,proto3" json:"volume_reserved,omitempty"`
+	// Why this action and not another, for people.
+	Reason        string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -740,6 +753,34 @@ func (x *DiskTransfer) GetRemoveSource() bool {
 		return x.RemoveSource
 	}
 	return false
+}
+
+func (x *DiskTransfer) GetZfsDataset() string {
+	if x != nil {
+		return x.ZfsDataset
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetVolumeBlockBytes() uint64 {
+	if x != nil {
+		return x.VolumeBlockBytes
+	}
+	return 0
+}
+
+func (x *DiskTransfer) GetVolumeReserved() bool {
+	if x != nil {
+		return x.VolumeReserved
+	}
+	return false
+}
+
+func (x *DiskTransfer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // MigrationRight binds a migration's tunnel and questions to one task pair.
@@ -1638,7 +1679,10 @@ type Side struct {
 	Held bool `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
 	// Of a source that was shut down to be moved: for how long its guest had
 	// stood still when this was first said, milliseconds.
-	StillMs       uint64 `protobuf:"varint,5,opt,name=still_ms,json=stillMs,proto3" json:"still_ms,omitempty"`
+	StillMs uint64 `protobuf:"varint,5,opt,name=still_ms,json=stillMs,proto3" json:"still_ms,omitempty"`
+	// Of a source that is gone: the last snapshots of its ZFS volumes. The target's
+	// copy is whole only once its volumes have them.
+	Last          []*ZfsSnapshotID `protobuf:"bytes,6,rep,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1708,6 +1752,13 @@ func (x *Side) GetStillMs() uint64 {
 	return 0
 }
 
+func (x *Side) GetLast() []*ZfsSnapshotID {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_task_proto_rawDesc = "" +
@@ -1739,7 +1790,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"generation\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x05 \x01(\x04R\ttimeoutMs\x12\x14\n" +
-	"\x05force\x18\x06 \x01(\bR\x05force\"\x9c\x02\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"\xac\x03\n" +
 	"\fDiskTransfer\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -1749,7 +1800,13 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x125\n" +
 	"\x06action\x18\a \x01(\x0e2\x1d.debvisor.agent.v1.DiskActionR\x06action\x12\x14\n" +
 	"\x05inode\x18\b \x01(\x04R\x05inode\x12#\n" +
-	"\rremove_source\x18\t \x01(\bR\fremoveSource\"\xb0\x02\n" +
+	"\rremove_source\x18\t \x01(\bR\fremoveSource\x12\x1f\n" +
+	"\vzfs_dataset\x18\n" +
+	" \x01(\tR\n" +
+	"zfsDataset\x12,\n" +
+	"\x12volume_block_bytes\x18\v \x01(\x04R\x10volumeBlockBytes\x12'\n" +
+	"\x0fvolume_reserved\x18\f \x01(\bR\x0evolumeReserved\x12\x16\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\"\xb0\x02\n" +
 	"\x0eMigrationRight\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\avm_uuid\x18\x03 \x01(\tR\x06vmUuid\x12\x17\n" +
@@ -1839,13 +1896,14 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"downtimeMs\x12+\n" +
 	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12/\n" +
-	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\x97\x01\n" +
+	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\xcd\x01\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04held\x18\x04 \x01(\bR\x04held\x12\x19\n" +
-	"\bstill_ms\x18\x05 \x01(\x04R\astillMs*\xbc\x01\n" +
+	"\bstill_ms\x18\x05 \x01(\x04R\astillMs\x124\n" +
+	"\x04last\x18\x06 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x04last*\xbc\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_STATE_ASSIGNED\x10\x01\x12\x17\n" +
@@ -1859,13 +1917,14 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\x12POWER_ACTION_START\x10\x01\x12\x19\n" +
 	"\x15POWER_ACTION_SHUTDOWN\x10\x02\x12\x18\n" +
 	"\x14POWER_ACTION_DESTROY\x10\x03\x12\x1f\n" +
-	"\x1bPOWER_ACTION_TAKE_AUTOSTART\x10\x04*z\n" +
+	"\x1bPOWER_ACTION_TAKE_AUTOSTART\x10\x04*\x8f\x01\n" +
 	"\n" +
 	"DiskAction\x12\x1b\n" +
 	"\x17DISK_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DISK_ACTION_SHARED\x10\x01\x12\x19\n" +
 	"\x15DISK_ACTION_COPY_LIVE\x10\x02\x12\x1c\n" +
-	"\x18DISK_ACTION_COPY_OFFLINE\x10\x03*\xb7\x01\n" +
+	"\x18DISK_ACTION_COPY_OFFLINE\x10\x03\x12\x13\n" +
+	"\x0fDISK_ACTION_ZFS\x10\x04*\xb7\x01\n" +
 	"\tSideState\x12\x1a\n" +
 	"\x16SIDE_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11SIDE_STATE_ABSENT\x10\x01\x12\x16\n" +
@@ -1916,6 +1975,7 @@ var file_debvisor_agent_v1_task_proto_goTypes = []any{
 	(*ReplicateReceiveProgress)(nil), // 23: debvisor.agent.v1.ReplicateReceiveProgress
 	(*ReplicateSendProgress)(nil),    // 24: debvisor.agent.v1.ReplicateSendProgress
 	(*ZfsOutcome)(nil),               // 25: debvisor.agent.v1.ZfsOutcome
+	(*ZfsSnapshotID)(nil),            // 26: debvisor.agent.v1.ZfsSnapshotID
 }
 var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
 	17, // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
@@ -1947,11 +2007,12 @@ var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
 	16, // 26: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
 	25, // 27: debvisor.agent.v1.TaskOutcome.zfs:type_name -> debvisor.agent.v1.ZfsOutcome
 	3,  // 28: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	26, // 29: debvisor.agent.v1.Side.last:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_task_proto_init() }

@@ -291,7 +291,10 @@ type ZfsDataset struct {
 	// The replication job that it is the copy of (org.debvisor:job).
 	ReplicationJob string `protobuf:"bytes,17,opt,name=replication_job,json=replicationJob,proto3" json:"replication_job,omitempty"`
 	// When it was made, seconds since 1970.
-	Created       int64 `protobuf:"varint,18,opt,name=created,proto3" json:"created,omitempty"`
+	Created int64 `protobuf:"varint,18,opt,name=created,proto3" json:"created,omitempty"`
+	// Of a volume: its blocks, and what is reserved for it.
+	BlockBytes    uint64 `protobuf:"varint,19,opt,name=block_bytes,json=blockBytes,proto3" json:"block_bytes,omitempty"`
+	ReservedBytes uint64 `protobuf:"varint,20,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -448,6 +451,20 @@ func (x *ZfsDataset) GetReplicationJob() string {
 func (x *ZfsDataset) GetCreated() int64 {
 	if x != nil {
 		return x.Created
+	}
+	return 0
+}
+
+func (x *ZfsDataset) GetBlockBytes() uint64 {
+	if x != nil {
+		return x.BlockBytes
+	}
+	return 0
+}
+
+func (x *ZfsDataset) GetReservedBytes() uint64 {
+	if x != nil {
+		return x.ReservedBytes
 	}
 	return 0
 }
@@ -1690,7 +1707,10 @@ type ReplicateReceive struct {
 	// incremental one; 0: there is none yet.
 	TargetGuid uint64 `protobuf:"varint,6,opt,name=target_guid,json=targetGuid,proto3" json:"target_guid,omitempty"`
 	// The copy is left writable: a VM is about to have it.
-	Writable      bool `protobuf:"varint,7,opt,name=writable,proto3" json:"writable,omitempty"`
+	Writable bool `protobuf:"varint,7,opt,name=writable,proto3" json:"writable,omitempty"`
+	// The snapshot that both ends have before the first step; absent: none. Where
+	// there are no steps, its hold is put right and nothing is received.
+	Cursor        *ZfsSnapshotID `protobuf:"bytes,8,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1774,6 +1794,13 @@ func (x *ReplicateReceive) GetWritable() bool {
 	return false
 }
 
+func (x *ReplicateReceive) GetCursor() *ZfsSnapshotID {
+	if x != nil {
+		return x.Cursor
+	}
+	return nil
+}
+
 // ReplicateSend sends the steps one after the other, and keeps the cursor's
 // holds and bookmark.
 type ReplicateSend struct {
@@ -1784,7 +1811,11 @@ type ReplicateSend struct {
 	TargetAddress string `protobuf:"bytes,3,opt,name=target_address,json=targetAddress,proto3" json:"target_address,omitempty"`
 	Raw           bool   `protobuf:"varint,4,opt,name=raw,proto3" json:"raw,omitempty"`
 	// MiB/s; 0: no limit.
-	BandwidthMib  uint64 `protobuf:"varint,5,opt,name=bandwidth_mib,json=bandwidthMib,proto3" json:"bandwidth_mib,omitempty"`
+	BandwidthMib uint64 `protobuf:"varint,5,opt,name=bandwidth_mib,json=bandwidthMib,proto3" json:"bandwidth_mib,omitempty"`
+	// The snapshot that both ends have before the first step; absent: none. Where
+	// there are no steps, its hold and bookmark are put right, those of older ones
+	// are taken away, and nothing is sent. The source may have its bookmark only.
+	Cursor        *ZfsSnapshotID `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1852,6 +1883,13 @@ func (x *ReplicateSend) GetBandwidthMib() uint64 {
 		return x.BandwidthMib
 	}
 	return 0
+}
+
+func (x *ReplicateSend) GetCursor() *ZfsSnapshotID {
+	if x != nil {
+		return x.Cursor
+	}
+	return nil
 }
 
 // ReplicationRelease takes away what a job keeps on a node: holds, bookmarks,
@@ -2113,7 +2151,7 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x05 \x01(\x04R\x0eallocatedBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x06 \x01(\x04R\tfreeBytes\x12\x1b\n" +
-	"\tread_only\x18\a \x01(\bR\breadOnly\"\xca\x04\n" +
+	"\tread_only\x18\a \x01(\bR\breadOnly\"\x92\x05\n" +
 	"\n" +
 	"ZfsDataset\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -2137,7 +2175,10 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\apartial\x18\x0f \x01(\bR\apartial\x12!\n" +
 	"\fresume_token\x18\x10 \x01(\tR\vresumeToken\x12'\n" +
 	"\x0freplication_job\x18\x11 \x01(\tR\x0ereplicationJob\x12\x18\n" +
-	"\acreated\x18\x12 \x01(\x03R\acreated\"\xc6\x02\n" +
+	"\acreated\x18\x12 \x01(\x03R\acreated\x12\x1f\n" +
+	"\vblock_bytes\x18\x13 \x01(\x04R\n" +
+	"blockBytes\x12%\n" +
+	"\x0ereserved_bytes\x18\x14 \x01(\x04R\rreservedBytes\"\xc6\x02\n" +
 	"\vZfsSnapshot\x12\x18\n" +
 	"\adataset\x18\x01 \x01(\tR\adataset\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2240,7 +2281,7 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\x04guid\x18\x01 \x01(\x04R\x04guid\x12\x1b\n" +
 	"\trename_to\x18\x02 \x01(\tR\brenameTo\x12\x1b\n" +
 	"\tkeep_guid\x18\x03 \x01(\x04R\bkeepGuid\x12:\n" +
-	"\adestroy\x18\x04 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\adestroy\"\xbc\x02\n" +
+	"\adestroy\x18\x04 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\adestroy\"\xf6\x02\n" +
 	"\x10ReplicateReceive\x129\n" +
 	"\x05right\x18\x01 \x01(\v2#.debvisor.agent.v1.ReplicationRightR\x05right\x128\n" +
 	"\x05steps\x18\x02 \x03(\v2\".debvisor.agent.v1.ReplicationStepR\x05steps\x124\n" +
@@ -2249,13 +2290,15 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\x04type\x18\x05 \x01(\x0e2\x1a.debvisor.agent.v1.ZfsTypeR\x04type\x12\x1f\n" +
 	"\vtarget_guid\x18\x06 \x01(\x04R\n" +
 	"targetGuid\x12\x1a\n" +
-	"\bwritable\x18\a \x01(\bR\bwritable\"\xe2\x01\n" +
+	"\bwritable\x18\a \x01(\bR\bwritable\x128\n" +
+	"\x06cursor\x18\b \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"\x9c\x02\n" +
 	"\rReplicateSend\x129\n" +
 	"\x05right\x18\x01 \x01(\v2#.debvisor.agent.v1.ReplicationRightR\x05right\x128\n" +
 	"\x05steps\x18\x02 \x03(\v2\".debvisor.agent.v1.ReplicationStepR\x05steps\x12%\n" +
 	"\x0etarget_address\x18\x03 \x01(\tR\rtargetAddress\x12\x10\n" +
 	"\x03raw\x18\x04 \x01(\bR\x03raw\x12#\n" +
-	"\rbandwidth_mib\x18\x05 \x01(\x04R\fbandwidthMib\"]\n" +
+	"\rbandwidth_mib\x18\x05 \x01(\x04R\fbandwidthMib\x128\n" +
+	"\x06cursor\x18\x06 \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"]\n" +
 	"\x12ReplicationRelease\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\adataset\x18\x02 \x01(\tR\adataset\x12\x16\n" +
@@ -2341,13 +2384,15 @@ var file_debvisor_agent_v1_zfs_proto_depIdxs = []int32{
 	18, // 14: debvisor.agent.v1.ReplicateReceive.steps:type_name -> debvisor.agent.v1.ReplicationStep
 	19, // 15: debvisor.agent.v1.ReplicateReceive.aside:type_name -> debvisor.agent.v1.TargetAside
 	0,  // 16: debvisor.agent.v1.ReplicateReceive.type:type_name -> debvisor.agent.v1.ZfsType
-	17, // 17: debvisor.agent.v1.ReplicateSend.right:type_name -> debvisor.agent.v1.ReplicationRight
-	18, // 18: debvisor.agent.v1.ReplicateSend.steps:type_name -> debvisor.agent.v1.ReplicationStep
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	13, // 17: debvisor.agent.v1.ReplicateReceive.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	17, // 18: debvisor.agent.v1.ReplicateSend.right:type_name -> debvisor.agent.v1.ReplicationRight
+	18, // 19: debvisor.agent.v1.ReplicateSend.steps:type_name -> debvisor.agent.v1.ReplicationStep
+	13, // 20: debvisor.agent.v1.ReplicateSend.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_zfs_proto_init() }
