@@ -2319,7 +2319,16 @@ type Replicate struct {
 	// The replication policy that asked for it; empty: a caller.
 	Policy string `protobuf:"bytes,15,opt,name=policy,proto3" json:"policy,omitempty"`
 	// Where the target's former copy was set aside.
-	SetAside      string `protobuf:"bytes,16,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	SetAside string `protobuf:"bytes,16,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	// When the newest snapshot of the attempt at work was taken.
+	ToCreated *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=to_created,json=toCreated,proto3" json:"to_created,omitempty"`
+	// Others are to be sent after those of the attempt at work.
+	More bool `protobuf:"varint,18,opt,name=more,proto3" json:"more,omitempty"`
+	// Attempts in a row that broke off with nothing gained.
+	Broken uint32 `protobuf:"varint,19,opt,name=broken,proto3" json:"broken,omitempty"`
+	// Why the last attempt broke off, as its agent said it.
+	LastCode      string `protobuf:"bytes,20,opt,name=last_code,json=lastCode,proto3" json:"last_code,omitempty"`
+	LastError     string `protobuf:"bytes,21,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2462,6 +2471,41 @@ func (x *Replicate) GetPolicy() string {
 func (x *Replicate) GetSetAside() string {
 	if x != nil {
 		return x.SetAside
+	}
+	return ""
+}
+
+func (x *Replicate) GetToCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ToCreated
+	}
+	return nil
+}
+
+func (x *Replicate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *Replicate) GetBroken() uint32 {
+	if x != nil {
+		return x.Broken
+	}
+	return 0
+}
+
+func (x *Replicate) GetLastCode() string {
+	if x != nil {
+		return x.LastCode
+	}
+	return ""
+}
+
+func (x *Replicate) GetLastError() string {
+	if x != nil {
+		return x.LastError
 	}
 	return ""
 }
@@ -4228,7 +4272,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"freedBytes\x12\x14\n" +
 	"\x05batch\x18\n" +
 	" \x01(\rR\x05batch\x12!\n" +
-	"\fkept_because\x18\v \x03(\fR\vkeptBecause\"\xfb\x03\n" +
+	"\fkept_because\x18\v \x03(\fR\vkeptBecause\"\x9e\x05\n" +
 	"\tReplicate\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -4247,7 +4291,14 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"attempt_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12%\n" +
 	"\x0econfirmed_plan\x18\x0e \x01(\tR\rconfirmedPlan\x12\x16\n" +
 	"\x06policy\x18\x0f \x01(\tR\x06policy\x12\x1b\n" +
-	"\tset_aside\x18\x10 \x01(\tR\bsetAside\"\xb2\b\n" +
+	"\tset_aside\x18\x10 \x01(\tR\bsetAside\x129\n" +
+	"\n" +
+	"to_created\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\ttoCreated\x12\x12\n" +
+	"\x04more\x18\x12 \x01(\bR\x04more\x12\x16\n" +
+	"\x06broken\x18\x13 \x01(\rR\x06broken\x12\x1b\n" +
+	"\tlast_code\x18\x14 \x01(\tR\blastCode\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x15 \x01(\tR\tlastError\"\xb2\b\n" +
 	"\x0eReplicationJob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -4534,39 +4585,40 @@ var file_debvisor_store_v1_records_proto_depIdxs = []int32{
 	40, // 27: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
 	4,  // 28: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
 	40, // 29: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
-	40, // 30: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
-	40, // 31: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
-	40, // 32: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
-	40, // 33: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
-	40, // 34: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
-	40, // 35: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
-	40, // 36: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
-	40, // 37: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
-	40, // 38: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	23, // 39: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	40, // 40: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	23, // 41: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	40, // 42: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
-	5,  // 43: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	10, // 44: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	40, // 45: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	40, // 46: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	6,  // 47: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	40, // 48: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	40, // 49: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	40, // 50: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	30, // 51: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
-	30, // 52: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
-	33, // 53: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
-	40, // 54: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
-	40, // 55: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
-	40, // 56: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	40, // 57: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	40, // 30: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
+	40, // 31: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
+	40, // 32: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
+	40, // 33: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
+	40, // 34: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
+	40, // 35: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
+	40, // 36: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
+	40, // 37: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
+	40, // 38: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
+	40, // 39: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	23, // 40: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	40, // 41: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	23, // 42: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	40, // 43: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
+	5,  // 44: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	10, // 45: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	40, // 46: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	40, // 47: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	6,  // 48: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	40, // 49: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	40, // 50: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	40, // 51: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	30, // 52: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	30, // 53: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	33, // 54: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	40, // 55: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	40, // 56: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	40, // 57: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	40, // 58: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	59, // [59:59] is the sub-list for method output_type
+	59, // [59:59] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
