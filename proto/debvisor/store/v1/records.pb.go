@@ -2793,8 +2793,14 @@ type StoragePolicyRun struct {
 	LastOperations []string               `protobuf:"bytes,3,rep,name=last_operations,json=lastOperations,proto3" json:"last_operations,omitempty"`
 	Fired          uint64                 `protobuf:"varint,4,opt,name=fired,proto3" json:"fired,omitempty"`
 	// Ticks that found their dataset in use, or that came while nobody led.
-	Skipped       uint64 `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
-	LastSkip      string `protobuf:"bytes,6,opt,name=last_skip,json=lastSkip,proto3" json:"last_skip,omitempty"`
+	Skipped  uint64 `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	LastSkip string `protobuf:"bytes,6,opt,name=last_skip,json=lastSkip,proto3" json:"last_skip,omitempty"`
+	// Of a run that takes several transactions: the last dataset that was dealt
+	// with; empty: all were.
+	Reached string `protobuf:"bytes,7,opt,name=reached,proto3" json:"reached,omitempty"`
+	// A retention policy's snapshots that are being taken (operations' ids):
+	// pruning follows each.
+	Awaited       []string `protobuf:"bytes,8,rep,name=awaited,proto3" json:"awaited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2869,6 +2875,20 @@ func (x *StoragePolicyRun) GetLastSkip() string {
 		return x.LastSkip
 	}
 	return ""
+}
+
+func (x *StoragePolicyRun) GetReached() string {
+	if x != nil {
+		return x.Reached
+	}
+	return ""
+}
+
+func (x *StoragePolicyRun) GetAwaited() []string {
+	if x != nil {
+		return x.Awaited
+	}
+	return nil
 }
 
 // RetentionPolicy is policies/retention/<name>.
@@ -4335,7 +4355,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x10last_duration_ms\x18\x19 \x01(\x04R\x0elastDurationMs\x12D\n" +
 	"\x10rpo_missed_since\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x0erpoMissedSince\x12\x1a\n" +
 	"\bdeleting\x18\x1b \x01(\bR\bdeleting\x12\x1b\n" +
-	"\tlag_bytes\x18\x1c \x01(\x04R\blagBytes\"\xfa\x01\n" +
+	"\tlag_bytes\x18\x1c \x01(\x04R\blagBytes\"\xae\x02\n" +
 	"\x10StoragePolicyRun\x125\n" +
 	"\blast_due\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\alastDue\x129\n" +
 	"\n" +
@@ -4343,7 +4363,9 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x0flast_operations\x18\x03 \x03(\tR\x0elastOperations\x12\x14\n" +
 	"\x05fired\x18\x04 \x01(\x04R\x05fired\x12\x18\n" +
 	"\askipped\x18\x05 \x01(\x04R\askipped\x12\x1b\n" +
-	"\tlast_skip\x18\x06 \x01(\tR\blastSkip\"\xca\x01\n" +
+	"\tlast_skip\x18\x06 \x01(\tR\blastSkip\x12\x18\n" +
+	"\areached\x18\a \x01(\tR\areached\x12\x18\n" +
+	"\aawaited\x18\b \x03(\tR\aawaited\"\xca\x01\n" +
 	"\x0fRetentionPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x129\n" +
