@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"github.com/debvisor/debvisor/agent/internal/pace"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
@@ -39,7 +40,7 @@ func final(err error) error { return finalError{err} }
 // where trying again is no use: the target refuses (FailedPrecondition), or the
 // source cannot be read, has more than f.Size bytes, or changes meanwhile.
 func Send(ctx context.Context, dial Dial, f File, o Options) (Result, error) {
-	s := &sending{f: f, o: o.whole(), pace: pace{limit: o.Limit}}
+	s := &sending{f: f, o: o.whole(), pace: &pace.Pace{Limit: o.Limit}}
 	if err := s.open(); err != nil {
 		return s.result, fmt.Errorf("copying %s: %w", f, err)
 	}
@@ -83,7 +84,7 @@ type sending struct {
 	file   *os.File
 	size   uint64
 	stamp  unix.Timespec // when the file was last written
-	pace   pace
+	pace   *pace.Pace
 	result Result
 }
 
@@ -274,14 +275,14 @@ func (s *sending) data(ctx context.Context, w *wire, index uint64, chunk []byte,
 // run sends a run of bytes at the pace that is allowed.
 func (s *sending) run(ctx context.Context, w *wire, p []byte) error {
 	for len(p) > 0 {
-		n := min(len(p), s.pace.piece())
-		if err := s.pace.wait(ctx, n); err != nil {
+		n := min(len(p), s.pace.Piece(chunkSize))
+		if err := s.pace.Wait(ctx, n); err != nil {
 			return err
 		}
 		if _, err := w.out.Write(p[:n]); err != nil {
 			return err
 		}
-		if n < pieceMost { // slow: let it be seen that something comes
+		if n < pace.PieceMost { // slow: let it be seen that something comes
 			if err := w.out.Flush(); err != nil {
 				return err
 			}
