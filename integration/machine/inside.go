@@ -90,6 +90,10 @@ func (i inside) setUp() error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 65536, Max: 65536}); err != nil {
 		return fmt.Errorf("limit of open files: %w", err)
 	}
+	// The kernel takes no such bound on its command line: there it does not know its memory yet.
+	if err := os.WriteFile("/sys/module/zfs/parameters/zfs_arc_max", fmt.Append(nil, i.MemoryMiB<<20/4), 0o644); err != nil {
+		return fmt.Errorf("bound of ZFS's cache: %w", err)
+	}
 	commands := "link set lo up\n"
 	if i.Tap != "" {
 		commands += "addr add " + i.Addr + " dev vec0\nlink set vec0 up\n"

@@ -161,7 +161,6 @@ func (m *Machine) arguments(program string) []string {
 		"con=null", "con0=null,fd:1", "ssl=null", "ssl0=fd:3", "quiet", "seccomp=on",
 		// Every machine is another host to ZFS, always the same one.
 		fmt.Sprintf("spl.spl_hostid=%d", crc32.ChecksumIEEE([]byte("debvisor "+s.Name))|1),
-		fmt.Sprintf("zfs.zfs_arc_max=%d", s.MemoryMiB<<20/4),
 	}
 	for i, d := range s.Disks {
 		args = append(args, fmt.Sprintf("ubd%c=%s", 'a'+i, d.Path))

@@ -15,7 +15,11 @@ import (
 const selfEnv = "DEBVISOR_MACHINE_SELF"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(selfEnv) != "" {
+	switch os.Getenv(selfEnv) {
+	case "":
+	case "owner":
+		own()
+	default:
 		Main(m, Spec{Name: "self", Disks: []Disk{{MiB: 128}}})
 	}
 	os.Exit(m.Run())
