@@ -114,20 +114,29 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 }
 
 func (e *end) listenTarget(ctx context.Context) (net.Listener, error) {
-	var last error
-	for port := e.cfg.FirstPort; port <= e.cfg.LastPort; port++ {
-		address := net.JoinHostPort(e.cfg.Host, strconv.Itoa(port))
+	l, err := listenWithin(ctx, e.cfg.Host, e.cfg.FirstPort, e.cfg.LastPort)
+	if err != nil {
+		return nil, err
+	}
+	return l, writeFile(e.layout.address(), l.Addr().String())
+}
+
+// listenWithin listens on the first free port of a range.
+func listenWithin(ctx context.Context, host string, first, last int) (net.Listener, error) {
+	var busy error
+	for port := first; port <= last; port++ {
+		address := net.JoinHostPort(host, strconv.Itoa(port))
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			last = err
+			busy = err
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
-		return l, writeFile(e.layout.address(), l.Addr().String())
+		return l, nil
 	}
-	return nil, fmt.Errorf("no free port for a tunnel in %d-%d: %w", e.cfg.FirstPort, e.cfg.LastPort, last)
+	return nil, fmt.Errorf("no free port for a tunnel in %d-%d: %w", first, last, busy)
 }
 
 func (e *end) accept(ctx context.Context, l listener, conns *connSet, group *sync.WaitGroup) {
@@ -177,10 +186,16 @@ func (e *end) outgoing(ctx context.Context, local net.Conn, c channel) error {
 	return errors.Join(out, in)
 }
 
-func (e *end) dial(carried context.Context, c channel) (*secured, error) {
+func (e *end) dial(ctx context.Context, c channel) (*secured, error) {
+	return dialTarget(ctx, e.cfg.Address, e.certs.PeerClient(e.cfg.Cluster, e.cfg.Peer), c, e.cfg.RightID)
+}
+
+// dialTarget opens a connection to a target's end, which is broken off when the
+// target's host is gone. It outlives neither carried nor its caller.
+func dialTarget(carried context.Context, address string, config *tls.Config, c channel, rightID string) (*secured, error) {
 	ctx, cancel := context.WithTimeout(carried, openTimeout)
 	defer cancel()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.cfg.Address)
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("dialling the target: %w", err)
 	}
@@ -188,11 +203,11 @@ func (e *end) dial(carried context.Context, c channel) (*secured, error) {
 		return nil, errors.Join(err, raw.Close())
 	}
 	below := &gather{Conn: raw}
-	conn := tls.Client(below, e.certs.PeerClient(e.cfg.Cluster, e.cfg.Peer))
+	conn := tls.Client(below, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("handshake with the target: %w", err), raw.Close())
 	}
-	if err := writeOpening(conn, c, e.cfg.RightID); err != nil {
+	if err := writeOpening(conn, c, rightID); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), raw.Close())
 	}
 	return newSecured(conn, below), nil
@@ -338,19 +353,8 @@ func (e *end) memory(dst io.Writer, src io.Reader) error {
 
 // admit makes sure that the caller is the right's source.
 func (e *end) admit(ctx context.Context, far *tls.Conn) (channel, error) {
-	deadline := time.Now().Add(openTimeout)
-	if err := far.SetDeadline(deadline); err != nil {
+	if err := shakeHands(ctx, far, e.cfg.Cluster, e.cfg.Peer); err != nil {
 		return 0, err
-	}
-	if err := far.HandshakeContext(ctx); err != nil {
-		return 0, fmt.Errorf("handshake: %w", err)
-	}
-	who, ok, err := identity.FromConnection(far.ConnectionState(), e.cfg.Cluster)
-	if err != nil {
-		return 0, err
-	}
-	if !ok || who.Agent == nil || who.Agent.Node != e.cfg.Peer {
-		return 0, fmt.Errorf("%s is not the right's source, %s", who, e.cfg.Peer)
 	}
 	c, err := readOpening(far, e.cfg.RightID)
 	if err != nil {
@@ -360,6 +364,25 @@ func (e *end) admit(ctx context.Context, far *tls.Conn) (channel, error) {
 		return 0, fmt.Errorf("%s: nothing of that is to come", c)
 	}
 	return c, far.SetDeadline(time.Time{})
+}
+
+// shakeHands makes sure that the caller is the agent of that node. What it says
+// next is expected within openTimeout of the beginning.
+func shakeHands(ctx context.Context, far *tls.Conn, cluster, peer string) error {
+	if err := far.SetDeadline(time.Now().Add(openTimeout)); err != nil {
+		return err
+	}
+	if err := far.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	who, ok, err := identity.FromConnection(far.ConnectionState(), cluster)
+	if err != nil {
+		return err
+	}
+	if !ok || who.Agent == nil || who.Agent.Node != peer {
+		return fmt.Errorf("%s is not the right's source, %s", who, peer)
+	}
+	return nil
 }
 
 // connSet closes what is open when the tunnel ends.

@@ -17,6 +17,8 @@ const (
 	memoryChannel  channel = 'M'
 	diskChannel    channel = 'D' // QEMU's NBD
 	copyChannel    channel = 'C' // our own copy of disks
+	// streamChannel is none of a migration's: see Streams.
+	streamChannel channel = 'S'
 )
 
 // channelNames are all channels, by the name that logs have for them.
@@ -43,6 +45,15 @@ func writeOpening(w io.Writer, c channel, rightID string) error {
 // readOpening reads them and checks the right, in a time that does not tell how
 // much of its id was good.
 func readOpening(r io.Reader, rightID string) (channel, error) {
+	c, err := readKnock(r, rightID)
+	if err == nil && channelNames[c] == "" {
+		err = fmt.Errorf("unknown channel %q", byte(c))
+	}
+	return c, err
+}
+
+// readKnock is readOpening for whatever it is to carry.
+func readKnock(r io.Reader, rightID string) (channel, error) {
 	head := make([]byte, len(frameMagic)+2)
 	if _, err := io.ReadFull(r, head); err != nil {
 		return 0, fmt.Errorf("reading the opening: %w", err)
@@ -58,9 +69,6 @@ func readOpening(r io.Reader, rightID string) (channel, error) {
 	want, got := sha256.Sum256([]byte(rightID)), sha256.Sum256(given)
 	if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
 		return 0, errors.New("not the right that this tunnel was made for")
-	}
-	if channelNames[c] == "" {
-		return 0, fmt.Errorf("unknown channel %q", byte(c))
 	}
 	return c, nil
 }
