@@ -188,7 +188,7 @@ func (m *migration) passing(plan planner.Result) bool {
 		planner.SourceNotHeard, planner.SourceLibvirt, planner.NodeNotHeard, planner.NodeLibvirt, planner.CPUNotCompared,
 	}
 	if m.m.GetAttempt() > 0 && m.now.Sub(m.brokeOff()) < clearUpTime {
-		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict)
+		codes = append(codes, planner.UUIDClash, planner.NameClash, planner.VMNotRunning, planner.VMConflict, planner.DiskExists)
 	}
 	passes := func(r planner.Reason) bool { return slices.Contains(codes, r.Code) }
 	all := func(reasons []planner.Reason) bool {

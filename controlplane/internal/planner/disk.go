@@ -18,6 +18,10 @@ type disk struct {
 	copied bool
 	// users are the other VMs whose local disk has the same path.
 	users []*guest
+	// volume tells whether it is a ZFS volume of its node's own, which the target
+	// makes; origin is that as its node reported it, empty where it did not.
+	volume bool
+	origin *agentv1.ZfsDataset
 }
 
 // disks gives the disks of a VM that hold anything. Network storage is in
@@ -31,6 +35,9 @@ func (w *World) disks(g *guest) []disk {
 		one := disk{VMDisk: d, copied: !d.GetShared() && d.GetType() != "network"}
 		if one.copied {
 			one.users = w.users(d.GetSource(), g)
+		}
+		if one.volume = isVolume(d); one.volume && g.at != nil {
+			one.origin = w.zfs(g.at).datasets[d.GetZfsDataset()]
 		}
 		disks = append(disks, one)
 	}
@@ -122,6 +129,8 @@ func (d disk) whyNotCopyable() string {
 		return "may be written by several VMs at once, so that no copy of it holds"
 	case d.GetType() == "file" && d.room() == 0:
 		return "is of a size that is not known"
+	case d.volume:
+		return d.whyNotVolume()
 	}
 	return ""
 }
@@ -137,6 +146,9 @@ func (d disk) room() uint64 {
 
 // bytes is what has to be copied at most; holes are not.
 func (d disk) bytes() uint64 {
+	if d.volume {
+		return d.origin.GetVolumeBytes() // a block device does not tell its holes
+	}
 	if n := d.GetAllocatedBytes(); n > 0 {
 		return n
 	}
@@ -185,7 +197,11 @@ func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTran
 	default:
 		t.Action = agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE
 	}
-	t.RemoveSource = d.copied && d.GetType() == "file" && d.userOn(m.guest.at) == nil
+	t.RemoveSource = d.copied && (d.GetType() == "file" || d.volume) && d.userOn(m.guest.at) == nil
+	if d.volume {
+		t.ZfsDataset, t.VolumeBlockBytes, t.VolumeReserved = d.GetZfsDataset(), d.origin.GetBlockBytes(), d.reserved()
+		t.CapacityBytes, t.Inode = d.origin.GetVolumeBytes(), 0
+	}
 	return t
 }
 
@@ -258,11 +274,14 @@ func space(w *World, h *host, m *mover, o *objections) {
 			o.no(DiskNotCopyable, "disk %s of VM %s cannot be copied to %s: %s uses that path on the node",
 				d.GetTarget(), m.guest.name(), d.GetSource(), m.sees(other))
 		}
+		if d.volume {
+			volumePlace(w, h, m, d, o)
+		}
 		if d.GetType() == "file" && h.volume(d.GetSource()) == nil {
 			o.no(DiskSpace, "the node reports no file system that could hold %s (disk %s of VM %s)", d.GetSource(), d.GetTarget(), m.guest.name())
 		}
 	}
-	for _, n := range m.room(h) {
+	for _, n := range w.room(m, h) {
 		claimed := w.claimed[n.volume.key]
 		if n.volume.GetAvailableBytes() < n.bytes+claimed {
 			o.no(DiskSpace, "the disks of VM %s need %s at %s (5 %% slack included) and %s is available there, of which %s is promised to other migrations",
@@ -277,20 +296,22 @@ type demand struct {
 	bytes  uint64
 }
 
-// room gives what the VM's copies need of a node's file systems.
-func (m *mover) room(h *host) []demand {
+// room gives what the VM's copies need of a node's file systems and pools.
+func (w *World) room(m *mover, h *host) []demand {
 	var demands []demand
 	for _, d := range m.disks {
-		if d.copied && d.GetType() == "file" {
-			demands = need(demands, h, d.GetSource(), withSlack(d.room()))
+		switch {
+		case d.volume:
+			demands = need(demands, w.zfs(h).room(d.GetZfsDataset()), withSlack(d.volumeRoom()))
+		case d.copied && d.GetType() == "file":
+			demands = need(demands, h.volume(d.GetSource()), withSlack(d.room()))
 		}
 	}
 	return demands
 }
 
-// need adds one file to the demands on a node.
-func need(demands []demand, h *host, path string, bytes uint64) []demand {
-	v := h.volume(path)
+// need adds to the demands what one disk needs of a volume; nil: of none.
+func need(demands []demand, v *volume, bytes uint64) []demand {
 	if v == nil {
 		return demands
 	}

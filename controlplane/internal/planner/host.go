@@ -42,7 +42,9 @@ type host struct {
 	idle float64
 	// volumes are its file systems, the longest mount point first.
 	volumes []*volume
-	guests  []*guest
+	// pools is its ZFS; nil: nobody has asked yet.
+	pools  *pools
+	guests []*guest
 }
 
 // volume is a file system of a node.

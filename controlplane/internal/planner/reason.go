@@ -62,8 +62,10 @@ const (
 	QEMUOlder       = "QEMU_OLDER"
 	DiskUnreachable = "DISK_UNREACHABLE"
 	DiskSpace       = "DISK_SPACE"
-	Network         = "NETWORK"
-	AntiAffinity    = "ANTI_AFFINITY"
+	// DiskExists is a ZFS dataset in the place of a volume that is to be made.
+	DiskExists   = "DISK_EXISTS"
+	Network      = "NETWORK"
+	AntiAffinity = "ANTI_AFFINITY"
 )
 
 // objections collects reasons.

@@ -22,8 +22,8 @@ const (
 	// spreadWeight is for the distance to the VMs that it is kept apart from:
 	// in another rack, in another zone.
 	spreadWeight = 12
-	// diskWeight is for the share that stays free of the file systems that
-	// disks are copied to.
+	// diskWeight is for the share that stays free of the file systems and pools
+	// that disks are copied to.
 	diskWeight = 8
 )
 
@@ -101,7 +101,7 @@ func (w *World) diskLeft(h *host, m *mover) float64 {
 	if !m.copies || h == m.guest.at {
 		return least
 	}
-	for _, n := range m.room(h) {
+	for _, n := range w.room(m, h) {
 		taken, available := n.bytes+w.claimed[n.volume.key], n.volume.GetAvailableBytes()
 		if size := n.volume.GetTotalBytes(); size > 0 {
 			least = min(least, float64(available-min(available, taken))/float64(size))

@@ -108,7 +108,11 @@ func (w *World) claim(op *storev1.Operation) {
 		c.memory = Need(g.memory)
 	}
 	for _, d := range w.incoming(g, m) {
-		c.disks = need(c.disks, target, d.GetPath(), withSlack(d.GetCapacityBytes()))
+		if d.GetZfsDataset() != "" {
+			c.disks = need(c.disks, w.zfs(target).room(d.GetZfsDataset()), withSlack(d.GetCapacityBytes()))
+			continue
+		}
+		c.disks = need(c.disks, target.volume(d.GetPath()), withSlack(d.GetCapacityBytes()))
 	}
 	w.claims[op.GetId()] = c
 	w.hold(c)
@@ -124,18 +128,29 @@ func (w *World) starting(op *storev1.Operation) {
 	g.at.reserved += Need(g.memory)
 }
 
-// incoming gives the files that a migration copies: as its tasks were told or,
-// before they are, as they will be.
+// incoming gives the files and ZFS volumes that a migration makes: as its tasks
+// were told or, before they are, as they will be.
 func (w *World) incoming(g *guest, m *storev1.Migrate) []*agentv1.DiskTransfer {
 	var files []*agentv1.DiskTransfer
 	for _, b := range m.GetDisks() {
 		t := &agentv1.DiskTransfer{}
-		if proto.Unmarshal(b, t) == nil && t.GetType() == "file" && t.GetAction() != agentv1.DiskAction_DISK_ACTION_SHARED {
+		if proto.Unmarshal(b, t) != nil || t.GetAction() == agentv1.DiskAction_DISK_ACTION_SHARED {
+			continue
+		}
+		if t.GetZfsDataset() != "" && !t.GetVolumeReserved() {
+			t.CapacityBytes = w.referenced(g, t.GetZfsDataset())
+		}
+		if t.GetType() == "file" || t.GetZfsDataset() != "" {
 			files = append(files, t)
 		}
 	}
 	if len(m.GetDisks()) > 0 {
 		return files
+	}
+	for _, d := range w.disks(g) {
+		if d.volume {
+			files = append(files, &agentv1.DiskTransfer{ZfsDataset: d.GetZfsDataset(), CapacityBytes: d.volumeRoom()})
+		}
 	}
 	for _, d := range g.domain().GetDisks() {
 		if d.GetType() == "file" && d.GetSource() != "" && !d.GetShared() {
@@ -183,7 +198,7 @@ func (w *World) shift(memory uint64, from, to *host) {
 // Moves are undone in reverse order.
 func (w *World) move(m *mover, to *host) (undo func()) {
 	from, g := m.guest.at, m.guest
-	demands := m.room(to)
+	demands := w.room(m, to)
 	apply := func(sign uint64) {
 		if m.takes {
 			to.reserved += sign * Need(g.memory)

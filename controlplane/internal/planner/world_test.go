@@ -92,7 +92,8 @@ func encode(t testing.TB, m proto.Message) []byte {
 // addNode takes the marks cordoned, suspect, unreachable, new, nolibvirt,
 // nocapacity, load=X, vms=SIZE, has=UUID, rack=R, zone=Z, cpus=N, arch=A,
 // machine=M, virt=V, qemu=V, net=N, if=I, cpu=HASH, link=MiB, limit=MiB,
-// parallel=N and fs=MOUNT:STORAGE:SIZE.
+// parallel=N, fs=MOUNT:STORAGE:SIZE, and of ZFS pool=NAME:SIZE and
+// has=POOL/PATH[:enc] for a dataset.
 func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []string) {
 	node := &storev1.Node{Id: id}
 	status := &storev1.NodeStatus{Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE}
@@ -121,8 +122,12 @@ func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []str
 			status.Health = encode(t, &debvisorv1.Health{NodeId: &debvisorv1.NodeId{Id: id}, CpuLoad: load})
 		case "vms":
 			capacity.MemoryVmsBytes = gib(t, value)
-		case "has":
-			status.Domains = append(status.Domains, value)
+		case "pool", "has":
+			if key == "has" && !strings.Contains(value, "/") {
+				status.Domains = append(status.Domains, value)
+				break
+			}
+			addZFS(t, d, id, value, key == "pool")
 		case "rack":
 			node.Rack = value
 		case "zone":
@@ -179,7 +184,8 @@ func capability(t testing.TB, caps *debvisorv1.NodeCapabilities, key, value stri
 // dev=D, dir=D, snapshots=N, dirty=MiB, tenant=T, anti=GROUP[:rack|:zone],
 // with=GROUP, prio=N, maypause, disk=TYPE:CACHE[:ro] (shared, at /shared) and
 // copy=FORMAT:SIZE[:ro|block|shareable|overlay|/PATH|@STORAGE …] (local, at
-// /vm-NAME unless said otherwise; with @ on that shared storage).
+// /vm-NAME unless said otherwise; with @ on that shared storage), and
+// zvol=POOL/PATH:SIZE:REFERENCED[:thick|:enc|:ro|:CACHE …], which is on the node too.
 func addVM(t testing.TB, d *cluster.Draft, name, node, memory string, marks []string) {
 	vm := &storev1.VM{Uuid: name, Name: name, Node: node}
 	domain := &agentv1.Domain{Name: name, State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: gib(t, memory), Persistent: true}
@@ -204,6 +210,8 @@ func addVM(t testing.TB, d *cluster.Draft, name, node, memory string, marks []st
 			policy.Priority = uint32(number(t, value))
 		case "maypause":
 			policy.MayPause = true
+		case "zvol":
+			addVolume(t, d, domain, node, strings.Split(value, ":"))
 		default:
 			describe(t, domain, key, value)
 		}
@@ -285,6 +293,63 @@ func newDisk(t testing.TB, domain *agentv1.Domain, key string, words []string) *
 		}
 	}
 	return disk
+}
+
+// inventory changes what a node reports of its ZFS.
+func inventory(t testing.TB, d *cluster.Draft, node string, change func(*agentv1.ZfsInventory)) {
+	t.Helper()
+	var inv agentv1.ZfsInventory
+	if entry, ok := d.Snapshot(1).ZFS[node]; ok {
+		if err := proto.Unmarshal(entry.Value.GetInventory(), &inv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(&inv)
+	d.ZFS.Put(node, &storev1.NodeZFS{Node: node, Inventory: encode(t, &inv)}, 1)
+}
+
+func addZFS(t testing.TB, d *cluster.Draft, node, value string, pool bool) {
+	t.Helper()
+	name, size, _ := strings.Cut(value, ":")
+	inventory(t, d, node, func(inv *agentv1.ZfsInventory) {
+		set := &agentv1.ZfsDataset{Name: name, Type: agentv1.ZfsType_ZFS_TYPE_FILESYSTEM}
+		if pool {
+			set.AvailableBytes = gib(t, size)
+			inv.Pools = append(inv.Pools, &agentv1.ZfsPool{Name: name, SizeBytes: gib(t, size), FreeBytes: gib(t, size), Health: "ONLINE"})
+		} else {
+			set.AvailableBytes, set.Encrypted, set.KeyLoaded = 1<<50, size == "enc", size == "enc"
+		}
+		inv.Datasets = append(inv.Datasets, set)
+	})
+}
+
+func addVolume(t testing.TB, d *cluster.Draft, domain *agentv1.Domain, node string, words []string) {
+	t.Helper()
+	disk := &debvisorv1.VMDisk{
+		Target: fmt.Sprintf("vd%c", 'a'+len(domain.GetDisks())), Type: "block", Format: "raw", Cache: "none",
+		Source: "/dev/zvol/" + words[0], ZfsDataset: words[0], CapacityBytes: gib(t, words[1]),
+	}
+	set := &agentv1.ZfsDataset{
+		Name: words[0], Type: agentv1.ZfsType_ZFS_TYPE_VOLUME, VolumeBytes: gib(t, words[1]), ReferencedBytes: gib(t, words[2]), BlockBytes: 16384,
+	}
+	for _, word := range words[3:] {
+		switch word {
+		case "thick":
+			set.ReservedBytes = set.GetVolumeBytes()
+		case "enc":
+			set.Encrypted, set.KeyLoaded = true, true
+		case "ro":
+			disk.ReadOnly = true
+		case "dm":
+			disk.Source = "/dev/zd16"
+		case "qcow2":
+			disk.Format = word
+		default:
+			disk.Cache = word
+		}
+	}
+	domain.Disks = append(domain.Disks, disk)
+	inventory(t, d, node, func(inv *agentv1.ZfsInventory) { inv.Datasets = append(inv.Datasets, set) })
 }
 
 func addOp(t testing.TB, d *cluster.Draft, id, vm, target string, marks []string) {
