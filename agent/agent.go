@@ -22,6 +22,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/storage"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/agent/internal/zfs"
 	"github.com/debvisor/debvisor/certs"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
@@ -74,15 +75,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := moves.Sweep(work.Open()); err != nil {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
+	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
 	host := inventory.New(inventory.Config{
-		Node: record.Node, Hypervisor: hv, Shared: shared, PeerAddress: others.address,
+		Node: record.Node, Hypervisor: hv, ZFS: pools, Shared: shared, PeerAddress: others.address,
 		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
 	})
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
 		TLS: reloader.ReplicaClient, Leaf: reloader.Leaf, Work: work, Host: host,
-		Answers: answer.Answers{Hypervisor: hv}, Up: tellLeader, Log: cfg.Log.Named("session"),
+		Answers: answer.Answers{Hypervisor: hv, ZFS: answer.NewZFS(pools)}, Up: tellLeader, Log: cfg.Log.Named("session"),
 	})
 	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}
 

@@ -21,12 +21,24 @@ type Hypervisor interface {
 }
 
 // Answers answers. It is safe for concurrent use.
-type Answers struct{ Hypervisor Hypervisor }
+type Answers struct {
+	Hypervisor Hypervisor
+	// ZFS answers questions about ZFS; nil: this host has none.
+	ZFS *ZFS
+}
 
 // Answer gives the answer to a question, which may be that there is none and
-// why; it ends with ctx.
-func (a Answers) Answer(ctx context.Context, q *agentv1.Ask) *agentv1.Answer {
+// why. Parts before the last are handed to part; where that fails, nobody waits
+// for the rest. It ends with ctx.
+func (a Answers) Answer(ctx context.Context, q *agentv1.Ask, part func(*agentv1.Answer) error) *agentv1.Answer {
 	switch k := q.GetQuestion().(type) {
+	case *agentv1.Ask_ListZfs, *agentv1.Ask_EstimateZfsSend, *agentv1.Ask_EstimateZfsDestroy:
+		last, err := a.ZFS.answer(ctx, q, part)
+		if err != nil {
+			return Refusal(q.GetId(), err)
+		}
+		last.Id = q.GetId()
+		return last
 	case *agentv1.Ask_CompareCpu:
 		verdict, err := a.Hypervisor.CompareCPU(ctx, k.CompareCpu.GetCpu())
 		if err != nil {

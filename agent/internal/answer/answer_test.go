@@ -28,12 +28,12 @@ func TestAnswers(t *testing.T) {
 		"anything else":       {compare, nil, errors.New("x"), "INTERNAL"},
 		"an unknown question": {&agentv1.Ask{Id: 7}, nil, nil, CodeUnknownQuestion},
 	} {
-		a := Answers{judge(func(d *agentv1.CPUDescription) (*agentv1.CPUComparison, error) {
+		a := Answers{Hypervisor: judge(func(d *agentv1.CPUDescription) (*agentv1.CPUComparison, error) {
 			if d.GetXml() != "<cpu/>" {
 				t.Errorf("%s: asked about %v", name, d)
 			}
 			return c.verdict, c.err
-		})}.Answer(t.Context(), c.ask)
+		})}.Answer(t.Context(), c.ask, nil)
 		if a.GetId() != 7 || a.GetErrorCode() != c.code || (a.GetErrorMessage() == "") != (c.code == "") || a.GetCpuComparison().GetDetail() != c.verdict.GetDetail() {
 			t.Errorf("%s: %v", name, a)
 		}

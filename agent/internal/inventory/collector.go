@@ -56,6 +56,8 @@ type Config struct {
 	DirtyRateEvery time.Duration
 	// Busy tells whether the host has better to do than to measure; nil: never.
 	Busy func() bool
+	// ZFS is asked what there is of ZFS; nil: nobody is.
+	ZFS ZFS
 	// Root is where /proc, /sys and /etc are found; empty: "/".
 	Root string
 	Log  hclog.Logger
@@ -70,6 +72,7 @@ type Collector struct {
 	places  *storage.Storage
 	mounted *sampler[error] // why the file systems could not be listed
 	files   *sampler[struct{}]
+	looks   *sampler[struct{}] // at ZFS
 	pending pending
 	changed chan struct{}
 	born    time.Time
@@ -81,6 +84,7 @@ type Collector struct {
 	told         map[string]bool                    // of cpus, since the last complete inventory
 	capabilities *debvisorv1.NodeCapabilities
 	capacity     *debvisorv1.NodeCapacity
+	zfs          zfsKnown
 	news         news
 }
 
@@ -96,6 +100,8 @@ func New(cfg Config) *Collector {
 	c.mounted = newSampler(capacityEvery, c.samplePlaces)
 	c.files = newSampler(filesEvery, c.sampleFiles)
 	c.ceph = newSampler(15*time.Second, c.sampleCeph)
+	c.looks = newSampler(zfsEvery, c.lookAtZFS)
+	c.zfs.host = c.hasZFS()
 	if c.withoutCeph() {
 		c.ceph.last = cephNone // known without asking
 	}
@@ -111,6 +117,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	group.Go(func() { c.ceph.run(ctx) })
 	group.Go(func() { c.mounted.run(ctx) })
 	group.Go(func() { c.files.run(ctx) })
+	group.Go(func() { c.looks.run(ctx) })
 	group.Go(func() { c.measureDirt(ctx) })
 	c.cfg.Hypervisor.Subscribe(c.pending.add)
 	check := time.NewTicker(checkEvery)
@@ -141,6 +148,7 @@ func (c *Collector) Run(ctx context.Context) error {
 		case <-capacity.C:
 			c.updateCapacity()
 		case <-check.C:
+			c.checkZFS()
 			c.check(ctx)
 		}
 	}

@@ -61,6 +61,7 @@ func (c *Collector) Health(rtt time.Duration) *debvisorv1.Health {
 	for _, failed := range storage.failed {
 		problem(warn, "%s", failed)
 	}
+	c.zfsHealth(problem)
 	ceph, under := c.ceph.latest()
 	h.CephStatus = ceph
 	switch {

@@ -13,6 +13,7 @@ type news struct {
 	down         bool // tell that libvirt does not answer
 	capacity     bool
 	capabilities bool
+	zfs          bool
 	changed      map[string]struct{}
 	gone         map[string]struct{}
 }
@@ -34,7 +35,14 @@ func (n *news) goneNow(uuid string) {
 }
 
 func (n *news) empty() bool {
-	return !n.complete && !n.down && !n.capacity && !n.capabilities && len(n.changed) == 0 && len(n.gone) == 0
+	return !n.complete && !n.down && !n.capacity && !n.capabilities && !n.zfs && len(n.changed) == 0 && len(n.gone) == 0
+}
+
+// onlyZFS tells whether there is nothing else to tell.
+func (n *news) onlyZFS() bool {
+	rest := *n
+	rest.zfs = false
+	return n.zfs && rest.empty()
 }
 
 // Inventory is everything, or what is new since the last call; nil: nothing.
@@ -48,11 +56,21 @@ func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
 		return nil
 	}
 	c.news = news{}
+	if n.onlyZFS() && !complete {
+		return &agentv1.Inventory{Zfs: c.zfs.told, LibvirtDown: c.down != nil}
+	}
+	if c.zfs.host && (complete || n.complete || n.zfs) { // one to itself, after this one
+		c.news.zfs = c.zfs.told != nil
+		if c.news.zfs {
+			c.ring()
+		}
+	}
 	inv := &agentv1.Inventory{Complete: complete || n.complete, LibvirtDown: c.down != nil}
 	defer func() { inv.Cpus = c.untold(inv.GetDomains()) }()
 	if inv.Complete {
 		clear(c.told)
 		inv.Capacity, inv.Capabilities = c.capacity, c.capabilities
+		inv.ZfsFollows = c.zfs.host
 		if c.down == nil {
 			inv.Domains = c.domains(slices.Sorted(maps.Keys(c.seen)))
 		}

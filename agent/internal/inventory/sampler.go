@@ -11,6 +11,7 @@ import (
 type sampler[T any] struct {
 	every time.Duration
 	take  func(context.Context) T
+	wake  chan struct{} // a measurement is wanted before its time
 
 	mu    sync.Mutex
 	last  T
@@ -18,7 +19,7 @@ type sampler[T any] struct {
 }
 
 func newSampler[T any](every time.Duration, take func(context.Context) T) *sampler[T] {
-	return &sampler[T]{every: every, take: take}
+	return &sampler[T]{every: every, take: take, wake: make(chan struct{}, 1)}
 }
 
 // run measures until ctx ends. A measurement that hangs for ever is left
@@ -28,7 +29,7 @@ func (s *sampler[T]) run(ctx context.Context) {
 	defer tick.Stop()
 	done := make(chan T, 1)
 	s.start(ctx, done)
-	busy := true
+	busy, wanted := true, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,11 +40,23 @@ func (s *sampler[T]) run(ctx context.Context) {
 			s.mu.Unlock()
 			busy = false
 		case <-tick.C:
-			if !busy {
-				s.start(ctx, done)
-				busy = true
-			}
+			wanted = wanted || !busy
+		case <-s.wake:
+			wanted = true
 		}
+		if wanted && !busy {
+			s.start(ctx, done)
+			busy, wanted = true, false
+		}
+	}
+}
+
+// poke has a measurement begin now, or right after the one under way, which may
+// have looked already. It never waits.
+func (s *sampler[T]) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -71,14 +71,7 @@ func (l *link) send(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
-			if !l.cfg.Leaf().Equal(l.shown) {
-				l.cancel(errRenewed)
-				return
-			}
-			l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Heartbeat{Heartbeat: &agentv1.Heartbeat{
-				Seq: l.pulse.sent(time.Now()), Health: l.cfg.Host.Health(l.pulse.rtt()),
-			}}})
-			beat.Reset(jittered(l.interval, 0.1))
+			l.sendHeartbeat(beat)
 		case <-l.cfg.Host.Changed():
 			l.sendInventory(false)
 		case <-l.cfg.Work.Wake():
@@ -86,9 +79,26 @@ func (l *link) send(ctx context.Context) {
 		case <-due.C:
 			l.sendReports(due)
 		case a := <-l.asked.answers:
+			select { // a heartbeat that is due does not wait for parts of answers
+			case <-beat.C:
+				l.sendHeartbeat(beat)
+			default:
+			}
 			l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Answer{Answer: a}})
 		}
 	}
+}
+
+// sendHeartbeat sends one and has the next one due.
+func (l *link) sendHeartbeat(beat *time.Timer) {
+	if !l.cfg.Leaf().Equal(l.shown) {
+		l.cancel(errRenewed)
+		return
+	}
+	l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Heartbeat{Heartbeat: &agentv1.Heartbeat{
+		Seq: l.pulse.sent(time.Now()), Health: l.cfg.Host.Health(l.pulse.rtt()),
+	}}})
+	beat.Reset(jittered(l.interval, 0.1))
 }
 
 func (l *link) sendInventory(complete bool) {
@@ -178,6 +188,8 @@ func (l *link) hand(ctx context.Context, m *agentv1.LeaderMessage) error {
 		l.cfg.Work.Cancel(k.CancelTask.GetTaskId())
 	case *agentv1.LeaderMessage_Ask:
 		l.asked.ask(ctx, k.Ask)
+	case *agentv1.LeaderMessage_AskNext:
+		l.asked.next(k.AskNext)
 	case *agentv1.LeaderMessage_PeerSide:
 		l.cfg.Work.Relay(k.PeerSide.GetTaskId(), k.PeerSide.GetSide())
 	default:

@@ -249,7 +249,7 @@ type oracle struct {
 	ended  chan struct{}
 }
 
-func (o oracle) Answer(ctx context.Context, q *agentv1.Ask) *agentv1.Answer {
+func (o oracle) Answer(ctx context.Context, q *agentv1.Ask, _ func(*agentv1.Answer) error) *agentv1.Answer {
 	select {
 	case <-o.answer:
 	case <-ctx.Done():

@@ -33,14 +33,17 @@ type Config struct {
 // Dispatch serves SessionService. It is safe for concurrent use.
 type Dispatch struct {
 	agentv1.UnimplementedSessionServiceServer
-	cfg Config
+	cfg     Config
+	inParts chan struct{} // a place for each answer in parts that is under way
 
 	mu     sync.Mutex
 	leader *leader // nil unless this replica leads
 }
 
 // New makes a dispatch that does not lead.
-func New(cfg Config) *Dispatch { return &Dispatch{cfg: cfg} }
+func New(cfg Config) *Dispatch {
+	return &Dispatch{cfg: cfg, inParts: make(chan struct{}, maxInParts)}
+}
 
 // Lead takes agents' sessions until ctx ends or another leads
 // (store.ErrFenced), and runs the inventory meanwhile. When it returns, all

@@ -53,7 +53,7 @@ func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, 
 		leader: l, node: agent.Node, agent: agent, journal: hello.GetJournalId(), remote: remote, hello: hello,
 		bell: make(chan struct{}, 1), stopped: make(chan struct{}), heard: time.Now(),
 		sent:  sent{tasks: map[string]bool{}, cancels: map[string]bool{}, sides: map[string]*agentv1.Side{}},
-		asked: asked{waiting: map[uint64]chan<- *agentv1.Answer{}},
+		asked: asked{waiting: map[uint64]chan *agentv1.Answer{}},
 	}
 	for _, r := range hello.GetTasks() {
 		s.sent.tasks[r.GetTaskId()] = true // the agent has it

@@ -41,8 +41,12 @@ type Inventory struct {
 	LibvirtDown bool `protobuf:"varint,7,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
 	// The CPU descriptions that domains' cpu_hash refers to, each once a session.
 	Cpus []*CPUDescription `protobuf:"bytes,8,rep,name=cpus,proto3" json:"cpus,omitempty"`
-	// Absent: unchanged; in a complete one: the host has no ZFS.
-	Zfs           *ZfsInventory `protobuf:"bytes,9,opt,name=zfs,proto3" json:"zfs,omitempty"`
+	// Absent: unchanged; in a complete one without zfs_follows: the host has no
+	// ZFS. It comes with nothing else, since it may be large.
+	Zfs *ZfsInventory `protobuf:"bytes,9,opt,name=zfs,proto3" json:"zfs,omitempty"`
+	// In a complete one: a later one tells the host's ZFS; until then it is as
+	// before.
+	ZfsFollows    bool `protobuf:"varint,10,opt,name=zfs_follows,json=zfsFollows,proto3" json:"zfs_follows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -138,6 +142,13 @@ func (x *Inventory) GetZfs() *ZfsInventory {
 		return x.Zfs
 	}
 	return nil
+}
+
+func (x *Inventory) GetZfsFollows() bool {
+	if x != nil {
+		return x.ZfsFollows
+	}
+	return false
 }
 
 // CPUDescription is what a guest needs of a CPU.
@@ -390,7 +401,7 @@ var File_debvisor_agent_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\x89\x03\n" +
+	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\xaa\x03\n" +
 	"\tInventory\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
@@ -400,7 +411,10 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\x04gone\x18\x06 \x03(\tR\x04gone\x12!\n" +
 	"\flibvirt_down\x18\a \x01(\bR\vlibvirtDown\x125\n" +
 	"\x04cpus\x18\b \x03(\v2!.debvisor.agent.v1.CPUDescriptionR\x04cpus\x121\n" +
-	"\x03zfs\x18\t \x01(\v2\x1f.debvisor.agent.v1.ZfsInventoryR\x03zfs\"g\n" +
+	"\x03zfs\x18\t \x01(\v2\x1f.debvisor.agent.v1.ZfsInventoryR\x03zfs\x12\x1f\n" +
+	"\vzfs_follows\x18\n" +
+	" \x01(\bR\n" +
+	"zfsFollows\"g\n" +
 	"\x0eCPUDescription\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x10\n" +
 	"\x03xml\x18\x02 \x01(\tR\x03xml\x12\x12\n" +
