@@ -14,9 +14,6 @@ import (
 // maxName is the longest name that ZFS gives a dataset.
 const maxName = 255
 
-// HoldTag is the tag of a job's holds.
-func HoldTag(job string) string { return "debvisor:" + job }
-
 // AsideName is the name under which a copy is set aside.
 func (in *Input) AsideName() string {
 	return in.TargetDataset + ".diverged-" + in.Now.UTC().Format("20060102t150405")

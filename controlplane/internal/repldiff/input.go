@@ -89,7 +89,7 @@ const (
 
 // Plan is what a run has to do.
 type Plan struct {
-	// Decision is for people: of many steps it has the first ones only.
+	// Decision is for people, and for what protects snapshots meanwhile.
 	Decision *debvisorv1.ReplicationDecision
 	// Steps are the streams, each from what the one before has brought.
 	Steps []*agentv1.ReplicationStep
@@ -109,6 +109,9 @@ type Plan struct {
 	CommonName string
 	// CommonCreated is when it was taken, seconds since 1970.
 	CommonCreated int64
+	// Unmarked: there is nothing to send, but what keeps the common snapshot for the
+	// next time is not as it should be.
+	Unmarked bool
 	// Refusal is set where nothing can be done.
 	Refusal *Refusal
 }

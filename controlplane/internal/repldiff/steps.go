@@ -39,6 +39,7 @@ func (d *decision) incremental(common *agentv1.ZfsSnapshot) {
 			d.newerThan(from.createTXG))
 	default:
 		d.out.Mode = debvisorv1.ReplicationMode_REPLICATION_MODE_NOTHING
+		d.plan.Unmarked = !d.marked(common.GetGuid())
 		d.because("the target has the newest snapshot, @%s", common.GetName())
 	}
 }
@@ -128,16 +129,9 @@ func (d *decision) byGUID(guid uint64) *agentv1.ZfsSnapshot {
 	return d.source[at]
 }
 
-// maxShown is the most steps that a decision shows.
-const maxShown = 100
-
 // show tells people of the steps.
 func (d *decision) show() {
-	for i, s := range d.plan.Steps {
-		if i == maxShown {
-			d.because("%d more streams follow", len(d.plan.Steps)-maxShown)
-			break
-		}
+	for _, s := range d.plan.Steps {
 		d.out.Steps = append(d.out.Steps, &debvisorv1.ReplicationStepPlan{From: s.GetFrom(), To: "@" + s.GetTo()})
 	}
 	if d.plan.More {
