@@ -59,7 +59,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer others.server.Stop()
 	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
-	moves, err := newMigration(cfg, record, reloader, hv, others)
+	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
+	moves, err := newMigration(cfg, record, reloader, hv, pools, others)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := moves.Sweep(work.Open()); err != nil {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
-	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
 	host := inventory.New(inventory.Config{
 		Node: record.Node, Hypervisor: hv, ZFS: pools, Shared: shared, PeerAddress: others.address,
 		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
@@ -115,7 +115,7 @@ func tellLeader(leader string) {
 
 // newMigration makes the kinds of tasks that move VMs and has their side told
 // to other agents.
-func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, others *peers) (*migration.Migration, error) {
+func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, others *peers) (*migration.Migration, error) {
 	ports, err := parsePortRange(cfg.TunnelListen)
 	if err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv
 		}
 	}
 	m := migration.New(migration.Config{
-		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv,
+		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv, ZFS: pools,
 		Tunnels:      &tunnel.Tunnels{Log: cfg.Log.Named("tunnel")},
 		Certificates: reloader, Files: enroll.Home{Dir: cfg.DataDir}.Files(),
 		TunnelHost: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("migration"),

@@ -68,6 +68,7 @@ func table() []layer {
 		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
+		{[]string{cp + "relay"}, "questions to agents from any replica, by way of the leader", with(append(state, cp+"dispatch", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"accessfile", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs", "shared/auditlog",
 		)...)},
@@ -78,7 +79,7 @@ func table() []layer {
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"access", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"relay", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client, and how to check a copy of an audit log", []string{"shared/errdefs", "shared/rpc", "shared/obs", "shared/auditlog"}},
@@ -92,7 +93,7 @@ func table() []layer {
 		{[]string{ag + "zfs"}, "the only package that runs zfs and zpool", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage", ag+"zfs")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
-		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker")},
+		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker", ag+"zfs")},
 		{[]string{ag + "replication"}, "task kinds above zfs and tunnel", with("certs", ag+"zfs", ag+"tunnel", ag+"pace", ag+"worker")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},

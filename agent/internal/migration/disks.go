@@ -113,11 +113,12 @@ func numberOf(path string) uint64 {
 	return st.Rdev
 }
 
-// leftovers are the files that go from the source once the VM is elsewhere.
+// leftovers are the files and volumes that go from the source once the VM is
+// elsewhere.
 func (s diskset) leftovers() diskset {
 	var out diskset
 	for _, d := range s {
-		if d.GetRemoveSource() && d.GetType() == typeFile && d.GetAction() != shared {
+		if d.GetRemoveSource() && (d.GetType() == typeFile || isVolume(d)) && d.GetAction() != shared {
 			out = append(out, d)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/agent/internal/zfs"
 	"github.com/debvisor/debvisor/certs"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
@@ -21,6 +22,7 @@ const defaultLibvirtSocket = "/run/libvirt/libvirt-sock"
 type Config struct {
 	Node, Cluster string
 	Hypervisor    *hypervisor.Hypervisor
+	ZFS           *zfs.ZFS
 	Tunnels       *tunnel.Tunnels
 	// Certificates are the agent's, Files where a tunnel's child finds them.
 	Certificates *certs.Reloader

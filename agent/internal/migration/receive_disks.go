@@ -20,7 +20,7 @@ const markDefined = "defined"
 const markMaking = "making-disks"
 
 // makeDisks makes this node ready for the VM's disks: those that both see are
-// looked for, files that libvirt copies into are made. It may be called again.
+// looked for, files that libvirt copies into and ZFS volumes are made. It may be called again.
 func (r *receiver) makeDisks(ctx context.Context) error {
 	if len(r.disks) == 0 {
 		return nil
@@ -34,20 +34,29 @@ func (r *receiver) makeDisks(ctx context.Context) error {
 	}
 	space := room{}
 	for _, d := range r.disks {
-		if err := answers(ctx, d, func() error { return r.checkDisk(d, space) }); err != nil {
+		if err := answers(ctx, d, func() error { return r.checkDisk(ctx, d, space) }); err != nil {
 			return err
 		}
 	}
 	if err := r.run.Mark(ctx, markMaking); err != nil {
 		return err
 	}
-	for _, d := range r.disks.only(copyLive) {
-		if d.GetType() != typeFile {
-			continue
+	for _, d := range r.disks {
+		if err := r.makeDisk(ctx, d, uid, gid); err != nil {
+			return errors.Join(err, r.discardDisks(ctx))
 		}
-		if err := answers(ctx, d, func() error { return placeOf(r.right.GetId(), d).make(ctx, uid, gid) }); err != nil {
-			return errors.Join(err, r.discardDisks())
-		}
+	}
+	return nil
+}
+
+// makeDisk makes what a disk is copied into, but for files that our own copy
+// makes itself.
+func (r *receiver) makeDisk(ctx context.Context, d *agentv1.DiskTransfer, uid, gid int) error {
+	switch {
+	case isVolume(d) && (d.GetAction() == copyLive || d.GetAction() == copyOffline):
+		return r.volume(d).make(ctx)
+	case d.GetType() == typeFile && d.GetAction() == copyLive:
+		return answers(ctx, d, func() error { return placeOf(r.right.GetId(), d).make(ctx, uid, gid) })
 	}
 	return nil
 }
@@ -74,12 +83,14 @@ func (r *receiver) places(ctx context.Context) ([]string, error) {
 }
 
 // checkDisk tells why a disk cannot be had here.
-func (r *receiver) checkDisk(d *agentv1.DiskTransfer, space room) error {
+func (r *receiver) checkDisk(ctx context.Context, d *agentv1.DiskTransfer, space room) error {
 	switch {
 	case d.GetAction() == shared && (d.GetType() == typeFile || d.GetType() == typeBlock) && d.GetPath() != "":
 		return checkShared(d)
 	case d.GetAction() == shared:
 		return nil // over the network, or nothing at all
+	case isVolume(d):
+		return r.volume(d).check(ctx)
 	case d.GetType() == typeBlock:
 		return checkBlock(d)
 	case d.GetType() != typeFile || d.GetPath() == "":
@@ -228,7 +239,7 @@ func (r *receiver) settleDisks(ctx context.Context, seen hypervisor.Sighting) bo
 		case fate == filesKeep && seen.State == absent:
 			r.log.Warn("the copies of disks are kept: they may be all that there is of the VM")
 		}
-		if fate != filesWait && r.act(what, do()) {
+		if fate != filesWait && r.act(what, do(ctx)) {
 			// gofail: var receiveAfterFilesRemoved struct{}
 			return true
 		}
@@ -258,22 +269,39 @@ func fateOfCopies(whole bool, source *agentv1.Side) filing {
 	}
 }
 
-func (r *receiver) keepDisks() error {
+func (r *receiver) keepDisks(ctx context.Context) error {
 	errs := []error{diskcopy.Keep(r.disks.only(copyOffline).files(), r.right.GetId())}
 	for _, d := range r.disks.only(copyLive) {
 		if d.GetType() == typeFile {
 			errs = append(errs, placeOf(r.right.GetId(), d).keep())
 		}
 	}
+	for _, v := range r.volumes() {
+		errs = append(errs, v.keep(ctx))
+	}
 	return errors.Join(errs...)
 }
 
-func (r *receiver) discardDisks() error {
+func (r *receiver) discardDisks(ctx context.Context) error {
 	errs := []error{diskcopy.Discard(r.disks.only(copyOffline).files(), r.right.GetId())}
 	for _, d := range r.disks.only(copyLive) {
 		if d.GetType() == typeFile {
 			errs = append(errs, placeOf(r.right.GetId(), d).discard())
 		}
 	}
+	for _, v := range r.volumes() {
+		errs = append(errs, v.discard(ctx))
+	}
 	return errors.Join(errs...)
+}
+
+// volumes are those that the target makes.
+func (r *receiver) volumes() []volume {
+	var out []volume
+	for _, d := range r.disks {
+		if isVolume(d) && d.GetAction() != shared {
+			out = append(out, r.volume(d))
+		}
+	}
+	return out
 }

@@ -157,6 +157,12 @@ func (s *sender) openTunnel(ctx context.Context) *agentv1.TaskOutcome {
 // noteFiles has the journal know which files go when the VM has gone.
 func (s *sender) noteFiles(ctx context.Context) *agentv1.TaskOutcome {
 	for _, d := range s.disks.leftovers() {
+		if isVolume(d) {
+			if err := s.noteVolume(ctx, d); err != nil {
+				return refused(codeDisk, err)
+			}
+			continue
+		}
 		mark, err := fileMark(d)
 		if err != nil {
 			return refused(codeDisk, err)

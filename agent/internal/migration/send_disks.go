@@ -203,8 +203,14 @@ func fileMark(d *agentv1.DiskTransfer) (string, error) {
 
 // removeFiles removes the source's files of a VM that runs elsewhere. It is
 // true once there are none.
-func (s *sender) removeFiles() bool {
+func (s *sender) removeFiles(ctx context.Context) bool {
 	for _, d := range s.disks.leftovers() {
+		if isVolume(d) {
+			if !s.act("removing "+d.GetZfsDataset(), s.removeVolume(ctx, d)) {
+				return false
+			}
+			continue
+		}
 		mark, err := fileMark(d)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

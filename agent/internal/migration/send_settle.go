@@ -49,7 +49,7 @@ func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
 // step takes one step; again tells that something has changed.
 func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agentv1.TaskOutcome, again bool) {
 	if seen.State == absent {
-		return s.letGo(), false
+		return s.letGo(ctx), false
 	}
 	if s.leftOver(seen) {
 		if s.other.GetState() == running || s.other.GetState() == paused {
@@ -113,13 +113,13 @@ func (s *sender) goOn(ctx context.Context, seen hypervisor.Sighting) (out *agent
 
 // letGo ends a migration whose source is gone: the files that were copied go
 // with it, once the VM was seen on the target as it is to be.
-func (s *sender) letGo() *agentv1.TaskOutcome {
+func (s *sender) letGo(ctx context.Context) *agentv1.TaskOutcome {
 	if len(s.disks.leftovers()) == 0 {
 		return &agentv1.TaskOutcome{} // whatever the target has, nothing is left to do here
 	}
 	switch filingFor(s.other, s.resume && !s.held, s.offline) {
 	case filesRemove:
-		if s.removeFiles() {
+		if s.removeFiles(ctx) {
 			return &agentv1.TaskOutcome{}
 		}
 	case filesKeep:
