@@ -49,6 +49,7 @@ func table() []layer {
 		{[]string{cp + "planner"}, "pure: snapshot in, plan out", []string{"shared/errdefs", "shared/task", cp + "cluster"}},
 		{[]string{cp + "schedule/zone"}, "time zones by name; knows nothing else", []string{"shared/errdefs"}},
 		{[]string{cp + "repldiff"}, "pure: what both ends have in, what to send out", nil},
+		{[]string{cp + "repldiff/look"}, "asks both ends by a function, and decides; for dry runs and runs alike", []string{"shared/errdefs", "shared/task", cp + "cluster", cp + "repldiff"}},
 		{[]string{cp + "retention"}, "pure: snapshots and a policy in, verdicts out", []string{"shared/errdefs", cp + "schedule/zone"}},
 		{[]string{cp + "retention/facts"}, "pure: records and an agent's listing in, what retention decides on out", []string{cp + "cluster", cp + "retention"}},
 		{[]string{cp + "advisor"}, "what only libvirt can say of a plan; asks by an interface", []string{"shared/errdefs", cp + "planner"}},

@@ -123,14 +123,15 @@ func (d *decision) accepted(common *agentv1.ZfsSnapshot, lost []*agentv1.ZfsSnap
 // id names the plan by what it does to the target's copy: what is sent may be
 // more each time, what is lost may not.
 func (d *decision) id() string {
-	h := sha256.New()
+	var b strings.Builder
 	source, target := d.Source.Dataset, d.Target.Dataset
-	fmt.Fprintf(h, "%q %q %q %d %d %d %s\n", d.Job, d.Dataset, d.TargetDataset, source.GetGuid(), target.GetGuid(), d.out.GetDivergence(), d.out.GetCommonGuid())
+	fmt.Fprintf(&b, "%q %q %q %d %d %d %s\n", d.Job, d.Dataset, d.TargetDataset, source.GetGuid(), target.GetGuid(), d.out.GetDivergence(), d.out.GetCommonGuid())
 	if d.out.GetDivergence() != debvisorv1.Divergence_DIVERGENCE_NONE {
-		fmt.Fprintf(h, "written %d\n", target.GetWrittenBytes())
+		fmt.Fprintf(&b, "written %d\n", target.GetWrittenBytes())
 		for _, s := range d.target {
-			fmt.Fprintf(h, "%d\n", s.GetGuid())
+			fmt.Fprintf(&b, "%d\n", s.GetGuid())
 		}
 	}
-	return "plan-" + hex.EncodeToString(h.Sum(nil))[:16]
+	sum := sha256.Sum256([]byte(b.String()))
+	return "plan-" + hex.EncodeToString(sum[:8])
 }

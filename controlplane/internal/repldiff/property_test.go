@@ -40,7 +40,6 @@ type world struct {
 	content string // of the source, live
 	cursor  uint64
 	now     time.Time
-	names   int
 	newest  bool
 	done    map[debvisorv1.ReplicationMode]int
 	why     map[debvisorv1.Divergence]int

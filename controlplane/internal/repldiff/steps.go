@@ -165,8 +165,13 @@ func (p *Plan) Fit(available uint64) {
 	if p.Refusal != nil || p.Decision.GetEstimatedBytes() <= available {
 		return
 	}
-	p.Refusal = &Refusal{NoSpace, fmt.Sprintf("the target has %d bytes left, and about %d are to be sent", available, p.Decision.GetEstimatedBytes())}
+	p.Refuse(NoSpace, fmt.Sprintf("the target has %d bytes left, and about %d are to be sent", available, p.Decision.GetEstimatedBytes()))
+}
+
+// Refuse refuses a plan for what was learnt of it afterwards.
+func (p *Plan) Refuse(code, message string) {
+	p.Refusal = &Refusal{code, message}
 	p.Decision.Mode = debvisorv1.ReplicationMode_REPLICATION_MODE_REFUSED
-	p.Decision.Reasons = append(p.Decision.Reasons, p.Refusal.Message)
+	p.Decision.Reasons = append(p.Decision.Reasons, message)
 	p.Steps, p.Aside, p.More = nil, nil, false
 }

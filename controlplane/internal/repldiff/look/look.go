@@ -1,0 +1,270 @@
+// Package look asks both ends of a replication job what they have and has package
+// repldiff decide, for a dry run and for the run alike. It changes nothing.
+package look
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+const (
+	// estimated is the most steps that are estimated one by one; of more the first,
+	// and all others together.
+	estimated = 16
+	// maxListed bounds what is listed of one end.
+	maxListed = 500_000
+)
+
+// TargetPoolNotFound is the refusal of a copy in a pool that the target has not.
+const TargetPoolNotFound = "TARGET_POOL_NOT_FOUND"
+
+// Ask puts a question to a node's agent; the answer comes in parts. Errors are
+// Unavailable, DeadlineExceeded and ResourceExhausted for what passes, and
+// FailedPrecondition with the agent's code.
+type Ask func(ctx context.Context, node string, q *agentv1.Ask, part func(*agentv1.Answer) error) error
+
+// More is what a run knows besides the records; the zero value is a dry run's.
+type More struct {
+	// Confirmed and Accepted, and Modified, are repldiff.Input's.
+	Confirmed string
+	Accepted  *agentv1.TargetAside
+	Modified  bool
+}
+
+// Plan is what a run of a job would do now. Errors are Ask's: one end could not
+// be asked, and nothing is known.
+func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.ReplicationJob, more More, now time.Time) (*repldiff.Plan, error) {
+	l := looker{ask: ask, snapshot: s, job: job}
+	in := &repldiff.Input{
+		Job: job.GetId(), Dataset: job.GetDataset(), TargetDataset: job.GetTargetDataset(), SameNode: job.GetSource() == job.GetTarget(),
+		SourceGUID: job.GetDatasetGuid(), Cursor: job.GetCursorGuid(), EncryptedUnsafe: l.unsafe(),
+		Confirmed: more.Confirmed, Accepted: more.Accepted, Modified: more.Modified, Now: now,
+	}
+	options := &debvisorv1.ReplicationOptions{}
+	if err := proto.Unmarshal(job.GetOptions(), options); err != nil {
+		return nil, fmt.Errorf("the options of job %s cannot be read: %w", job.GetId(), err)
+	}
+	in.Options(options)
+	if err := l.sides(ctx, in); err != nil {
+		return nil, err
+	}
+	var err error
+	if in.Token, err = l.token(ctx, in.Target.Dataset.GetResumeToken()); err != nil {
+		return nil, err
+	}
+	plan := repldiff.Decide(in)
+	if plan.Refusal != nil || len(plan.Steps) == 0 {
+		return plan, nil
+	}
+	if err := l.estimate(ctx, plan, in.Token); err != nil {
+		return nil, err
+	}
+	return plan, l.fit(ctx, plan, in.Target.Dataset)
+}
+
+// looker asks about one job.
+type looker struct {
+	ask      Ask
+	snapshot *cluster.Snapshot
+	job      *storev1.ReplicationJob
+}
+
+// unsafe is why one of the two ends must not have to do with encrypted streams.
+func (l looker) unsafe() string {
+	for _, node := range []string{l.job.GetSource(), l.job.GetTarget()} {
+		inventory := &agentv1.ZfsInventory{}
+		if proto.Unmarshal(l.snapshot.ZFS[node].Value.GetInventory(), inventory) == nil && inventory.GetEncryptedSendUnsafe() != "" {
+			return node + ": " + inventory.GetEncryptedSendUnsafe()
+		}
+	}
+	return ""
+}
+
+// sides asks both ends at once.
+func (l looker) sides(ctx context.Context, in *repldiff.Input) error {
+	var group sync.WaitGroup
+	var source, target error
+	group.Go(func() { in.Source, source = l.side(ctx, l.job.GetSource(), l.job.GetDataset()) })
+	group.Go(func() { in.Target, target = l.side(ctx, l.job.GetTarget(), l.job.GetTargetDataset()) })
+	group.Wait()
+	if source != nil {
+		return source
+	}
+	if doomed := l.doomed(); len(doomed) > 0 {
+		kept := in.Source.Snapshots[:0]
+		for _, s := range in.Source.Snapshots {
+			if !doomed[s.GetGuid()] {
+				kept = append(kept, s)
+			}
+		}
+		in.Source.Snapshots = kept
+	}
+	return target
+}
+
+// doomed are the source's snapshots that are just being destroyed.
+func (l looker) doomed() map[uint64]bool {
+	found := map[uint64]bool{}
+	for _, t := range l.snapshot.OpenTasksOn(l.job.GetSource()) {
+		spec := &agentv1.TaskSpec{}
+		if !strings.HasSuffix(t.Value.GetId(), "/zfs-destroy") || task.Ended(task.State(t.Value.GetState())) || proto.Unmarshal(t.Value.GetSpec(), spec) != nil {
+			continue
+		}
+		for _, s := range spec.GetZfsSnapshotDestroy().GetSnapshots() {
+			found[s.GetGuid()] = true
+		}
+	}
+	return found
+}
+
+func (l looker) side(ctx context.Context, node, dataset string) (repldiff.Side, error) {
+	listing, err := List(ctx, l.ask, node, &agentv1.ListZfs{Datasets: []string{dataset}, Snapshots: true, Bookmarks: true})
+	if err != nil {
+		return repldiff.Side{}, err
+	}
+	side := repldiff.Side{}
+	for _, d := range listing.GetDatasets() {
+		if d.GetName() == dataset {
+			side.Dataset = d
+		}
+	}
+	for _, s := range listing.GetSnapshots() {
+		if s.GetDataset() == dataset {
+			side.Snapshots = append(side.Snapshots, s)
+		}
+	}
+	for _, b := range listing.GetBookmarks() {
+		if b.GetDataset() == dataset {
+			side.Bookmarks = append(side.Bookmarks, b)
+		}
+	}
+	return side, nil
+}
+
+// List asks a node what it has.
+func List(ctx context.Context, ask Ask, node string, q *agentv1.ListZfs) (*agentv1.ZfsListing, error) {
+	all := &agentv1.ZfsListing{}
+	err := ask(ctx, node, &agentv1.Ask{Question: &agentv1.Ask_ListZfs{ListZfs: q}}, func(a *agentv1.Answer) error {
+		part := a.GetZfsListing()
+		all.Datasets = append(all.Datasets, part.GetDatasets()...)
+		all.Snapshots = append(all.Snapshots, part.GetSnapshots()...)
+		all.Bookmarks = append(all.Bookmarks, part.GetBookmarks()...)
+		if n := len(all.GetDatasets()) + len(all.GetSnapshots()) + len(all.GetBookmarks()); n > maxListed {
+			return errdefs.New(errdefs.FailedPrecondition, "TOO_MANY_SNAPSHOTS", "node %s has more than %d snapshots there", node, maxListed).With("node", node)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// token asks the source what the target's resume token stands for; nil: nothing
+// that the source could go on with.
+func (l looker) token(ctx context.Context, token string) (*agentv1.ZfsSendEstimate, error) {
+	if token == "" {
+		return nil, nil
+	}
+	return l.sends(ctx, &agentv1.EstimateZfsSend{Dataset: l.job.GetDataset(), Token: token})
+}
+
+// sends asks the source about a stream; nil: its ZFS refuses it.
+func (l looker) sends(ctx context.Context, q *agentv1.EstimateZfsSend) (*agentv1.ZfsSendEstimate, error) {
+	var estimate *agentv1.ZfsSendEstimate
+	err := l.ask(ctx, l.job.GetSource(), &agentv1.Ask{Question: &agentv1.Ask_EstimateZfsSend{EstimateZfsSend: q}}, func(a *agentv1.Answer) error {
+		estimate = a.GetZfsSendEstimate()
+		return nil
+	})
+	if err != nil && !Passing(err) {
+		return nil, nil //nolint:nilerr // ZFS's own refusal is an answer
+	}
+	return estimate, err
+}
+
+// Passing tells whether a question may be answered when it is asked again.
+func Passing(err error) bool {
+	return errdefs.Is(err, errdefs.Unavailable) || errdefs.Is(err, errdefs.DeadlineExceeded) || errdefs.Is(err, errdefs.ResourceExhausted) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// estimate asks how much the steps are. What ZFS cannot tell stays unknown.
+func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, token *agentv1.ZfsSendEstimate) error {
+	bytes, total := map[int]uint64{}, uint64(0)
+	n := len(plan.Steps)
+	for i, step := range plan.Steps[:min(n, estimated)] {
+		if i == 0 && plan.Decision.GetMode() == debvisorv1.ReplicationMode_REPLICATION_MODE_RESUME {
+			bytes[0] = token.GetBytes()
+			continue
+		}
+		e, err := l.sends(ctx, l.stream(plan, step.GetFrom(), step.GetTo()))
+		if err != nil {
+			return err
+		}
+		if e != nil {
+			bytes[i] = e.GetBytes()
+		}
+	}
+	if n > estimated {
+		e, err := l.sends(ctx, l.stream(plan, "@"+plan.Steps[estimated-1].GetTo(), plan.Steps[n-1].GetTo()))
+		if err != nil {
+			return err
+		}
+		total = e.GetBytes()
+		for _, b := range bytes {
+			total += b
+		}
+	}
+	plan.Estimate(bytes, total)
+	return nil
+}
+
+func (l looker) stream(plan *repldiff.Plan, from, to string) *agentv1.EstimateZfsSend {
+	return &agentv1.EstimateZfsSend{Dataset: l.job.GetDataset(), From: from, To: "@" + to, Raw: plan.Raw}
+}
+
+// fit refuses a plan for which the target has no room: that of the copy itself,
+// or of the nearest dataset above it.
+func (l looker) fit(ctx context.Context, plan *repldiff.Plan, copied *agentv1.ZfsDataset) error {
+	if copied != nil && plan.Aside == nil {
+		plan.Fit(copied.GetAvailableBytes())
+		return nil
+	}
+	var above []string
+	for name := l.job.GetTargetDataset(); ; {
+		at := strings.LastIndexByte(name, '/')
+		if at < 0 {
+			break
+		}
+		name = name[:at]
+		above = append(above, name)
+	}
+	listing, err := List(ctx, l.ask, l.job.GetTarget(), &agentv1.ListZfs{Datasets: above})
+	if err != nil {
+		return err
+	}
+	var nearest *agentv1.ZfsDataset
+	for _, d := range listing.GetDatasets() {
+		if len(d.GetName()) > len(nearest.GetName()) {
+			nearest = d
+		}
+	}
+	if nearest == nil {
+		pool, _, _ := strings.Cut(l.job.GetTargetDataset(), "/")
+		plan.Refuse(TargetPoolNotFound, fmt.Sprintf("node %s has no pool %s", l.job.GetTarget(), pool))
+		return nil
+	}
+	plan.Fit(nearest.GetAvailableBytes())
+	return nil
+}
