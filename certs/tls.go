@@ -23,11 +23,12 @@ func (r *Reloader) CallersServer() *tls.Config {
 }
 
 // AgentsServer is the configuration of the replicas' listener for agents: only
-// agents of the cluster get in. One whose certificate has expired at most
+// agents of the cluster get in, and its replicas, which must be told apart by
+// whoever serves them. An agent whose certificate has expired at most
 // RenewalGrace ago gets in too, so that it can renew: what it asks beyond that
 // must be refused by whoever serves it (Expired tells).
 func (r *Reloader) AgentsServer(cluster string) *tls.Config {
-	return r.server(tls.RequireAnyClientCert, verifyAgent(cluster, RenewalGrace))
+	return r.server(tls.RequireAnyClientCert, verifyEither(verifyAgent(cluster, RenewalGrace), verifyReplica(cluster)))
 }
 
 // PeersServer is the configuration of an agent's listener for other agents of

@@ -27,6 +27,11 @@ func TestListenersAndTheirClients(t *testing.T) {
 		cfg.VerifyConnection = nil // a client that accepts any server: the server's check is under test
 		return cfg
 	}
+	expired := func(leaf certs.Leaf) *certs.Reloader {
+		files := issue(t, ca, leaf, time.Now().Add(-day))
+		files.Grace = 1000 * day
+		return reloader(t, files)
+	}
 	anonymous := client.ReplicaClient("127.0.0.1")
 	anonymous.GetClientCertificate = nil
 
@@ -48,7 +53,12 @@ func TestListenersAndTheirClients(t *testing.T) {
 		"agent of a foreign CA":              {agents, withOwnRoots(agent(foreign, cluster, 0)), false},
 		"no certificate for agents":          {agents, anonymous, false},
 		"a principal for agents":             {agents, client.ReplicaClient("127.0.0.1"), false},
-		"a replica for agents":               {agents, server.ReplicaClient("127.0.0.1"), false},
+		"another replica":                    {agents, member(t, ca, certs.ServerLeaf(cluster, "r2", nil, 0)).ReplicaClient("127.0.0.1"), true},
+		"an expired replica":                 {agents, withOwnRoots(expired(certs.ServerLeaf(cluster, "r2", nil, time.Hour))), false},
+		"a replica of another cluster":       {agents, member(t, ca, certs.ServerLeaf("other", "r2", nil, 0)).ReplicaClient("127.0.0.1"), false},
+		"a replica of a foreign CA":          {agents, withOwnRoots(member(t, foreign, certs.ServerLeaf(cluster, "r2", nil, 0))), false},
+		"an etcd member for agents":          {agents, member(t, ca, certs.EtcdPeerLeaf("r2", nil, 0)).ReplicaClient("127.0.0.1"), false},
+		"a replica for peers":                {peers, withOwnRoots(server), false},
 		"peer":                               {peers, agent(ca, cluster, 0).PeerClient(cluster, "node-1"), true},
 		"expired peer":                       {peers, agent(ca, cluster, 31*day).PeerClient(cluster, "node-1"), false},
 		"another node than was dialled":      {peers, agent(ca, cluster, 0).PeerClient(cluster, "node-2"), false},

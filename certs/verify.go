@@ -24,6 +24,32 @@ func verifyClient(m *material, leaf *x509.Certificate, chain *x509.CertPool, now
 	return verifyChain(m.roots, leaf, chain, x509.ExtKeyUsageClientAuth, now)
 }
 
+// verifyReplica accepts replicas of the cluster.
+func verifyReplica(cluster string) peerCheck {
+	prefix := ReplicaURI(cluster, "").String()
+	return func(m *material, leaf *x509.Certificate, chain *x509.CertPool, now time.Time) error {
+		if err := verifyChain(m.roots, leaf, chain, x509.ExtKeyUsageClientAuth, now); err != nil {
+			return err
+		}
+		if len(leaf.URIs) != 1 || !strings.HasPrefix(leaf.URIs[0].String(), prefix) {
+			return fmt.Errorf("the certificate is not a replica's of cluster %q", cluster)
+		}
+		return nil
+	}
+}
+
+// verifyEither accepts what one of two checks accepts, and tells why the first
+// does not.
+func verifyEither(first, second peerCheck) peerCheck {
+	return func(m *material, leaf *x509.Certificate, chain *x509.CertPool, now time.Time) error {
+		err := first(m, leaf, chain, now)
+		if err != nil && second(m, leaf, chain, now) == nil {
+			return nil
+		}
+		return err
+	}
+}
+
 // verifyAgent accepts agents of the cluster, until grace after their
 // certificate's end.
 func verifyAgent(cluster string, grace time.Duration) peerCheck {

@@ -22,6 +22,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
+	"github.com/debvisor/debvisor/controlplane/internal/relay"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
@@ -66,6 +67,8 @@ func (r *replica) openListeners(ctx context.Context) error {
 		Replica: record.Name, Cluster: record.Cluster, View: r.view, Store: r.store, Inventory: inv,
 		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
 	})
+	r.lines = relay.NewLines(r.member.Server().ReplicaClient)
+	questions := relay.New(relay.Config{Replica: record.Name, View: r.view, Sessions: sessions, Leader: r.lines})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
@@ -90,14 +93,15 @@ func (r *replica) openListeners(ctx context.Context) error {
 		return fmt.Errorf("preparing validation: %w", err)
 	}
 	chain := api.ChainConfig{
-		View: r.view, Authn: authn.New(authn.Config{Cluster: record.Cluster}), Authz: r.authz, Audit: r.audit, Check: check, Log: log.Named("rpc"),
+		View: r.view, Authz: r.authz, Audit: r.audit, Check: check, Log: log.Named("rpc"),
 	}
 	codec := rpc.NewCodec()
 	public := api.New(api.Config{
 		Cluster: record.Cluster, Replica: record.Name, Fingerprint: certs.Fingerprint(ca.Certificate()),
-		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, AccessFile: r.access, Audit: r.audit, Codec: codec, Heard: heard{inv}, Log: log.Named("api"),
+		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, AccessFile: r.access, Audit: r.audit, Codec: codec, Heard: heard{inv}, Asker: questions, Log: log.Named("api"),
 	})
 	chain.Strangers = api.NewStrangers()
+	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Replicas: true})
 	agentsChain := api.NewChain(chain)
 	chain.Strangers = api.NewStrangers() // of its own: what agents do harms no caller
 	chain.Limit = limit.New()
@@ -126,6 +130,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	}
 	public.RegisterAgents(r.agents.server)
 	agentv1.RegisterSessionServiceServer(r.agents.server, sessions)
+	agentv1.RegisterRelayServiceServer(r.agents.server, questions)
 	agentv1.RegisterEnrollServiceServer(r.agents.server, &enroll.AgentsServer{Enrolment: enrolment})
 	if err := chain.Authz.Covers(r.agents.server.GetServiceInfo()); err != nil {
 		return err

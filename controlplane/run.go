@@ -18,6 +18,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/gateway"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/relay"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	"github.com/debvisor/debvisor/shared/obs"
@@ -49,6 +50,8 @@ type replica struct {
 	// gateway is nil where there is none.
 	gateway *gateway.Gateway
 	led     *led
+	// lines lead to the leader, for questions.
+	lines *relay.Lines
 }
 
 // Run runs a replica until ctx ends. It stops in the reverse order of its
@@ -86,6 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, chain := range r.chains {
 		group.Add("chain", chain.Run)
 	}
+	group.Add("lines to the leader", r.lines.Run)
 	group.Add("api", r.callers.api.Run)
 	group.Add("agents' listener", r.agents.Run)
 	group.Add("election", r.elect)

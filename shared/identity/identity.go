@@ -96,6 +96,20 @@ func FromCertificate(cert *x509.Certificate, cluster string) (Identity, error) {
 	}}, nil
 }
 
+// ReplicaOf tells which replica of the cluster a verified certificate speaks for;
+// ok is false where it speaks for none. No replica is an Identity: only what is
+// served to replicas asks for it.
+func ReplicaOf(cert *x509.Certificate, cluster string) (replica string, ok bool) {
+	if len(cert.URIs) != 1 {
+		return "", false
+	}
+	replica, ok = strings.CutPrefix(cert.URIs[0].String(), certs.ReplicaURI(cluster, "").String())
+	if !ok || certs.CheckName("replica", replica) != nil {
+		return "", false
+	}
+	return replica, true
+}
+
 // FromConnection tells who is at the other end of a TLS connection that a
 // configuration of package certs accepted; ok is false where the peer gave no
 // certificate. For connections of other configurations it must not be used:

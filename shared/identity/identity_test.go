@@ -98,3 +98,31 @@ func TestIssuedLeaves(t *testing.T) {
 		}
 	}
 }
+
+func TestReplicaOf(t *testing.T) {
+	for _, c := range []struct {
+		uris []string
+		want string // empty: no replica
+	}{
+		{[]string{"spiffe://testing/replica/r1"}, "r1"},
+		{nil, ""},
+		{[]string{"spiffe://testing/replica/"}, ""},
+		{[]string{"spiffe://testing/replica/a/b"}, ""},
+		{[]string{"spiffe://other/replica/r1"}, ""},
+		{[]string{"spiffe://testing/agent/r1"}, ""},
+		{[]string{"spiffe://testing/replica/r1", "spiffe://testing/replica/r2"}, ""},
+		{[]string{"spiffe://testing/replica/r1", "spiffe://testing/agent/n1"}, ""},
+	} {
+		cert := &x509.Certificate{Subject: pkix.Name{CommonName: "replica:r1"}, SerialNumber: big.NewInt(255)}
+		for _, raw := range c.uris {
+			uri, err := url.Parse(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert.URIs = append(cert.URIs, uri)
+		}
+		if got, ok := identity.ReplicaOf(cert, "testing"); got != c.want || ok != (c.want != "") {
+			t.Errorf("%v: replica %q, %v, want %q", c.uris, got, ok, c.want)
+		}
+	}
+}

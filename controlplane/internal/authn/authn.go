@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/shared/errdefs"
 	"github.com/debvisor/debvisor/shared/identity"
@@ -43,8 +44,11 @@ func (k Kind) String() string {
 // Caller is who makes a call. It is never changed: all calls of a connection
 // that come with the same credential share one.
 type Caller struct {
+	// Identity is empty for a replica.
 	identity.Identity
-	// Name is the principal's, or "agent:<node>".
+	// Replica is the replica that calls; empty: it is a principal or an agent.
+	Replica string
+	// Name is the principal's, or "agent:<node>", or "replica:<name>".
 	Name string
 	// Serial is that of the certificate, in hex; empty without one.
 	Serial string
@@ -80,6 +84,9 @@ func (c *Caller) Expired(now time.Time) bool {
 type Config struct {
 	// Cluster is the trust domain of agents' certificates.
 	Cluster string
+	// Replicas lets in replicas, which show the certificate that they serve with;
+	// without it they are nobody.
+	Replicas bool
 	// Bearers lets in those who come without a certificate; nil: nobody, as on
 	// the agents' listener.
 	Bearers *Bearers
@@ -133,6 +140,12 @@ func (a *Authenticator) Authenticate(ctx context.Context, s *cluster.Snapshot, n
 func (a *Authenticator) judge(leaf *x509.Certificate) any {
 	if leaf == nil {
 		return &verdict{}
+	}
+	if replica, ok := identity.ReplicaOf(leaf, a.cfg.Cluster); ok && a.cfg.Replicas {
+		serial := certs.Serial(leaf)
+		return &verdict{caller: &Caller{
+			Replica: replica, Name: "replica:" + replica, Kind: Certificate, Serial: serial, CredentialID: serial, Expires: leaf.NotAfter,
+		}}
 	}
 	id, err := identity.FromCertificate(leaf, a.cfg.Cluster)
 	if err != nil {

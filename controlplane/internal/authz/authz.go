@@ -98,7 +98,7 @@ func (a *Authorizer) Grant(s *cluster.Snapshot, caller *authn.Caller) *Grant {
 }
 
 func isPrincipal(caller *authn.Caller) bool {
-	return caller != nil && caller.Agent == nil && caller.Name != ""
+	return caller != nil && caller.Agent == nil && caller.Replica == "" && caller.Name != ""
 }
 
 // Authorize refuses a call that its caller may not make. The error is
@@ -119,6 +119,10 @@ func (a *Authorizer) AuthorizeBy(g *Grant, caller *authn.Caller, method string, 
 		return errdefs.New(errdefs.PermissionDenied, "METHOD_NOT_ALLOWED", "nobody may call %s without an identity", method)
 	case caller.Agent != nil:
 		return authorizeAgent(rule, caller, method, now)
+	case caller.Replica != "":
+		return authorizeReplica(rule, caller, method)
+	case rule.Replica:
+		return errdefs.New(errdefs.PermissionDenied, "REPLICAS_ONLY", "only a replica may call %s", method)
 	case rule.Permission == "" && !rule.Anyone:
 		return errdefs.New(errdefs.PermissionDenied, "AGENTS_ONLY", "only a node's agent may call %s", method)
 	case rule.Scope == ScopeCluster && g.tenant != "":
@@ -143,6 +147,14 @@ func authorizeAgent(rule Rule, caller *authn.Caller, method string, now time.Tim
 	if !rule.Expired && caller.Expired(now) {
 		return errdefs.New(errdefs.Unauthenticated, "CERTIFICATE_EXPIRED",
 			"the certificate of %s ended at %s: renew it first", caller.Name, caller.Agent.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+func authorizeReplica(rule Rule, caller *authn.Caller, method string) error {
+	if !rule.Replica {
+		return errdefs.New(errdefs.PermissionDenied, "NOT_FOR_REPLICAS",
+			"%s may not call %s; use a principal's certificate", caller.Name, method)
 	}
 	return nil
 }

@@ -29,12 +29,17 @@ const (
 	clone     = debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName
 	connect   = agentv1.SessionService_Connect_FullMethodName
 	renew     = agentv1.EnrollService_Renew_FullMethodName
+	askNode   = agentv1.RelayService_AskNode_FullMethodName
 	enrol     = agentv1.EnrollService_Enroll_FullMethodName
 	token     = debvisorv1.NodeService_CreateJoinToken_FullMethodName
 )
 
 func principal(name string) *authn.Caller {
 	return &authn.Caller{Name: name, Identity: identity.Identity{Principal: &identity.Principal{Name: name}}}
+}
+
+func replica(name string) *authn.Caller {
+	return &authn.Caller{Name: "replica:" + name, Replica: name}
 }
 
 func agent(node string, ends time.Time) *authn.Caller {
@@ -72,8 +77,11 @@ func TestEveryMethodHasARow(t *testing.T) {
 		if strings.HasPrefix(method, "/debvisor.") && !seen[method] {
 			t.Errorf("%s has a row and does not exist", method)
 		}
-		if rule.Permission == "" && !rule.Agent && !rule.Open && !rule.Anyone {
+		if rule.Permission == "" && !rule.Agent && !rule.Replica && !rule.Open && !rule.Anyone {
 			t.Errorf("%s has a row that lets nobody in", method)
+		}
+		if rule.Replica && (rule.Permission != "" || rule.Agent || rule.Open || rule.Anyone) {
+			t.Errorf("%s is for replicas and others", method)
 		}
 		if rule.Open && rule.Permission != "" {
 			t.Errorf("%s is open and yet wants a permission", method)
@@ -107,7 +115,7 @@ func TestAuthorize(t *testing.T) {
 		caller  *authn.Caller
 		methods string // each with + or - before it
 	}{
-		{principal("ops"), "+" + migrate + " +" + listNodes + " +" + prune + " +" + token + " -" + connect + " -" + renew},
+		{principal("ops"), "+" + migrate + " +" + listNodes + " +" + prune + " +" + token + " -" + connect + " -" + renew + " -" + askNode},
 		{principal("operator"), "+" + migrate + " +" + token},
 		{principal("demoted"), "-" + migrate + " -" + listNodes},
 		{principal("dev"), "+" + listNodes + " +" + snapshot + " +" + clone + " -" + prune + " -" + migrate + " -" + prepare},
@@ -122,9 +130,10 @@ func TestAuthorize(t *testing.T) {
 		{principal("custom"), "+" + migrate + " -" + listNodes},
 		{principal("unknown-role"), "-" + listNodes},
 		{principal("stranger"), "-" + listNodes + " +" + enrol},
-		{agent("n1", now.Add(time.Hour)), "+" + connect + " +" + renew + " +" + register + " +" + heartbeat + " -" + listNodes + " -" + migrate},
+		{agent("n1", now.Add(time.Hour)), "+" + connect + " +" + renew + " +" + register + " +" + heartbeat + " -" + listNodes + " -" + migrate + " -" + askNode},
+		{replica("r1"), "+" + askNode + " +" + enrol + " -" + connect + " -" + renew + " -" + heartbeat + " -" + listNodes + " -" + migrate + " -" + debvisorv1.AccessService_WhoAmI_FullMethodName},
 		{agent("n1", now.Add(-time.Hour)), "+" + renew + " -" + connect + " -" + heartbeat + " -" + register},
-		{nil, "+" + enrol + " -" + listNodes + " -" + connect},
+		{nil, "+" + enrol + " -" + listNodes + " -" + connect + " -" + askNode},
 		{principal("ops"), "-/debvisor.v1.NodeService/Unknown -debvisor.v1.NodeService/ListNodes -"},
 	} {
 		for _, word := range strings.Fields(c.methods) {
@@ -137,7 +146,9 @@ func TestAuthorize(t *testing.T) {
 			}
 		}
 	}
-	if err := a.Require(s, agent("n1", now), "node:list"); err == nil {
-		t.Error("an agent has a principal's permission")
+	for _, caller := range []*authn.Caller{agent("n1", now), replica("r1")} {
+		if err := a.Require(s, caller, "node:list"); err == nil {
+			t.Errorf("%s has a principal's permission", caller.Name)
+		}
 	}
 }

@@ -17,6 +17,8 @@ type Rule struct {
 	Permission string
 	// Agent lets agents call it, for their own node; the handler sees to that.
 	Agent bool
+	// Replica is for replicas alone.
+	Replica bool
 	// Open needs no identity: the call itself carries the proof, or needs none.
 	Open bool
 	// Expired lets an agent call it whose certificate has ended.
@@ -197,6 +199,7 @@ func otherMethods() map[string]Rule {
 		agentv1.EnrollService_JoinReplica_FullMethodName: open,
 		agentv1.EnrollService_Renew_FullMethodName:       {Agent: true, Expired: true, Change: true},
 		agentv1.SessionService_Connect_FullMethodName:    {Agent: true},
+		agentv1.RelayService_AskNode_FullMethodName:      {Replica: true},
 
 		healthv1.Health_Check_FullMethodName: health,
 		healthv1.Health_Watch_FullMethodName: health,
