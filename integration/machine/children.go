@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,6 +19,9 @@ import (
 // afterExit is how long what is left of a process's children may go on writing to its output.
 const afterExit = 500 * time.Millisecond
 
+// dialLimit bounds the opening of a connection inside of a machine.
+const dialLimit = 2 * time.Second
+
 // children are the processes that the host had process 1 of a machine start.
 type children struct {
 	wire *wire
@@ -27,9 +31,12 @@ type children struct {
 	byPid map[int]*child
 }
 
+// A child is a process or, without a pid, a connection.
 type child struct {
 	number uint32
 	pid    int
+	conn   net.Conn
+	input  *queue // nil: has none
 	ended  chan syscall.WaitStatus
 }
 
@@ -45,23 +52,59 @@ func (c *children) serve() error {
 		if err != nil {
 			return fmt.Errorf("serial line: %w", err)
 		}
-		switch f.kind {
-		case kindStart:
-			started, err := c.start(f)
-			if err != nil {
+		one := byNumber[f.number]
+		switch {
+		case f.kind == kindStart || f.kind == kindDial:
+			begin := c.start
+			if f.kind == kindDial {
+				begin = c.dial
+			}
+			if one, err = begin(f); err != nil {
 				err = c.wire.send(kindFailed, f.number, []byte(err.Error()))
 			} else {
-				byNumber[f.number] = started
+				byNumber[f.number] = one
 			}
 			if err != nil {
 				return err
 			}
-		case kindSignal:
-			if one := byNumber[f.number]; one != nil && len(f.contents) == 1 {
-				c.signal(one, f.contents[0])
-			}
+		case one == nil:
+		case f.kind == kindSignal && one.conn != nil:
+			_ = one.conn.Close() // which ends what follows it
+		case f.kind == kindSignal && len(f.contents) == 1:
+			c.signal(one, f.contents[0])
+		case f.kind == kindIn && one.input != nil:
+			one.input.put(f.contents)
 		}
 	}
+}
+
+// dial opens a connection. That nobody answers must not hold up the others, so there is a limit, and it is all that is local.
+func (c *children) dial(f frame) (*child, error) {
+	var to [2]string
+	if err := json.Unmarshal(f.contents, &to); err != nil {
+		return nil, err
+	}
+	conn, err := net.DialTimeout(to[0], to[1], dialLimit)
+	if err != nil {
+		return nil, err
+	}
+	one := &child{number: f.number, conn: conn, input: newQueue()}
+	if err := c.wire.send(kindStarted, f.number, nil); err != nil {
+		return nil, err
+	}
+	go func() {
+		one.input.drain(conn)
+		if half, ok := conn.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	}()
+	go func() {
+		c.pass(f.number, kindOut, conn)
+		_ = conn.Close()
+		one.input.put(nil)
+		_ = c.wire.send(kindExit, f.number, []byte("0"))
+	}()
+	return one, nil
 }
 
 // signal signals a child, or its group, unless it was reaped: its number may be another's then.
@@ -91,11 +134,11 @@ func (c *children) start(f frame) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	null, err := os.Open(os.DevNull)
+	in, input, err := standardInput(o.Input)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = null.Close() }()
+	defer func() { _ = in.Close() }()
 	var reads, writes [2]*os.File
 	for i := range reads {
 		if reads[i], writes[i], err = os.Pipe(); err != nil {
@@ -104,8 +147,15 @@ func (c *children) start(f frame) (*child, error) {
 		defer func() { _ = writes[i].Close() }()
 	}
 	attr := &syscall.ProcAttr{Dir: o.Dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true}}
-	attr.Files = []uintptr{null.Fd(), writes[0].Fd(), writes[1].Fd()}
+	attr.Files = []uintptr{in.Fd(), writes[0].Fd(), writes[1].Fd()}
 	one := &child{number: f.number, ended: make(chan syscall.WaitStatus, 1)}
+	if input != nil {
+		one.input = newQueue()
+		go func() {
+			one.input.drain(input)
+			_ = input.Close()
+		}()
+	}
 	c.mu.Lock()
 	one.pid, err = syscall.ForkExec(program, o.Args, attr)
 	if err == nil {
@@ -114,6 +164,9 @@ func (c *children) start(f frame) (*child, error) {
 	c.mu.Unlock()
 	if err != nil {
 		_, _ = reads[0].Close(), reads[1].Close()
+		if one.input != nil {
+			one.input.put(nil)
+		}
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	if err := c.wire.send(kindStarted, f.number, []byte(strconv.Itoa(one.pid))); err != nil {
@@ -121,6 +174,15 @@ func (c *children) start(f frame) (*child, error) {
 	}
 	go c.follow(one, reads)
 	return one, nil
+}
+
+// standardInput returns what a process reads from and, if it is to be given anything, what that is written to.
+func standardInput(given bool) (in, to *os.File, err error) {
+	if given {
+		return os.Pipe()
+	}
+	in, err = os.Open(os.DevNull)
+	return in, nil, err
 }
 
 // lookPath finds a program in the PATH of an environment; of two PATHs the last one counts.
@@ -163,6 +225,9 @@ func (c *children) follow(one *child, reads [2]*os.File) {
 	code := status.ExitStatus()
 	if status.Signaled() {
 		code = 128 + int(status.Signal())
+	}
+	if one.input != nil {
+		one.input.put(nil)
 	}
 	_ = c.wire.send(kindExit, one.number, []byte(strconv.Itoa(code)))
 }

@@ -60,7 +60,8 @@ func first(spec string) error {
 	if err != nil {
 		return err
 	}
-	w := &wire{rw: line}
+	w := &wire{w: line}
+	w.r = &acker{from: line, w: w}
 	if err := i.setUp(); err != nil {
 		return w.send(kindFailed, 0, []byte(err.Error()))
 	}

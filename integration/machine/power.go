@@ -20,6 +20,7 @@ const bootLimit = 90 * time.Second
 // A power is one time that a machine is on.
 type power struct {
 	wire   *wire
+	pacer  *pacer
 	conn   net.Conn
 	alive  *os.File // its being open keeps the keeper waiting
 	keeper *exec.Cmd
@@ -99,8 +100,9 @@ func (m *Machine) launch() (*power, error) {
 	if err := cmd.Start(); err != nil {
 		return failed(err)
 	}
+	pacer := newPacer(conn)
 	return &power{
-		wire: &wire{rw: conn}, conn: conn, alive: alive, keeper: cmd, up: make(chan error, 1), off: make(chan struct{}),
+		wire: &wire{w: pacer, r: conn}, pacer: pacer, conn: conn, alive: alive, keeper: cmd, up: make(chan error, 1), off: make(chan struct{}),
 	}, nil
 }
 
@@ -125,6 +127,7 @@ func (m *Machine) listen(p *power) {
 		_ = p.keeper.Wait() // killed, most often
 		_ = p.alive.Close()
 		_ = p.conn.Close()
+		p.pacer.close()
 		close(gone)
 	}()
 	for {
@@ -135,6 +138,8 @@ func (m *Machine) listen(p *power) {
 		switch {
 		case f.kind == kindReady:
 			p.up <- nil
+		case f.kind == kindAck:
+			p.pacer.ack(f.contents)
 		case f.number == 0:
 			p.up <- errors.New(string(f.contents))
 		default:

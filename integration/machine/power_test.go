@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,6 +156,11 @@ func TestMachineProcesses(t *testing.T) {
 		}
 		return err
 	})
+	var out bytes.Buffer
+	sent := strings.Repeat("0123456789\n", 50000)
+	if err := m.RunCommand(t.Context(), Command{Args: []string{"cat"}, Stdin: strings.NewReader(sent), Stdout: &out}); err != nil || out.String() != sent {
+		t.Errorf("cat gave %d bytes for %d: %v", out.Len(), len(sent), err)
+	}
 	if got := len(run(t, m, "head", "-c", "3000000", "/dev/zero")); got != 3000000 {
 		t.Errorf("%d bytes of output, want 3000000", got)
 	}
@@ -213,4 +219,33 @@ func TestMachineFilesAndDirectories(t *testing.T) {
 			t.Errorf("the host has %s", path)
 		}
 	}
+}
+
+func TestMachineDials(t *testing.T) {
+	m := boot(t, Spec{Name: "m"})
+	_, err := m.DialContext(t.Context(), "tcp", "127.0.0.1:8080")
+	if err == nil || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("nobody listens: %v", err)
+	}
+	server, err := m.Start(t.Context(), Command{Args: []string{"busybox", "httpd", "-f", "-p", "127.0.0.1:8080", "-h", "/etc"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: m.DialContext}, Timeout: 20 * time.Second}
+	defer client.CloseIdleConnections()
+	eventually(t, "the server in the machine answers", func() error {
+		resp, err := client.Get("http://127.0.0.1:8080/hostname")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		if raw, err := io.ReadAll(resp.Body); err != nil || string(raw) != "m\n" {
+			t.Errorf("it says %q, %v", raw, err)
+		}
+		return nil
+	})
+	if err := server.Kill(syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	<-server.Done()
 }

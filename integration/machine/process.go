@@ -20,6 +20,7 @@ type Command struct {
 	Args   []string  // the program, looked for in the machine's PATH, and its arguments
 	Env    []string  // "KEY=value", besides PATH, HOME and LANG
 	Dir    string    // working directory; empty: /
+	Stdin  io.Reader // nil: empty
 	Stdout io.Writer // nil: discarded
 	Stderr io.Writer // nil: discarded; may be the same as Stdout
 }
@@ -43,6 +44,7 @@ type Process struct {
 	machine *Machine
 	number  uint32
 	command Command
+	out     func([]byte)  // takes standard output
 	started chan struct{} // closed when Pid is known, or err
 	done    chan struct{}
 	once    sync.Once
@@ -55,15 +57,19 @@ func (m *Machine) Start(ctx context.Context, c Command) (*Process, error) {
 		return nil, fmt.Errorf("start in %s: no command", m.spec.Name)
 	}
 	p := &Process{machine: m, command: c, started: make(chan struct{}), done: make(chan struct{})}
+	p.out = func(raw []byte) { write(c.Stdout, raw) }
 	w, err := m.enlist(p)
 	if err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, err)
 	}
-	if err := w.sendJSON(kindStart, p.number, order{Args: c.Args, Env: c.Env, Dir: c.Dir}); err != nil {
+	if err := w.sendJSON(kindStart, p.number, order{Args: c.Args, Env: c.Env, Dir: c.Dir, Input: c.Stdin != nil}); err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, err)
 	}
 	select {
 	case <-p.started:
+		if c.Stdin != nil {
+			go p.feed(c.Stdin)
+		}
 		return p, nil
 	case <-p.done:
 		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, p.err)
@@ -142,6 +148,22 @@ func (p *Process) Err() error {
 	return p.err
 }
 
+// feed gives the process what a reader has, and then the end of its standard input.
+func (p *Process) feed(from io.Reader) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		w, off := p.machine.line()
+		if off != nil || n > 0 && w.send(kindIn, p.number, buf[:n]) != nil {
+			return
+		}
+		if err != nil {
+			_ = w.send(kindIn, p.number, nil)
+			return
+		}
+	}
+}
+
 func (p *Process) end(err error) {
 	p.once.Do(func() {
 		p.err = err
@@ -156,7 +178,7 @@ func (p *Process) take(f frame) (last bool) {
 		p.Pid, _ = strconv.Atoi(string(f.contents))
 		close(p.started)
 	case kindOut:
-		write(p.command.Stdout, f.contents)
+		p.out(f.contents)
 	case kindErr:
 		write(p.command.Stderr, f.contents)
 	case kindFailed:

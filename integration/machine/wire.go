@@ -17,10 +17,13 @@ const (
 	kindFailed                  // inside: it cannot come up (number 0), or a process not start: why
 	kindStart                   // host: order
 	kindStarted                 // inside: its process id, decimal
-	kindSignal                  // host: one byte, the signal; the process's group gets it if 128 is added
+	kindDial                    // host: network and address; what follows is as of a process, whose output is what the peer says
+	kindSignal                  // host: one byte, the signal; the process's group gets it if 128 is added; closes a connection
+	kindIn                      // host: standard input; empty: its end
 	kindOut                     // inside: standard output
 	kindErr                     // inside: standard error
 	kindExit                    // inside: decimal status, 128 and more for a signal; nothing follows
+	kindAck                     // inside: bytes read since the last one, in 32 bits, see pacer
 )
 
 // maxFrame bounds the contents of a frame.
@@ -28,9 +31,10 @@ const maxFrame = 1 << 20
 
 // An order is what kindStart holds.
 type order struct {
-	Args []string
-	Env  []string
-	Dir  string
+	Args  []string
+	Env   []string
+	Dir   string
+	Input bool // has standard input
 }
 
 type frame struct {
@@ -42,7 +46,8 @@ type frame struct {
 // A wire sends and receives frames; any goroutine may send, one receives.
 type wire struct {
 	mu sync.Mutex
-	rw io.ReadWriter
+	w  io.Writer
+	r  io.Reader
 }
 
 func (w *wire) send(k kind, number uint32, contents []byte) error {
@@ -52,7 +57,7 @@ func (w *wire) send(k kind, number uint32, contents []byte) error {
 	binary.BigEndian.PutUint32(head[5:], uint32(len(contents)))
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, err := w.rw.Write(append(head, contents...))
+	_, err := w.w.Write(append(head, contents...))
 	return err
 }
 
@@ -66,7 +71,7 @@ func (w *wire) sendJSON(k kind, number uint32, v any) error {
 
 func (w *wire) receive() (frame, error) {
 	var head [9]byte
-	if _, err := io.ReadFull(w.rw, head[:]); err != nil {
+	if _, err := io.ReadFull(w.r, head[:]); err != nil {
 		return frame{}, err
 	}
 	f := frame{kind: kind(head[0]), number: binary.BigEndian.Uint32(head[1:])}
@@ -75,6 +80,6 @@ func (w *wire) receive() (frame, error) {
 		return f, fmt.Errorf("a frame of %d bytes, at most %d are allowed", size, maxFrame)
 	}
 	f.contents = make([]byte, size)
-	_, err := io.ReadFull(w.rw, f.contents)
+	_, err := io.ReadFull(w.r, f.contents)
 	return f, err
 }
