@@ -2182,7 +2182,9 @@ type RemoveSnapshots struct {
 	Batch uint32 `protobuf:"varint,10,opt,name=batch,proto3" json:"batch,omitempty"`
 	// Why snapshots that were to go are still there, at most 20 (encoded
 	// debvisor.agent.v1.ZfsKept).
-	KeptBecause   [][]byte `protobuf:"bytes,11,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	KeptBecause [][]byte `protobuf:"bytes,11,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	// What the batch at work is estimated to free.
+	BatchBytes    uint64 `protobuf:"varint,12,opt,name=batch_bytes,json=batchBytes,proto3" json:"batch_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2294,6 +2296,13 @@ func (x *RemoveSnapshots) GetKeptBecause() [][]byte {
 	return nil
 }
 
+func (x *RemoveSnapshots) GetBatchBytes() uint64 {
+	if x != nil {
+		return x.BatchBytes
+	}
+	return 0
+}
+
 // Replicate is one run of a replication job.
 type Replicate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2327,8 +2336,10 @@ type Replicate struct {
 	// Attempts in a row that broke off with nothing gained.
 	Broken uint32 `protobuf:"varint,19,opt,name=broken,proto3" json:"broken,omitempty"`
 	// Why the last attempt broke off, as its agent said it.
-	LastCode      string `protobuf:"bytes,20,opt,name=last_code,json=lastCode,proto3" json:"last_code,omitempty"`
-	LastError     string `protobuf:"bytes,21,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastCode  string `protobuf:"bytes,20,opt,name=last_code,json=lastCode,proto3" json:"last_code,omitempty"`
+	LastError string `protobuf:"bytes,21,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// How much of what the target refused is in the audit log.
+	Refused       uint32 `protobuf:"varint,22,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2508,6 +2519,13 @@ func (x *Replicate) GetLastError() string {
 		return x.LastError
 	}
 	return ""
+}
+
+func (x *Replicate) GetRefused() uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
 }
 
 // ReplicationJob is replication/<id>: what is kept alike where.
@@ -4278,7 +4296,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05label\x18\x04 \x01(\tR\x05label\x12\x17\n" +
 	"\avm_uuid\x18\x05 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x06 \x01(\tR\x06vmName\x12\x12\n" +
-	"\x04made\x18\a \x03(\fR\x04made\"\xbb\x02\n" +
+	"\x04made\x18\a \x03(\fR\x04made\"\xdc\x02\n" +
 	"\x0fRemoveSnapshots\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tsnapshots\x18\x02 \x03(\fR\tsnapshots\x12\x1a\n" +
@@ -4292,7 +4310,9 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"freedBytes\x12\x14\n" +
 	"\x05batch\x18\n" +
 	" \x01(\rR\x05batch\x12!\n" +
-	"\fkept_because\x18\v \x03(\fR\vkeptBecause\"\x9e\x05\n" +
+	"\fkept_because\x18\v \x03(\fR\vkeptBecause\x12\x1f\n" +
+	"\vbatch_bytes\x18\f \x01(\x04R\n" +
+	"batchBytes\"\xb8\x05\n" +
 	"\tReplicate\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -4318,7 +4338,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x06broken\x18\x13 \x01(\rR\x06broken\x12\x1b\n" +
 	"\tlast_code\x18\x14 \x01(\tR\blastCode\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x15 \x01(\tR\tlastError\"\xb2\b\n" +
+	"last_error\x18\x15 \x01(\tR\tlastError\x12\x18\n" +
+	"\arefused\x18\x16 \x01(\rR\arefused\"\xb2\b\n" +
 	"\x0eReplicationJob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
