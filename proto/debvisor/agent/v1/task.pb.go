@@ -1682,7 +1682,9 @@ type Side struct {
 	StillMs uint64 `protobuf:"varint,5,opt,name=still_ms,json=stillMs,proto3" json:"still_ms,omitempty"`
 	// Of a source that is gone: the last snapshots of its ZFS volumes. The target's
 	// copy is whole only once its volumes have them.
-	Last          []*ZfsSnapshotID `protobuf:"bytes,6,rep,name=last,proto3" json:"last,omitempty"`
+	Last []*ZfsSnapshotID `protobuf:"bytes,6,rep,name=last,proto3" json:"last,omitempty"`
+	// Of a target: its ZFS volumes lack those, so that its copy must not run.
+	Behind        bool `protobuf:"varint,7,opt,name=behind,proto3" json:"behind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1757,6 +1759,13 @@ func (x *Side) GetLast() []*ZfsSnapshotID {
 		return x.Last
 	}
 	return nil
+}
+
+func (x *Side) GetBehind() bool {
+	if x != nil {
+		return x.Behind
+	}
+	return false
 }
 
 var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
@@ -1896,14 +1905,15 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"downtimeMs\x12+\n" +
 	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12/\n" +
-	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\xcd\x01\n" +
+	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\xe5\x01\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04held\x18\x04 \x01(\bR\x04held\x12\x19\n" +
 	"\bstill_ms\x18\x05 \x01(\x04R\astillMs\x124\n" +
-	"\x04last\x18\x06 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x04last*\xbc\x01\n" +
+	"\x04last\x18\x06 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x04last\x12\x16\n" +
+	"\x06behind\x18\a \x01(\bR\x06behind*\xbc\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TASK_STATE_ASSIGNED\x10\x01\x12\x17\n" +
