@@ -154,6 +154,9 @@ type SendSpec struct {
 type ReceiveSpec struct {
 	// Dataset receives; a full stream makes it.
 	Dataset string
+	// Snapshot is the name that the received snapshot gets, behind the @, whatever the
+	// stream says; empty: what the stream says.
+	Snapshot string
 	// Properties are set on it, whatever the stream says; Exclude are not taken from the
 	// stream but inherited.
 	Properties map[string]string
