@@ -9,6 +9,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
 const (
@@ -43,6 +44,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 		changed := i.cfg.View.Changed()
 		now := i.cfg.View.Current()
 		err := i.writeStatuses(ctx, l, false)
+		if err == nil {
+			err = i.writeZFS(ctx, l, false)
+		}
 		if err == nil && (i.takeMoved() || seen == nil || vmsDiffer(seen, now)) {
 			err = i.placeVMs(ctx, l, now)
 			seen = now
@@ -71,6 +75,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 		case <-all.C:
 			if err := i.writeStatuses(ctx, l, true); errors.Is(err, store.ErrFenced) {
 				return fmt.Errorf("writing the inventory: %w", err)
+			}
+			if err := i.writeZFS(ctx, l, true); errors.Is(err, store.ErrFenced) {
+				return fmt.Errorf("writing the nodes' ZFS: %w", err)
 			}
 			if err := i.forgetGone(ctx, l, time.Now()); errors.Is(err, store.ErrFenced) {
 				return fmt.Errorf("forgetting VMs: %w", err)
@@ -117,6 +124,9 @@ func (i *Inventory) begin(s *cluster.Snapshot, now time.Time) {
 	clear(i.timers)
 	for id, status := range s.Statuses {
 		i.nodes[id] = newNode(id, status.Value, now)
+	}
+	for id, record := range s.ZFS {
+		i.node(id).zfs.told = decode(record.Value.GetInventory(), &agentv1.ZfsInventory{})
 	}
 }
 

@@ -35,6 +35,7 @@ type node struct {
 	domains map[string]domain
 	listed  []string
 	cpus    cpus
+	zfs     zfs
 
 	// startedBoot is the boot after which its VMs were started, or were found
 	// started; empty: it was never looked at.
@@ -119,6 +120,7 @@ func (n *node) report(inv *agentv1.Inventory) {
 		n.libvirtDown, n.urgent = inv.GetLibvirtDown(), true
 	}
 	n.cpus.take(inv)
+	n.zfs.take(inv, time.Now())
 	if inv.GetLibvirtDown() {
 		return // domains stay as last seen
 	}
