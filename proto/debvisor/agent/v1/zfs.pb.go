@@ -1815,9 +1815,11 @@ type ReplicateSend struct {
 	// The snapshot that both ends have before the first step; absent: none. Where
 	// there are no steps, its hold and bookmark are put right, those of older ones
 	// are taken away, and nothing is sent. The source may have its bookmark only.
-	Cursor        *ZfsSnapshotID `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Cursor *ZfsSnapshotID `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// MiB/s of all replications that leave this node; 0: no limit.
+	NodeBandwidthMib uint64 `protobuf:"varint,7,opt,name=node_bandwidth_mib,json=nodeBandwidthMib,proto3" json:"node_bandwidth_mib,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ReplicateSend) Reset() {
@@ -1890,6 +1892,13 @@ func (x *ReplicateSend) GetCursor() *ZfsSnapshotID {
 		return x.Cursor
 	}
 	return nil
+}
+
+func (x *ReplicateSend) GetNodeBandwidthMib() uint64 {
+	if x != nil {
+		return x.NodeBandwidthMib
+	}
+	return 0
 }
 
 // ReplicationRelease takes away what a job keeps on a node: holds, bookmarks,
@@ -2291,14 +2300,15 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\vtarget_guid\x18\x06 \x01(\x04R\n" +
 	"targetGuid\x12\x1a\n" +
 	"\bwritable\x18\a \x01(\bR\bwritable\x128\n" +
-	"\x06cursor\x18\b \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"\x9c\x02\n" +
+	"\x06cursor\x18\b \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"\xca\x02\n" +
 	"\rReplicateSend\x129\n" +
 	"\x05right\x18\x01 \x01(\v2#.debvisor.agent.v1.ReplicationRightR\x05right\x128\n" +
 	"\x05steps\x18\x02 \x03(\v2\".debvisor.agent.v1.ReplicationStepR\x05steps\x12%\n" +
 	"\x0etarget_address\x18\x03 \x01(\tR\rtargetAddress\x12\x10\n" +
 	"\x03raw\x18\x04 \x01(\bR\x03raw\x12#\n" +
 	"\rbandwidth_mib\x18\x05 \x01(\x04R\fbandwidthMib\x128\n" +
-	"\x06cursor\x18\x06 \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"]\n" +
+	"\x06cursor\x18\x06 \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\x12,\n" +
+	"\x12node_bandwidth_mib\x18\a \x01(\x04R\x10nodeBandwidthMib\"]\n" +
 	"\x12ReplicationRelease\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\adataset\x18\x02 \x01(\tR\adataset\x12\x16\n" +
