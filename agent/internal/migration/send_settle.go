@@ -57,7 +57,7 @@ func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agent
 		}
 		return nil, false
 	}
-	mine := view{seen.State, true}
+	mine := view{state: seen.State, ended: true}
 	if seen.State == outgoing {
 		mine.ended = false // a job that nobody should have begun
 	}

@@ -19,12 +19,16 @@ const (
 // A source has ended when its call to libvirt has returned for good, or never
 // will be made, and libvirt has no job on the domain. A target has ended when
 // its copy is complete, or when its tunnel is closed, so that nothing can come.
+//
+// A target is behind when its volumes lack what the guest last wrote on the
+// source: the source's last snapshots.
 type view struct {
-	state agentv1.SideState
-	ended bool
+	state  agentv1.SideState
+	ended  bool
+	behind bool
 }
 
-func viewOf(s *agentv1.Side) view { return view{s.GetState(), s.GetEnded()} }
+func viewOf(s *agentv1.Side) view { return view{s.GetState(), s.GetEnded(), s.GetBehind()} }
 
 // action is the next thing to be done, by the side that it names, or the end.
 type action int
@@ -58,6 +62,9 @@ const (
 	startTarget
 	// startSource: nothing has come of it (offline).
 	startSource
+	// deliver: the source sends the last snapshots of its volumes, without which
+	// the target's copy is nothing that may run.
+	deliver
 )
 
 // settle decides what is to be done about a VM that is or was being migrated.
@@ -81,6 +88,9 @@ const (
 //     newer than its memory, and is not thrown away either. A definition
 //     that libvirt left after handing over has not ended before it is gone.
 //   - Of two definitions neither goes: the other side may be removing its own.
+//   - A copy whose volumes are behind does not run, whatever else is true: the
+//     source sends what they lack, which is final as its guest has stopped. That
+//     is owed for as long as the target has the VM, also one that has stopped.
 func settle(source, target view, resume bool) action {
 	if !source.ended || target.state == unknown || target.state == outgoing {
 		return wait
@@ -105,7 +115,7 @@ func settleGone(target view, resume bool) action {
 	case paused:
 		return completed(target, resume, moved)
 	case shutoff:
-		return stopped
+		return onceWhole(target, stopped)
 	case absent:
 		return sealed(target, lost)
 	default: // incoming: the only copy there is
@@ -153,11 +163,21 @@ func completed(target view, resume bool, then action) action {
 	switch {
 	case !target.ended:
 		return wait
+	case target.behind:
+		return deliver
 	case resume:
 		return resumeTarget
 	default:
 		return then
 	}
+}
+
+// onceWhole does then, with a target whose volumes are not behind.
+func onceWhole(target view, then action) action {
+	if target.behind {
+		return deliver
+	}
+	return then
 }
 
 // sealed makes sure that an absent copy stays absent, and then does then.

@@ -15,6 +15,8 @@ package migration
 //   - A source that runs (somebody started it) is the truth, and has written
 //     since: the target's definition goes, unless that runs too.
 //   - The source is started again only when nothing is at the target for good.
+//   - A target's volumes may be behind although all was sent: it has not heard
+//     which snapshots were the last. Until it has, both definitions stay.
 //   - VMs are started with their CPUs standing still, and let run in a step of its
 //     own: PAUSED is a start that was cut short, and is carried on.
 func settleOffline(source, target view, resume bool) action {
@@ -38,6 +40,8 @@ func offlineGone(target view, resume bool) action {
 	switch {
 	case target.state == absent:
 		return sealed(target, lost)
+	case target.behind && target.state != running:
+		return deliver
 	case target.state == shutoff && resume:
 		return startTarget
 	case target.state == paused && resume:
@@ -50,7 +54,9 @@ func offlineGone(target view, resume bool) action {
 // offlineDefined is settleOffline where the source is defined and not active.
 func offlineDefined(target view, resume bool) action {
 	switch {
-	case target.state != absent:
+	case target.state != absent && target.state != running:
+		return onceWhole(target, undefineSource)
+	case target.state == running:
 		return undefineSource
 	case resume:
 		return sealed(target, startSource)

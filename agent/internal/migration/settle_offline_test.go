@@ -26,41 +26,52 @@ shutoff     seal-target/stayed  undefine-source  undefine-source
 paused      seal-target/stayed  discard-target   CONFLICT
 `
 
+// For volumes on the target that are behind, what differs.
+const offlineBehindTable = `
+            shutoff         paused    running
+absent      deliver         deliver   moved
+shutoff     deliver         deliver   undefine-source
+paused      discard-target  CONFLICT  CONFLICT
+running     discard-target  CONFLICT  CONFLICT
+`
+
 func TestSettleOfflineEveryPair(t *testing.T) {
 	seen := 0
-	check := func(resume bool) func(source, target agentv1.SideState, want [2]action) {
+	check := func(resume, behind bool) func(source, target agentv1.SideState, want [2]action) {
 		return func(source, target agentv1.SideState, want [2]action) {
 			for i, ended := range []bool{false, true} {
 				seen++
-				if got := settleOffline(view{source, true}, view{target, ended}, resume); got != want[i] {
+				if got := settleOffline(view{source, true, false}, view{target, ended, behind}, resume); got != want[i] {
 					t.Errorf("source %s, target %s (ended %v), resume %v: %s, want %s", source, target, ended, resume, got, want[i])
 				}
-				if got := settleOffline(view{source, false}, view{target, ended}, resume); got != wait {
+				if got := settleOffline(view{source, false, false}, view{target, ended, behind}, resume); got != wait {
 					t.Errorf("source %s has not ended, target %s: %s", source, target, got)
 				}
 			}
 		}
 	}
-	each(t, offlineTable, check(true))
+	each(t, offlineTable, check(true, false))
 	if seen != 7*7*2 {
 		t.Errorf("%d pairs", seen)
 	}
-	each(t, offTable, check(false))
+	each(t, offTable, check(false, false))
+	each(t, offlineBehindTable, check(true, true))
+	each(t, offlineBehindTable, check(false, true))
 }
 
 // TestNeverTwoRunningOffline holds the rules themselves against every pair.
 func TestNeverTwoRunningOffline(t *testing.T) {
 	for sn, s := range states {
 		for tn, g := range states {
-			for i := range 8 {
-				source, target, resume := view{s, i&1 > 0}, view{g, i&2 > 0}, i&4 > 0
+			for i := range 16 {
+				source, target, resume := view{s, i&1 > 0, false}, view{g, i&2 > 0, i&8 > 0}, i&4 > 0
 				got := settleOffline(source, target, resume)
 				bad := func(rule string) {
 					t.Errorf("source %s/%v, target %s/%v, resume %v: %s, though %s", sn, source.ended, tn, target.ended, resume, got, rule)
 				}
 				switch got {
 				case startTarget, resumeTarget:
-					if !source.ended || s != absent || !resume {
+					if !source.ended || s != absent || target.behind || !resume {
 						bad("the target starts only when the source's definition is gone")
 					}
 				case startSource, resumeSource:
@@ -70,6 +81,10 @@ func TestNeverTwoRunningOffline(t *testing.T) {
 				case discardTarget:
 					if s != running && s != paused || g == running || g == paused {
 						bad("a definition goes only where the other side has begun to run")
+					}
+				case deliver:
+					if s != absent && s != shutoff || !source.ended || !target.behind {
+						bad("what is sent last is final only while the source is off")
 					}
 				case undefineSource:
 					if s != shutoff || !source.ended || g != shutoff && g != running && g != paused {
