@@ -23,6 +23,7 @@ func (s *Storage) Describe(disks []*debvisorv1.VMDisk) error {
 			groups[m.point] = append(groups[m.point], d)
 		}
 	}
+	known := s.volumes()
 	late, stop := after(patience)
 	defer stop()
 	var group sync.WaitGroup
@@ -34,7 +35,7 @@ func (s *Storage) Describe(disks []*debvisorv1.VMDisk) error {
 			}
 			looked, _ := within(&s.bounded, "disks on "+point, late, func() []file { return examineAll(names) })
 			for i, d := range of {
-				s.describe(mounts, d, s.remember(d.GetSource(), looked, i))
+				s.describe(mounts, known, d, s.remember(d.GetSource(), looked, i))
 			}
 		})
 	}
@@ -68,16 +69,16 @@ func (s *Storage) remember(name string, looked []file, i int) file {
 	return looked[i]
 }
 
-func (s *Storage) describe(mounts []mount, d *debvisorv1.VMDisk, f file) {
+func (s *Storage) describe(mounts []mount, known volumes, d *debvisorv1.VMDisk, f file) {
 	name := filepath.Clean(d.GetSource())
 	if f.resolved == "" {
 		f.resolved = name
 	}
 	if d.GetType() == "block" {
 		p := s.placeOfDevice(name, f.resolved)
-		d.StorageId, d.Shared = p.id, p.shared
+		d.StorageId, d.Shared, d.ZfsDataset = p.id, p.shared, volumeOf(name, f.resolved, known)
 	} else if p, ok := s.placeOfFile(mounts, f.resolved); ok {
-		d.StorageId, d.Shared = p.id, p.shared
+		d.StorageId, d.Shared, d.ZfsDataset = p.id, p.shared, fileSystemOf(mounts, f.resolved)
 	}
 	d.CapacityBytes, d.AllocatedBytes, d.Inode = f.capacity, f.allocated, f.inode
 	if d.GetBackingFile() == "" {
