@@ -20,9 +20,10 @@ func (l *Lab) StartCluster(ctx context.Context) error {
 		}
 		l.opts.Log("replica %s serves on %s", r.Name, r.Callers())
 	}
-	failed := make([]error, len(l.Nodes))
+	nodes := l.AllNodes()
+	failed := make([]error, len(nodes))
 	var group sync.WaitGroup
-	for i, n := range l.Nodes {
+	for i, n := range nodes {
 		group.Go(func() {
 			if failed[i] = n.Agent.Enroll(ctx, l.Replicas[0]); failed[i] == nil {
 				failed[i] = n.Agent.Start()

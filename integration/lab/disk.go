@@ -28,6 +28,7 @@ const (
 	DiskShared DiskKind = ""       // a file of the directory that the nodes share
 	DiskLocal  DiskKind = "local"  // a file of the node's own, at the same path on every node
 	DiskDevice DiskKind = "device" // a block device of the node's own, at the same path on every node
+	DiskZvol   DiskKind = "zvol"   // a volume of a machine's pool
 )
 
 // A DiskSpec says what disk a guest has. Zero values mean the default in parentheses.
@@ -74,6 +75,8 @@ func (l *Lab) disksOf(s GuestSpec) []Disk {
 		switch name := s.Name + "-" + d.Target; {
 		case d.Kind == DiskDevice:
 			d.Path = filepath.Join(devices, name)
+		case d.Kind == DiskZvol:
+			d.Path = "/dev/zvol/" + PoolName + "/" + name
 		case d.Kind == DiskLocal:
 			d.Path = filepath.Join(disks, name+"."+suffix)
 		case d.Target == "vda" && suffix == "raw":
@@ -86,7 +89,7 @@ func (l *Lab) disksOf(s GuestSpec) []Disk {
 	return all
 }
 
-// On returns the path by which the host sees the disk of a node, which may be powered off.
+// On returns the path by which the host sees the disk of a node, which may be powered off. It sees no volumes.
 func (d Disk) On(n *Node) string {
 	switch d.Kind {
 	case DiskLocal:
@@ -100,6 +103,9 @@ func (d Disk) On(n *Node) string {
 
 // make makes the disk on a node. A block device is made on all nodes: nothing can make one by itself where a guest is to go.
 func (d Disk) make(ctx context.Context, n *Node) error {
+	if d.Kind == DiskZvol {
+		return n.makeZvol(ctx, d)
+	}
 	if d.Kind == DiskDevice {
 		var failed []error
 		for _, n := range d.lab.Nodes {
@@ -145,7 +151,7 @@ func (d Disk) file(path string) error {
 // xml is the disk's definition. With cache='none' libvirt migrates it.
 func (d Disk) xml() string {
 	kind, source, device, bus, access := "file", "file", "disk", "virtio", ""
-	if d.Kind == DiskDevice {
+	if d.Kind == DiskDevice || d.Kind == DiskZvol {
 		kind, source = "block", "dev"
 	}
 	if d.Media {

@@ -38,6 +38,9 @@ func (g *Guest) History() (History, error) {
 // meanwhile, as nobody else can read such a disk while it is written.
 func (g *Guest) HistoryAt(n *Node, d Disk) (h History, err error) {
 	read := func() ([]byte, error) { return readDirect(d.On(n)) }
+	if d.Kind == DiskZvol {
+		read = func() ([]byte, error) { return n.readZvol(d) }
+	}
 	if d.Format != "raw" {
 		read = func() ([]byte, error) { return g.readImage(n, d) }
 	}
@@ -60,7 +63,7 @@ func (g *Guest) HistoryAt(n *Node, d Disk) (h History, err error) {
 // where is the node that has the guest: the one that runs it, else the only one that defines it.
 func (g *Guest) where() (*Node, error) {
 	var active, defined []*Node
-	for _, n := range g.lab.Nodes {
+	for _, n := range g.lab.AllNodes() {
 		if !n.On() {
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ const (
 	bridgeAddr  = "10.77.0.1"
 	replicaAddr = "10.77.0.%d" // from 11
 	nodeAddr    = "10.77.0.%d" // from 21
+	machineAddr = "10.77.0.%d" // from 31
 )
 
 // DefaultBase is where labs' directories are made: a real file system, as O_DIRECT needs.
@@ -35,7 +37,12 @@ var files embed.FS
 type Options struct {
 	Replicas int // replicas of debvisor-rpcd: 0 to 5
 	Nodes    int // hypervisors: 0 to 9
+	Machines int // hosts with a kernel and a ZFS pool of their own: 0 to 9
 
+	// MachineLibvirt has machines run a libvirtd as well. It is slow in there: a guest is up after half a minute.
+	MachineLibvirt bool
+	MachineMiB     int // of a machine's memory; 0: 512, 1536 with libvirtd
+	MachinePoolMiB int // of a machine's pool; 0: 2048
 	// Bin is the directory of debvisor-rpcd, debvisor-agent and hvctl, needed by StartCluster only.
 	Bin string
 	// Failpoints makes the daemons offer their failpoints, see Process.Failpoints; Bin has to be built with them.
@@ -56,6 +63,7 @@ type Lab struct {
 	Operator *Place // where the callers of the replicas are
 	Replicas []*Replica
 	Nodes    []*Node
+	Machines []*Node // those with a Machine
 
 	opts    Options
 	dir     *directory
@@ -103,8 +111,16 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := l.build(ctx); err != nil {
 		return l, err
 	}
-	return l, l.startNodes(ctx)
+	var group sync.WaitGroup
+	var failed error
+	group.Go(func() { failed = l.startMachines(ctx) })
+	err = l.startNodes(ctx)
+	group.Wait()
+	return l, errors.Join(err, failed)
 }
+
+// AllNodes returns the hypervisors and the machines.
+func (l *Lab) AllNodes() []*Node { return slices.Concat(l.Nodes, l.Machines) }
 
 // unpack writes the embedded scripts and makes the shared directory.
 func (l *Lab) unpack() error {
@@ -149,6 +165,9 @@ func (l *Lab) startInit(ctx context.Context) error {
 	}
 	for i := range l.opts.Nodes {
 		args = append(args, fmt.Sprintf("n%d="+nodeAddr, i+1, i+21))
+	}
+	for i := range l.opts.Machines {
+		args = append(args, fmt.Sprintf("machine:m%d="+machineAddr, i+1, i+31))
 	}
 	const spaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 	if l.init, err = l.startScript(waiting, spaces, args); err != nil {
@@ -237,6 +256,11 @@ func (l *Lab) Close() error {
 		l.group.Wait()
 		if to := os.Getenv("DEBVISOR_LAB_LOGS"); to != "" {
 			err = l.SaveLogs(to)
+		}
+		for _, n := range l.Machines {
+			if n != nil && n.Machine != nil {
+				err = errors.Join(err, n.Machine.Close())
+			}
 		}
 		if l.init != nil {
 			err = errors.Join(err, l.init.Kill())

@@ -14,15 +14,19 @@ import (
 
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirt"
+
+	"github.com/debvisor/debvisor/integration/machine"
 )
 
 const libvirtSocket = "/run/libvirt/libvirt-sock"
 
-// A Node is a hypervisor: namespaces of its own, its libvirtd and its agent.
+// A Node is a hypervisor: namespaces of its own, its libvirtd and its agent. With Options.Machines it is a machine instead, and
+// has a libvirtd only with Options.MachineLibvirt.
 type Node struct {
 	*Place
 	Agent   *Agent
-	Libvirt *Process // its libvirtd
+	Libvirt *Process         // its libvirtd
+	Machine *machine.Machine // nil: it is none
 
 	lab   *Lab
 	dir   string
@@ -150,7 +154,11 @@ func (l *Lab) preloads() string {
 
 // Connect connects to the node's libvirtd from outside of the node. The caller closes the connection.
 func (n *Node) Connect() (*libvirt.Connect, error) {
-	return libvirt.NewConnect("qemu+unix:///system?socket=" + n.Root(libvirtSocket))
+	socket := n.Root(libvirtSocket)
+	if n.Machine != nil {
+		socket = n.forwarded()
+	}
+	return libvirt.NewConnect("qemu+unix:///system?socket=" + socket)
 }
 
 // QEMULog is what libvirt writes down of a VM's QEMU processes on the node: with their arguments, one start after the other.
@@ -162,6 +170,9 @@ func (n *Node) PowerOff(ctx context.Context) error {
 	if err := n.LinkDown(ctx); err != nil {
 		return err
 	}
+	if n.Machine != nil {
+		return n.Machine.PowerOff()
+	}
 	if err := syscall.Kill(int(n.first.Load()), syscall.SIGKILL); err != nil {
 		return fmt.Errorf("power off %s: %w", n.Name, err)
 	}
@@ -170,8 +181,11 @@ func (n *Node) PowerOff(ctx context.Context) error {
 }
 
 // PowerOn boots a node that was powered off: with another boot id, the files that it had, and its libvirtd. No guest runs, and
-// its agent does not yet.
+// its agent does not yet. A machine has imported its pool.
 func (n *Node) PowerOn(ctx context.Context) error {
+	if n.Machine != nil {
+		return n.powerOnMachine(ctx)
+	}
 	if err := os.Remove(filepath.Join(n.dir, "ready")); err != nil {
 		return fmt.Errorf("power on %s: %w", n.Name, err)
 	}
@@ -182,10 +196,18 @@ func (n *Node) PowerOn(ctx context.Context) error {
 }
 
 // On says whether the node is powered on.
-func (n *Node) On() bool { return n.outer.Alive() }
+func (n *Node) On() bool {
+	if n.Machine != nil {
+		return n.Machine.On()
+	}
+	return n.outer.Alive()
+}
 
 // Tasks returns the node's process table.
 func (n *Node) Tasks() ([]Task, error) {
+	if n.Machine != nil {
+		return nil, fmt.Errorf("%s is a machine: its processes are nobody else's", n.Name)
+	}
 	pidns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.first.Load()))
 	if err != nil {
 		return nil, fmt.Errorf("process table of %s: %w", n.Name, err)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/debvisor/debvisor/integration/machine"
 )
 
 // A Place is a set of the lab's namespaces in which processes can be started.
@@ -21,6 +23,8 @@ type Place struct {
 	netns string       // path of the network namespace
 	// bridge is the place that has the other end of the link.
 	bridge *Place
+	// machine is what the place is, instead of namespaces.
+	machine *machine.Machine
 }
 
 // newPlace is the place of a process and of the network namespace at a path.
@@ -63,6 +67,9 @@ func (p *Place) open(network bool, others ...string) ([]namespace, error) {
 
 // within runs f on a thread of its own that is in the place's network namespace and in the others named.
 func (p *Place) within(f func() error, others ...string) error {
+	if p.machine != nil {
+		return fmt.Errorf("%s is a machine: nobody can enter it", p.Name)
+	}
 	spaces, err := p.open(true, others...)
 	defer func() {
 		for _, s := range spaces {
@@ -93,8 +100,12 @@ func (p *Place) InNetns(f func() error) error {
 }
 
 // DialContext opens a connection from the place's network namespace. The address has to be an IP literal with its port, as
-// resolving a name would leave the thread. It fits grpc.WithContextDialer and http.Transport.
+// resolving a name would leave the thread. It fits grpc.WithContextDialer and http.Transport. Into a machine it takes the way past
+// the network.
 func (p *Place) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	if p.machine != nil {
+		return p.machine.DialContext(ctx, network, addr)
+	}
 	var conn net.Conn
 	err := p.InNetns(func() error {
 		var err error
@@ -104,7 +115,7 @@ func (p *Place) DialContext(ctx context.Context, network, addr string) (net.Conn
 	return conn, err
 }
 
-// Root returns the path by which the host sees a path of the place's own file system.
+// Root returns the path by which the host sees a path of the place's own file system, which it cannot of a machine's.
 func (p *Place) Root(path string) string {
 	return fmt.Sprintf("/proc/%d/root%s", p.first.Load(), path)
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/debvisor/debvisor/integration/machine"
 )
 
 // A Command says what to run in a place.
@@ -23,16 +25,21 @@ type Command struct {
 // A Process is a running or ended child of the lab.
 type Process struct {
 	Name string
-	Pid  int // as the host numbers it
+	Pid  int // as the host numbers it, of a machine's as the machine does
 	Log  string
 
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error // how it ended, readable when done is closed
+	cmd    *exec.Cmd
+	remote *machine.Process // instead of cmd, in a machine
+	within *machine.Machine
+	done   chan struct{}
+	err    error // how it ended, readable when done is closed
 }
 
 // Start starts a process in all of the place's namespaces.
 func (p *Place) Start(c Command) (*Process, error) {
+	if p.machine != nil {
+		return p.startInMachine(c)
+	}
 	path, err := exec.LookPath(c.Args[0])
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Name, err)
@@ -89,6 +96,9 @@ func (p *Place) RunTo(ctx context.Context, env []string, w io.Writer, args ...st
 }
 
 func (p *Place) run(ctx context.Context, env []string, stdin io.Reader, out, errs io.Writer, args []string) error {
+	if p.machine != nil {
+		return p.machine.RunCommand(ctx, machine.Command{Args: args, Env: env, Stdin: stdin, Stdout: out, Stderr: errs})
+	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = environment(env), "/", stdin, out, errs
 	cmd.WaitDelay = time.Second
@@ -144,6 +154,9 @@ func (p *Process) Stop(ctx context.Context) error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
+	if p.remote != nil {
+		return p.standsStillInMachine(ctx)
+	}
 	return standsStill(ctx, p.Pid, p.Name)
 }
 
@@ -159,6 +172,9 @@ func (p *Process) end(sig syscall.Signal) error {
 }
 
 func (p *Process) signal(sig syscall.Signal) error {
+	if p.remote != nil {
+		return p.signalInMachine(sig)
+	}
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		return fmt.Errorf("signal %v to %s: %w", sig, p.Name, err)
 	}

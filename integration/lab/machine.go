@@ -1,0 +1,296 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/debvisor/debvisor/integration/machine"
+)
+
+// PoolName is the pool that every machine of the lab has.
+const PoolName = "tank"
+
+// What a machine keeps besides its pool is on a disk of its own.
+const (
+	poolDevice  = "/dev/ubda"
+	stateDevice = "/dev/ubdb"
+	stateDir    = "/var/lib/debvisor"
+	stateMiB    = 512
+)
+
+// startMachines boots all machines.
+func (l *Lab) startMachines(ctx context.Context) error {
+	l.Machines = make([]*Node, l.opts.Machines)
+	failed := make([]error, l.opts.Machines)
+	var group sync.WaitGroup
+	for i := range l.Machines {
+		group.Go(func() {
+			place := newPlace(fmt.Sprintf("m%d", i+1), fmt.Sprintf(machineAddr, i+31), l.init.Pid, "")
+			place.bridge = l.Operator
+			n := &Node{Place: place, lab: l, dir: filepath.Join(l.Dir, place.Name)}
+			n.Agent = newAgent(n)
+			n.Agent.Data = filepath.Join(stateDir, "agent")
+			l.Machines[i] = n
+			if err := n.bootMachine(ctx); err != nil {
+				failed[i] = fmt.Errorf("machine %s: %w", n.Name, err)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(failed...)
+}
+
+// bootMachine boots a machine for the first time, which makes its file systems.
+func (n *Node) bootMachine(ctx context.Context) error {
+	l := n.lab
+	if err := os.MkdirAll(n.logs(), 0o755); err != nil {
+		return err
+	}
+	hosts, err := os.ReadFile(filepath.Join(l.Dir, "hosts"))
+	if err != nil {
+		return err
+	}
+	s := machine.Spec{
+		Name: n.Name, MemoryMiB: l.opts.MachineMiB, Dir: n.dir, Log: l.log(n.Name),
+		Disks:   []machine.Disk{{MiB: l.opts.MachinePoolMiB}, {MiB: stateMiB}},
+		Tap:     "to-" + n.Name,
+		NetNS:   l.Operator.netns,
+		Addr:    n.Addr + "/24",
+		Files:   map[string]string{"/etc/hosts": string(hosts), "/etc/machine-id": strings.ReplaceAll(uuid.NewString(), "-", "") + "\n"},
+		Visible: visible(l.opts.Bin, l.built),
+		Shared:  []string{l.shared(), n.logs()},
+		Fresh:   []string{"/var/lib/libvirt"},
+	}
+	if s.MemoryMiB == 0 && l.opts.MachineLibvirt {
+		s.MemoryMiB = 1536
+	}
+	if s.Disks[0].MiB == 0 {
+		s.Disks[0].MiB = 2048
+	}
+	if n.Machine, err = machine.Boot(ctx, s); err != nil {
+		return err
+	}
+	n.machine = n.Machine
+	if _, err := n.Run(ctx, "mkfs.ext4", "-q", stateDevice); err != nil {
+		return err
+	}
+	if _, err := n.Run(ctx, "zpool", "create", "-o", "ashift=12", PoolName, poolDevice); err != nil {
+		return err
+	}
+	return n.mountMachine(ctx)
+}
+
+// logs is the directory on the host of the logs of a machine's libvirt.
+func (n *Node) logs() string { return filepath.Join(n.dir, "log") }
+
+// visible leaves out what is not set.
+func visible(paths ...string) []string {
+	var all []string
+	for _, path := range paths {
+		if path != "" {
+			all = append(all, path)
+		}
+	}
+	return all
+}
+
+// mountMachine does what a host's own init would do after it has found its disks.
+func (n *Node) mountMachine(ctx context.Context) error {
+	// What the host reads, guests' consoles and logs, is written at once.
+	const script = `set -eu
+mount "$1" "$2"
+mkdir -p "$2/agent" "$2/libvirt/etc" "$2/libvirt/lib/qemu" /var/log/libvirt /var/cache/libvirt
+mount --bind "$2/libvirt/lib" /var/lib/libvirt
+mkdir -p /var/lib/libvirt/images
+mount --bind "$3" /var/lib/libvirt/images
+mount --bind "$4" /var/log/libvirt
+mount -o remount,sync "$3"
+mount -o remount,sync "$4"
+mount --bind "$2/libvirt/etc" /etc/libvirt`
+	if _, err := n.Run(ctx, "bash", "-c", script, "mount", stateDevice, stateDir, n.lab.shared(), n.logs()); err != nil {
+		return err
+	}
+	if !n.lab.opts.MachineLibvirt {
+		return nil
+	}
+	if err := n.configureMachine(ctx); err != nil {
+		return err
+	}
+	return n.StartLibvirt(ctx)
+}
+
+// configureMachine writes libvirt's configuration, as configure does for other nodes.
+func (n *Node) configureMachine(ctx context.Context) error {
+	daemon := []string{
+		fmt.Sprintf("host_uuid = %q", uuid.NewSHA1(uuid.Nil, []byte(n.dir))),
+		`unix_sock_group = "libvirt"`, `unix_sock_ro_perms = "0777"`, `unix_sock_rw_perms = "0770"`,
+		`auth_unix_ro = "none"`, `auth_unix_rw = "none"`, `listen_tls = 0`,
+	}
+	qemu := []string{
+		`user = "libvirt-qemu"`, `group = "kvm"`, `dynamic_ownership = 1`, `remember_owner = 0`, `namespaces = []`,
+		`security_driver = "none"`, `cgroup_controllers = []`, `stdio_handler = "file"`,
+	}
+	for name, lines := range map[string][]string{"libvirtd.conf": daemon, "qemu.conf": qemu} {
+		text := strings.NewReader(strings.Join(lines, "\n") + "\n")
+		if _, err := n.RunInput(ctx, nil, text, "dd", "status=none", "of=/etc/libvirt/"+name); err != nil {
+			return err
+		}
+	}
+	return n.forward()
+}
+
+// powerOnMachine boots a machine again, whose power went. It finds its pool as a host does that lost its power.
+func (n *Node) powerOnMachine(ctx context.Context) error {
+	err := n.Machine.PowerOn(ctx)
+	if err == nil {
+		_, err = n.Run(ctx, "zpool", "import", "-d", "/dev", PoolName)
+	}
+	if err == nil {
+		err = n.mountMachine(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("power on %s: %w", n.Name, err)
+	}
+	return n.LinkUp(ctx)
+}
+
+// Pause makes a machine stand still, as a host that hangs; Continue lets it go on. Nodes that are no machines cannot.
+func (n *Node) Pause() error {
+	if n.Machine == nil {
+		return fmt.Errorf("%s is no machine", n.Name)
+	}
+	return n.Machine.Pause()
+}
+
+// Continue lets a machine go on that Pause made stand still.
+func (n *Node) Continue() error {
+	if n.Machine == nil {
+		return fmt.Errorf("%s is no machine", n.Name)
+	}
+	return n.Machine.Continue()
+}
+
+// forwarded is the unix socket on the host that leads to the machine's libvirtd.
+func (n *Node) forwarded() string { return filepath.Join(n.dir, "libvirt-sock") }
+
+// forward accepts connections for the machine's libvirtd until the lab is closed.
+func (n *Node) forward() error {
+	if exists(n.forwarded()) {
+		return nil // since it was on before
+	}
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", n.forwarded())
+	if err != nil {
+		return err
+	}
+	n.lab.group.Go(func() {
+		<-n.lab.stop
+		_ = listener.Close()
+	})
+	n.lab.group.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // the lab is closed
+			}
+			go n.join(conn)
+		}
+	})
+	return nil
+}
+
+// join connects a connection with the machine's libvirtd.
+func (n *Node) join(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	to, err := n.Machine.DialContext(ctx, "unix", libvirtSocket)
+	if err != nil {
+		return // the client sees it end
+	}
+	go func() {
+		_, _ = io.Copy(to, conn)
+		_ = to.Close()
+	}()
+	_, _ = io.Copy(conn, to)
+}
+
+// startInMachine is Start of a place that is a machine.
+func (p *Place) startInMachine(c Command) (*Process, error) {
+	proc := &Process{Name: c.Name, Log: c.Log, within: p.machine, done: make(chan struct{})}
+	command := machine.Command{Args: c.Args, Env: c.Env}
+	var log *os.File
+	if c.Log != "" {
+		var err error
+		if log, err = os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
+			return nil, fmt.Errorf("log of %s: %w", c.Name, err)
+		}
+		command.Stdout, command.Stderr = log, log
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	remote, err := p.machine.Start(ctx, command)
+	if err != nil {
+		if log != nil {
+			_ = log.Close()
+		}
+		return nil, fmt.Errorf("start %s in %s: %w", c.Name, p.Name, err)
+	}
+	proc.remote, proc.Pid = remote, remote.Pid
+	go func() {
+		<-remote.Done()
+		proc.err = remote.Err()
+		if log != nil {
+			_ = log.Close()
+		}
+		close(proc.done)
+	}()
+	return proc, nil
+}
+
+func (p *Process) signalInMachine(sig syscall.Signal) error {
+	if !p.Alive() {
+		return fmt.Errorf("signal %v to %s: %w", sig, p.Name, os.ErrProcessDone)
+	}
+	return p.remote.Kill(sig)
+}
+
+func (p *Process) standsStillInMachine(ctx context.Context) error {
+	return Eventually(ctx, p.Name+" stands still", func() error {
+		out, err := p.within.Run(ctx, "sed", "-n", "s/^State:[[:space:]]*//p", fmt.Sprintf("/proc/%d/status", p.Pid))
+		if err == nil && !strings.HasPrefix(out, "T") {
+			err = fmt.Errorf("its state is %s", out)
+		}
+		return err
+	})
+}
+
+// makeZvol makes a disk that is a volume of the machine's pool, and waits for its device.
+func (n *Node) makeZvol(ctx context.Context, d Disk) error {
+	dataset := strings.TrimPrefix(d.Path, "/dev/zvol/")
+	if _, err := n.Run(ctx, "zfs", "create", "-s", "-V", fmt.Sprintf("%dM", d.MiB), dataset); err != nil {
+		return err
+	}
+	return Eventually(ctx, d.Path+" is there", func() error {
+		_, err := n.Run(ctx, "test", "-b", d.Path)
+		return err
+	})
+}
+
+// readZvol reads a disk past the machine's page cache.
+func (n *Node) readZvol(d Disk) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := n.Run(ctx, "dd", "status=none", "bs=1M", "iflag=direct", "if="+d.Path)
+	return []byte(out), err
+}
