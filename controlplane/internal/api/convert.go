@@ -83,7 +83,7 @@ func operationMessage(scope cluster.Scope, op *storev1.Operation) *debvisorv1.Op
 		Resources: op.GetResources(), Principal: op.GetPrincipal(),
 		CreatedAt: timestamp(op.GetCreatedAt()), StartedAt: timestamp(op.GetStartedAt()), EndedAt: timestamp(op.GetEndedAt()),
 		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(), ParentId: op.GetParent(),
-		Evacuation: evacuationDetails(scope, op),
+		Evacuation: evacuationDetails(scope, op), Snapshot: snapshotDetails(scope, op), Replication: replicationDetails(op),
 	}
 	if len(op.GetProgress()) > 0 {
 		m.Progress = decode(op.GetProgress(), &debvisorv1.OperationProgress{})

@@ -54,7 +54,7 @@ func (s *nodeService) UncordonNode(ctx context.Context, ref *debvisorv1.NodeRef)
 	}, "node "+id+" takes new VMs again")
 }
 
-// SetNodeLimits bounds what migrations may take of a node.
+// SetNodeLimits bounds what migrations and replications may take of a node.
 func (s *nodeService) SetNodeLimits(ctx context.Context, req *debvisorv1.NodeLimitsRequest) (*debvisorv1.NodeAck, error) {
 	id := req.GetNode().GetNodeId().GetId()
 	return s.changeNode(ctx, "node.limit", req, id, func(snapshot *cluster.Snapshot) (*storev1.Node, error) {
@@ -65,6 +65,7 @@ func (s *nodeService) SetNodeLimits(ctx context.Context, req *debvisorv1.NodeLim
 		node := proto.CloneOf(entry.Value)
 		node.MigrationBandwidthMib = req.GetLimits().GetMigrationBandwidthMib()
 		node.ParallelMigrations = req.GetLimits().GetParallelMigrations()
+		node.ParallelReplications = req.GetLimits().GetParallelReplications()
 		return node, nil
 	}, "the limits of node "+id+" are set")
 }

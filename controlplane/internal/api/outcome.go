@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
+	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -59,7 +60,7 @@ func failure(op *storev1.Operation) error {
 	return e.With("operation", op.GetId())
 }
 
-// failureKind tells what a caller can do about a failed migration: Aborted,
+// failureKind tells what a caller can do about a failed operation: Aborted,
 // what may pass when it is tried again, unless the code says that something
 // has to change first.
 func failureKind(code string) errdefs.Kind {
@@ -67,9 +68,13 @@ func failureKind(code string) errdefs.Kind {
 	case "INTERNAL", "BROKEN_RECORD":
 		return errdefs.Internal
 	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED",
-		"VM_CONFLICT", "VM_NOT_PERSISTENT", "VM_PAUSED", "VM_MIGRATING", "VM_ELSEWHERE", "PLACEMENT_CHANGED", "STALE_PLACEMENT":
+		"VM_CONFLICT", "VM_NOT_PERSISTENT", "VM_PAUSED", "VM_MIGRATING", "VM_ELSEWHERE", "PLACEMENT_CHANGED", "STALE_PLACEMENT",
+		repldiff.SourceReplaced, repldiff.NoSnapshot, repldiff.SameDataset, repldiff.TargetUnrelated, repldiff.Diverged, repldiff.PlanChanged,
+		repldiff.EncryptedUnsafe, repldiff.NameClash, repldiff.NoSpace,
+		"DATASET_EXISTS", "DATASET_CHANGED", "DATASET_HAS_CHILDREN", "SNAPSHOT_EXISTS", "SNAPSHOT_HELD", "SNAPSHOT_HAS_CLONES", "NO_SPACE", "QUOTA",
+		"POOL_SUSPENDED", "KEY_NOT_LOADED", "NOT_PERMITTED", "ZFS_UNSUPPORTED", "DESTINATION_MODIFIED":
 		return errdefs.FailedPrecondition
-	case "VM_NOT_FOUND", "NODE_NOT_FOUND":
+	case "VM_NOT_FOUND", "NODE_NOT_FOUND", "DATASET_NOT_FOUND", "JOB_NOT_FOUND", repldiff.SourceNotFound:
 		return errdefs.NotFound
 	}
 	return errdefs.Aborted

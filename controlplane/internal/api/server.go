@@ -47,6 +47,8 @@ type Config struct {
 	Codec *rpc.Codec
 	// Heard may be nil.
 	Heard Heard
+	// Asker asks agents; nil: none answers.
+	Asker Asker
 	Log   hclog.Logger
 }
 
@@ -80,7 +82,10 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{
 		view: s.cfg.View, operations: s.cfg.Operations, desk: plans.NewDesk(s.cfg.View, s.cfg.Store), authz: s.cfg.Authz,
 	})
-	debvisorv1.RegisterStorageServiceServer(to, &storageService{view: s.cfg.View, authz: s.cfg.Authz})
+	debvisorv1.RegisterStorageServiceServer(to, &storageService{
+		view: s.cfg.View, operations: s.cfg.Operations, authz: s.cfg.Authz, asker: s.cfg.Asker,
+		seen: &inventories{seen: map[string]inventoryOf{}},
+	})
 	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
 	debvisorv1.RegisterAuditServiceServer(to, s.audit)
 	debvisorv1.RegisterAccessServiceServer(to, newAccessService(s.cfg))

@@ -5,48 +5,34 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// storageService has the contract's methods; none is built yet. What they name
-// must be the caller's, as it will have to be once they are.
+// Asker puts a read-only question to a node's agent, from any replica, and
+// gives the answer part by part. What it asks changes nothing.
+type Asker interface {
+	Ask(ctx context.Context, node string, q *agentv1.Ask, part func(*agentv1.Answer) error) error
+}
+
+// storageService protects disks. What a call names must be the caller's; a name
+// is checked by ZFS's grammar before anything else is done with it.
 type storageService struct {
 	debvisorv1.UnimplementedStorageServiceServer
-	view  *store.View
-	authz *authz.Authorizer
+	view       *store.View
+	operations *operations.Operations
+	authz      *authz.Authorizer
+	asker      Asker
+	seen       *inventories
 }
 
 // unbuilt says that a method of the contract is not built in this version.
 func unbuilt(what string) error {
 	return errdefs.New(errdefs.Unimplemented, "NOT_BUILT_YET", "this version of DebVisor cannot %s yet", what)
-}
-
-// CreateSnapshot is not built yet.
-func (s *storageService) CreateSnapshot(ctx context.Context, req *debvisorv1.SnapshotRequest) (*debvisorv1.SnapshotStatus, error) {
-	return nil, s.unbuilt(ctx, "take snapshots", req.GetDataset())
-}
-
-// PruneSnapshots is not built yet.
-func (s *storageService) PruneSnapshots(ctx context.Context, req *debvisorv1.PruneRequest) (*debvisorv1.PruneResult, error) {
-	return nil, s.unbuilt(ctx, "prune snapshots", req.GetDataset())
-}
-
-// PlanZfsReplication is not built yet.
-func (s *storageService) PlanZfsReplication(ctx context.Context, req *debvisorv1.ZfsReplicationPlan) (*debvisorv1.ReplicationJob, error) {
-	return nil, s.unbuilt(ctx, "replicate datasets", req.GetDataset())
-}
-
-// RunZfsReplication is not built yet: there is no job of anybody's.
-func (s *storageService) RunZfsReplication(ctx context.Context, _ *debvisorv1.JobRef) (*debvisorv1.ReplicationStatus, error) {
-	return nil, s.unbuilt(ctx, "replicate datasets")
-}
-
-// GetReplicationStatus is not built yet: there is no job of anybody's.
-func (s *storageService) GetReplicationStatus(ctx context.Context, _ *debvisorv1.JobRef) (*debvisorv1.ReplicationStatus, error) {
-	return nil, s.unbuilt(ctx, "replicate datasets")
 }
 
 // CreateRbdTemplateSnapshot is not built yet.
@@ -62,21 +48,32 @@ func (s *storageService) CloneRbdFromTemplate(ctx context.Context, req *debvisor
 // unbuilt refuses storage that is not the caller's, NotFound, and then says that
 // the method is not built.
 func (s *storageService) unbuilt(ctx context.Context, what string, named ...*debvisorv1.DatasetRef) error {
-	snapshot := s.view.Current()
+	scope := scopeOf(ctx, s.view.Current())
 	for _, ref := range named {
-		if err := s.own(snapshot, tenantOf(ctx), ref); err != nil {
+		if err := s.own(scope, ref); err != nil {
 			return err
 		}
 	}
 	return unbuilt(what)
 }
 
-// own refuses storage that is not the tenant's; whoever belongs to none may name
-// any.
-func (s *storageService) own(snapshot *cluster.Snapshot, tenant string, ref *debvisorv1.DatasetRef) error {
-	backend := map[debvisorv1.StorageBackend]string{
-		debvisorv1.StorageBackend_BACKEND_ZFS: "zfs", debvisorv1.StorageBackend_BACKEND_RBD: "rbd",
-	}[ref.GetBackend()]
+// own refuses storage that is not the scope's tenant's; whoever belongs to none
+// may name any.
+func (s *storageService) own(scope cluster.Scope, ref *debvisorv1.DatasetRef) error {
+	if !scope.Confined() || s.ownerOf(scope.Snapshot(), ref.GetBackend(), ref.GetPool(), ref.GetName()) == scope.Tenant() {
+		return nil
+	}
+	return noDataset(ref)
+}
+
+// noDataset is what comes of a dataset that does not exist, and of another's.
+func noDataset(ref *debvisorv1.DatasetRef) error {
+	path := clip(ref.GetPool() + "/" + ref.GetName())
+	return errdefs.New(errdefs.NotFound, "DATASET_NOT_FOUND", "no dataset or image %q of backend %s", path, backendWord(ref.GetBackend())).With("dataset", path)
+}
+
+// ownerOf tells whose storage is; empty: nobody's in particular.
+func (s *storageService) ownerOf(snapshot *cluster.Snapshot, backend debvisorv1.StorageBackend, pool, name string) string {
 	tenants := func(yield func(string, *storev1.Tenant) bool) {
 		for _, t := range s.authz.Tenants(snapshot) {
 			if !yield(t.Name, t.Value) {
@@ -84,9 +81,15 @@ func (s *storageService) own(snapshot *cluster.Snapshot, tenant string, ref *deb
 			}
 		}
 	}
-	if tenant == "" || cluster.TenantOfStorage(tenants, backend, ref.GetPool(), ref.GetName()) == tenant {
-		return nil
+	return cluster.TenantOfStorage(tenants, backendWord(backend), pool, name)
+}
+
+func backendWord(b debvisorv1.StorageBackend) string {
+	switch b {
+	case debvisorv1.StorageBackend_BACKEND_ZFS:
+		return "zfs"
+	case debvisorv1.StorageBackend_BACKEND_RBD:
+		return "rbd"
 	}
-	path := clip(ref.GetPool() + "/" + ref.GetName())
-	return errdefs.New(errdefs.NotFound, "DATASET_NOT_FOUND", "no dataset or image %q of backend %s", path, backend).With("dataset", path)
+	return ""
 }

@@ -35,13 +35,7 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 	if spec.Begin != nil {
 		spec.Begin(id)
 	}
-	change := store.Change{
-		Require: free(id, spec.Resources),
-		Puts:    []store.Put{store.PutProto(store.OperationKey(id), spec.record(o.view.Current(), id, digest, task.OpPending, time.Now()))},
-	}
-	for _, resource := range spec.Resources {
-		change.Puts = append(change.Puts, store.PutString(store.InUseKey(resource), id))
-	}
+	change := spec.pending(o.view.Current(), id, digest)
 	if spec.Also != nil {
 		also := spec.Also(id)
 		change.Require = append(change.Require, also.Require...)
@@ -62,6 +56,40 @@ func (o *Operations) Submit(ctx context.Context, spec Spec) (id string, err erro
 			return "", err
 		}
 	}
+}
+
+// Pending gives what an operation for a controller is written by, as a part of
+// another change that is made of the same snapshot: it holds its resources from
+// then on. Its request is not repeated by a request id of its own. The error is
+// Aborted, naming the operation that holds a resource.
+func Pending(snapshot *cluster.Snapshot, spec Spec) (id string, change store.Change, err error) {
+	for _, resource := range spec.Resources {
+		if err := InUse(snapshot.Within(spec.Tenant), resource); err != nil {
+			return "", store.Change{}, err
+		}
+	}
+	spec.RequestID = ""
+	digest, err := spec.digest()
+	if err != nil {
+		return "", store.Change{}, err
+	}
+	id = spec.id()
+	if spec.Begin != nil {
+		spec.Begin(id)
+	}
+	return id, spec.pending(snapshot, id, digest), nil
+}
+
+// pending is the change that writes an operation.
+func (s *Spec) pending(snapshot *cluster.Snapshot, id string, digest []byte) store.Change {
+	change := store.Change{
+		Require: free(id, s.Resources),
+		Puts:    []store.Put{store.PutProto(store.OperationKey(id), s.record(snapshot, id, digest, task.OpPending, time.Now()))},
+	}
+	for _, resource := range s.Resources {
+		change.Puts = append(change.Puts, store.PutString(store.InUseKey(resource), id))
+	}
+	return change
 }
 
 // Apply makes a change that is one transaction, together with the record of an

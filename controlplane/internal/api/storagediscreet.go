@@ -1,0 +1,132 @@
+package api
+
+import (
+	"regexp"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/retention"
+	"github.com/debvisor/debvisor/controlplane/internal/retention/facts"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// facts gives what retention decides on, with the names left out that the
+// scope's callers may not read. What protects a snapshot protects it whoever
+// asks.
+func (s *storageService) facts(scope cluster.Scope, node string, listing *agentv1.ZfsListing) ([]retention.Snapshot, retention.Protection) {
+	all, protection := facts.Snapshots(listing), facts.Protection(scope.Snapshot(), node, listing)
+	if !scope.Confined() {
+		return all, protection
+	}
+	for i := range all {
+		all[i].Holds = shownHolds(scope, all[i].Holds)
+		var clones []string
+		for _, clone := range all[i].Clones {
+			clones = append(clones, s.shown(scope, node, clone))
+		}
+		all[i].Clones = clones
+	}
+	for _, cursors := range protection.Cursors {
+		for i, c := range cursors {
+			if cursors[i].Job = shownJob(scope, c.Job); cursors[i].Job == hidden {
+				cursors[i].Node = hidden
+			}
+		}
+	}
+	for _, jobs := range protection.Resumes {
+		for i, job := range jobs {
+			jobs[i] = shownJob(scope, job)
+		}
+	}
+	return all, protection
+}
+
+// pathInText is what may be a dataset's name: parts with "/" between, which
+// begin with a letter and are no path of a file.
+var pathInText = regexp.MustCompile(`(^|[^/A-Za-z0-9_.:-])([A-Za-z][A-Za-z0-9_.:-]*(?:/[A-Za-z0-9_.:-]+)+)`) //nolint:gochecknoglobals // constant
+
+// quotePaths leaves out of a text, such as ZFS's own words, the names of
+// datasets that are none of those that the caller asked about, nor below them.
+func quotePaths(own []string, text string) string {
+	return pathInText.ReplaceAllStringFunc(text, func(found string) string {
+		at := strings.IndexFunc(found, func(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' })
+		name := strings.TrimRight(found[at:], ".:")
+		for _, path := range own {
+			if name == path || strings.HasPrefix(name, path+"/") {
+				return found
+			}
+		}
+		return found[:at] + hidden + found[at+len(name):]
+	})
+}
+
+// datasetsOf are the datasets that an operation on storage is about.
+func datasetsOf(op *storev1.Operation) (paths []string, storage bool) {
+	switch {
+	case op.GetTakeSnapshots() != nil:
+		return op.GetTakeSnapshots().GetDatasets(), true
+	case op.GetRemoveSnapshots() != nil:
+		for _, b := range op.GetRemoveSnapshots().GetSnapshots() {
+			paths = append(paths, decode(b, &agentv1.ZfsSnapshotID{}).GetDataset())
+		}
+		return append(paths, op.GetRemoveSnapshots().GetDatasets()...), true
+	case op.GetReplicate() != nil:
+		return []string{op.GetReplicate().GetDataset(), op.GetReplicate().GetTargetDataset()}, true
+	}
+	return nil, false
+}
+
+// readableStorage leaves others' datasets out of the texts of an operation on
+// storage, which is the reader's own copy.
+func readableStorage(op *storev1.Operation) {
+	own, storage := datasetsOf(op)
+	if !storage {
+		return
+	}
+	op.Step, op.ErrorMessage = quotePaths(own, op.GetStep()), quotePaths(own, op.GetErrorMessage())
+	for key, text := range op.GetErrorContext() {
+		op.ErrorContext[key] = quotePaths(own, text)
+	}
+}
+
+// snapshotDetails and replicationDetails give what is particular to operations
+// on storage; nil for others.
+func snapshotDetails(scope cluster.Scope, op *storev1.Operation) *debvisorv1.SnapshotDetails {
+	if take := op.GetTakeSnapshots(); take != nil {
+		return &debvisorv1.SnapshotDetails{Node: nodeRef(take.GetNode()), Datasets: take.GetDatasets(), Name: take.GetName(), Label: take.GetLabel()}
+	}
+	r := op.GetRemoveSnapshots()
+	if r == nil {
+		return nil
+	}
+	d := &debvisorv1.SnapshotDetails{
+		Node: nodeRef(r.GetNode()), Datasets: r.GetDatasets(), Removed: r.GetRemoved(), FreedBytes: r.GetFreedBytes(),
+		Policy: r.GetPolicy(), KeptBecause: keptBecause(scope, r),
+	}
+	for _, b := range r.GetSnapshots() {
+		if one := decode(b, &agentv1.ZfsSnapshotID{}); len(d.GetDatasets()) == 0 || d.GetDatasets()[len(d.GetDatasets())-1] != one.GetDataset() {
+			d.Datasets = append(d.Datasets, one.GetDataset())
+		}
+	}
+	return d
+}
+
+func replicationDetails(op *storev1.Operation) *debvisorv1.ReplicationDetails {
+	r := op.GetReplicate()
+	if r == nil {
+		return nil
+	}
+	return &debvisorv1.ReplicationDetails{
+		JobId: r.GetJobId(), Source: nodeRef(r.GetSource()), Target: nodeRef(r.GetTarget()), Dataset: r.GetDataset(), TargetDataset: r.GetTargetDataset(),
+		Attempt: r.GetAttempt(), Resumes: r.GetResumes(), Policy: r.GetPolicy(), SetAside: r.GetSetAside(),
+	}
+}
+
+// encodeMessage gives a message as records hold it, always the same.
+func encodeMessage(m proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
