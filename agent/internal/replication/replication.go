@@ -1,0 +1,53 @@
+package replication
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/agent/internal/pace"
+	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/agent/internal/zfs"
+	"github.com/debvisor/debvisor/certs"
+)
+
+// Config is what the kinds work with.
+type Config struct {
+	// Node and Cluster are this agent's.
+	Node, Cluster string
+	ZFS           *zfs.ZFS
+	Certificates  *certs.Reloader
+	// Host and ports are where streams are received, and what sources are told.
+	Host                string
+	FirstPort, LastPort int
+	Log                 hclog.Logger
+}
+
+// Replication holds what the kinds share. It is safe for concurrent use.
+type Replication struct {
+	cfg Config
+	zfs *zfs.ZFS
+	// shared is the pace of all that leaves this node, node its limit, bytes a
+	// second, as it was last told.
+	shared *pace.Pace
+	node   atomic.Uint64
+	// patience is how long a target that is full, or a step that comes to nothing, is
+	// tried again.
+	patience time.Duration
+	// passing is called at every failpoint; tests have the agent die there.
+	passing func(point string)
+}
+
+// New makes a Replication.
+func New(cfg Config) *Replication {
+	r := &Replication{cfg: cfg, zfs: cfg.ZFS, patience: 2 * time.Minute, passing: func(string) {}}
+	r.shared = &pace.Pace{Limit: r.node.Load}
+	return r
+}
+
+// Kinds are the kinds of tasks: zfs-snapshot, zfs-destroy, replicate-receive,
+// replicate-send and replication-release.
+func (r *Replication) Kinds() []worker.Kind {
+	return []worker.Kind{snapshotKind{r}, destroyKind{r}, receiveKind{r}, sendKind{r}, releaseKind{r}}
+}
