@@ -18,6 +18,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
 	"github.com/debvisor/debvisor/agent/internal/power"
+	"github.com/debvisor/debvisor/agent/internal/replication"
 	"github.com/debvisor/debvisor/agent/internal/session"
 	"github.com/debvisor/debvisor/agent/internal/storage"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
@@ -60,14 +61,19 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer others.server.Stop()
 	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
 	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
-	moves, err := newMigration(cfg, record, reloader, hv, pools, others)
+	ports, err := tunnelPorts(cfg, others)
 	if err != nil {
 		return err
 	}
+	moves := newMigration(cfg, record, reloader, hv, pools, others, ports)
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
+	copies := replication.New(replication.Config{
+		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
+		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("replication"),
+	})
 	work, err := worker.Open(worker.Config{
-		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(moves.Kinds(), orders.Kinds()), Log: cfg.Log.Named("worker"),
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(moves.Kinds(), orders.Kinds(), copies.Kinds()), Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err
@@ -113,19 +119,22 @@ func tellLeader(leader string) {
 	_, _ = daemon.SdNotify(false, "STATUS=session with leader "+leader)
 }
 
-// newMigration makes the kinds of tasks that move VMs and has their side told
-// to other agents.
-func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, others *peers) (*migration.Migration, error) {
+// tunnelPorts is where other agents' tunnels and streams are listened for.
+func tunnelPorts(cfg Config, others *peers) (portRange, error) {
 	ports, err := parsePortRange(cfg.TunnelListen)
 	if err != nil {
-		return nil, err
+		return ports, err
 	}
 	if ip := net.ParseIP(ports.host); ports.host == "" || ip != nil && ip.IsUnspecified() {
 		// What is told to sources must be an address; the peers' is a good one.
-		if ports.host, _, err = net.SplitHostPort(others.address); err != nil {
-			return nil, err
-		}
+		ports.host, _, err = net.SplitHostPort(others.address)
 	}
+	return ports, err
+}
+
+// newMigration makes the kinds of tasks that move VMs and has their side told
+// to other agents.
+func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, others *peers, ports portRange) *migration.Migration {
 	m := migration.New(migration.Config{
 		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv, ZFS: pools,
 		Tunnels:      &tunnel.Tunnels{Log: cfg.Log.Named("tunnel")},
@@ -133,7 +142,7 @@ func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv
 		TunnelHost: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("migration"),
 	})
 	m.Register(others.server)
-	return m, nil
+	return m
 }
 
 // keepValid renews the certificate, first of all one that has expired. What
