@@ -67,7 +67,10 @@ func table() []layer {
 		{[]string{cp + "members"}, "replicas joining; the replica's own files", with(append(state, "certs", "shared/rpc", cp+"enroll")...)},
 		{[]string{cp + "migrate"}, "a controller meets others only through records in etcd; what tunnels refused is audited", with(append(state, cp+"election", cp+"planner", cp+"audit")...)},
 		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
+		{[]string{cp + "storage"}, "a controller meets others only through records in etcd; what streams refused and missed RPOs are audited", with(append(
+			state, cp+"election", cp+"audit", cp+"repldiff", cp+"repldiff/look", cp+"retention", cp+"retention/facts")...)},
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
+		{[]string{cp + "schedule"}, "when policies are due; a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"schedule/zone")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},
 		{[]string{cp + "relay"}, "questions to agents from any replica, by way of the leader", with(append(state, cp+"dispatch", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(

@@ -19,5 +19,8 @@
 //     both of the hours that have one name, and not in one that is left out.
 //
 // After a pause, as when nobody led, a policy runs once, however often it would
-// have been due.
+// have been due. Its operations wait for nodes that are not heard; what is in use
+// by one, or by anything else, when it is due again is left out that time, so
+// that nothing queues. A retention policy that has snapshots taken prunes what
+// they were taken of once they are, and nothing where they could not be.
 package schedule
