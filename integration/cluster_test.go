@@ -89,7 +89,7 @@ func (c *cluster) repair(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, n := range c.Nodes {
+	for _, n := range c.AllNodes() {
 		if !n.On() {
 			if err := n.PowerOn(ctx); err != nil {
 				return err
@@ -138,7 +138,7 @@ func (c *cluster) online(ctx context.Context, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range c.Nodes {
+	for _, n := range c.AllNodes() {
 		s := find(nodes, n.Name)
 		if s.GetState() != debvisorv1.NodeState_NODE_STATE_ONLINE || len(s.GetHealth().GetProblems()) > 0 {
 			return fmt.Errorf("node %s is %v: %v", n.Name, s.GetState(), s.GetHealth())

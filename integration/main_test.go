@@ -24,6 +24,8 @@ var (
 	faulty = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
 	// faultyToo is another, for tests that wait more than they work.
 	faultyToo = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
+	// pooled has machines instead of nodes, with a ZFS pool each and a libvirtd.
+	pooled = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Machines: 2, MachineLibvirt: true})
 )
 
 func TestMain(m *testing.M) {
@@ -34,7 +36,7 @@ func TestMain(m *testing.M) {
 	}
 	plain.args = append(plain.args, "--jwt-key", filepath.Join(dir, issuerFile), "--access-file", filepath.Join(dir, accessFile))
 	code := m.Run()
-	for _, s := range []*shared{plain, faulty, faultyToo} {
+	for _, s := range []*shared{plain, faulty, faultyToo, pooled} {
 		if err := s.close(); err != nil {
 			fmt.Fprintln(os.Stderr, "closing a lab:", err)
 			code = max(code, 1)
@@ -49,6 +51,7 @@ type shared struct {
 	env, bin   string // where the programs are: the variable that says it, or this directory
 	failpoints bool
 	args       []string // of every replica
+	nodes      lab.Options
 
 	once   *sync.Once
 	lab    *lab.Lab
@@ -59,7 +62,13 @@ type shared struct {
 }
 
 func newShared(env, bin string, failpoints bool, args ...string) *shared {
-	return &shared{once: &sync.Once{}, env: env, bin: bin, failpoints: failpoints, args: append(args, "--rate-limit", "0"), guests: map[string]*lab.Guest{}}
+	return &shared{once: &sync.Once{}, env: env, bin: bin, failpoints: failpoints, nodes: lab.Options{Nodes: 2}, args: append(args, "--rate-limit", "0"), guests: map[string]*lab.Guest{}}
+}
+
+// with has the lab other nodes than two hypervisors.
+func (s *shared) with(nodes lab.Options) *shared {
+	s.nodes = nodes
+	return s
 }
 
 // start starts the lab; later calls give what the first gave.
@@ -77,7 +86,9 @@ func (s *shared) start() error {
 			return
 		}
 		ctx := context.Background() // the lab outlives the test that happens to be the first
-		s.lab, s.err = lab.New(ctx, lab.Options{Replicas: 3, Nodes: 2, Bin: bin, Failpoints: s.failpoints, Kind: "test"})
+		options := s.nodes
+		options.Replicas, options.Bin, options.Failpoints, options.Kind = 3, bin, s.failpoints, "test"
+		s.lab, s.err = lab.New(ctx, options)
 		if s.err != nil {
 			s.lab = nil
 			return

@@ -285,7 +285,7 @@ func (l *Lab) SaveLogs(to string) error {
 	if err == nil {
 		err = os.CopyFS(to, os.DirFS(filepath.Join(l.Dir, "logs")))
 	}
-	for _, n := range l.Nodes {
+	for _, n := range l.AllNodes() {
 		if n == nil {
 			continue // it never came up
 		}

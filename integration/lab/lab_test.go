@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 }
 
 func own(base string) error {
-	l, err := New(context.Background(), Options{Replicas: 1, Nodes: 1, Base: base})
+	l, err := New(context.Background(), Options{Replicas: 1, Nodes: 1, Machines: 1, Base: base})
 	if err != nil {
 		return err
 	}

@@ -227,7 +227,7 @@ func (n *Node) join(conn net.Conn) {
 
 // startInMachine is Start of a place that is a machine.
 func (p *Place) startInMachine(c Command) (*Process, error) {
-	proc := &Process{Name: c.Name, Log: c.Log, within: p.machine, done: make(chan struct{})}
+	proc := &Process{Name: c.Name, Log: c.Log, within: p.machine}
 	command := machine.Command{Args: c.Args, Env: c.Env}
 	var log *os.File
 	if c.Log != "" {
@@ -247,14 +247,12 @@ func (p *Place) startInMachine(c Command) (*Process, error) {
 		return nil, fmt.Errorf("start %s in %s: %w", c.Name, p.Name, err)
 	}
 	proc.remote, proc.Pid = remote, remote.Pid
-	go func() {
-		<-remote.Done()
-		proc.err = remote.Err()
-		if log != nil {
+	if log != nil {
+		go func() {
+			<-remote.Done()
 			_ = log.Close()
-		}
-		close(proc.done)
-	}()
+		}()
+	}
 	return proc, nil
 }
 

@@ -113,12 +113,17 @@ func environment(extra []string) []string {
 }
 
 // Done is closed when the process has ended and is reaped.
-func (p *Process) Done() <-chan struct{} { return p.done }
+func (p *Process) Done() <-chan struct{} {
+	if p.remote != nil {
+		return p.remote.Done()
+	}
+	return p.done
+}
 
 // Alive says whether the process has not ended yet; a stopped one is alive.
 func (p *Process) Alive() bool {
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return false
 	default:
 		return true
@@ -129,6 +134,9 @@ func (p *Process) Alive() bool {
 func (p *Process) Err() error {
 	if p.Alive() {
 		return nil
+	}
+	if p.remote != nil {
+		return p.remote.Err()
 	}
 	return p.err
 }
@@ -142,7 +150,7 @@ func (p *Process) Terminate(ctx context.Context) error {
 		return err
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%s does not end on SIGTERM: %w", p.Name, ctx.Err())
@@ -167,7 +175,7 @@ func (p *Process) end(sig syscall.Signal) error {
 	if err := p.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	<-p.done
+	<-p.Done()
 	return nil
 }
 
