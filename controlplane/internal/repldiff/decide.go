@@ -25,10 +25,14 @@ func Decide(in *Input) *Plan {
 		Input: in, out: &debvisorv1.ReplicationDecision{},
 		source: ordered(in.Source.Snapshots), target: ordered(in.Target.Snapshots),
 	}
-	d.plan = &Plan{Decision: d.out, Type: in.Source.Dataset.GetType(), Raw: in.Source.Dataset.GetEncrypted()}
+	d.plan = &Plan{Decision: d.out, Type: in.Source.Dataset.GetType(), Raw: in.Source.Dataset.GetEncrypted(), SourceGUID: in.Source.Dataset.GetGuid()}
 	d.bases = bases(in.Source, d.source)
 	d.decide()
 	d.out.PlanId = d.id()
+	d.plan.LastCreated = d.plan.CommonCreated
+	if n := len(d.plan.Steps); n > 0 {
+		d.plan.LastCreated = d.byGUID(d.plan.Steps[n-1].GetToGuid()).GetCreated()
+	}
 	d.show()
 	return d.plan
 }

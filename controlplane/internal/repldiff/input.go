@@ -100,6 +100,8 @@ type Plan struct {
 	// Raw: streams are encrypted as they are on disk.
 	Raw  bool
 	Type agentv1.ZfsType
+	// SourceGUID is the source's dataset.
+	SourceGUID uint64
 	// TargetGUID is the target's dataset that the first step goes on with; 0: there
 	// is to be none.
 	TargetGUID uint64
@@ -109,6 +111,9 @@ type Plan struct {
 	CommonName string
 	// CommonCreated is when it was taken, seconds since 1970.
 	CommonCreated int64
+	// LastCreated is when the newest snapshot was taken that the target has once the
+	// steps are done, seconds since 1970; 0: not known.
+	LastCreated int64
 	// Unmarked: there is nothing to send, but what keeps the common snapshot for the
 	// next time is not as it should be.
 	Unmarked bool

@@ -1,0 +1,154 @@
+package storage
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
+	"github.com/debvisor/debvisor/controlplane/internal/repldiff/look"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+)
+
+const (
+	// askTimeout is how long the answer to a question may take; listings of very
+	// many snapshots take their time.
+	askTimeout = 2 * time.Minute
+	// maxAsking bounds the questions that are asked at once.
+	maxAsking = 4
+	// askAgain is the pause after a question that was not answered.
+	askAgain = 2 * time.Second
+	// answerLife is how long an answer may be decided on.
+	answerLife = 30 * time.Second
+)
+
+// question is what an operation's next step needs to know. Key tells its answer
+// from those of earlier steps.
+type question struct {
+	key string
+	// job asks what a run of it would do now.
+	job  *storev1.ReplicationJob
+	more look.More
+	// list asks node what it has, and what the snapshots that remove lets go would
+	// free.
+	node   string
+	list   *agentv1.ListZfs
+	remove *storev1.RemoveSnapshots
+	kept   map[uint64]bool
+}
+
+// answer is one question's.
+type answer struct {
+	key     string
+	plan    *repldiff.Plan
+	listing *agentv1.ZfsListing
+	frees   uint64
+	err     error
+	at      time.Time
+}
+
+// desk asks questions aside, so that no operation waits for another's answers.
+type desk struct {
+	ask     look.Ask
+	view    View
+	log     hclog.Logger
+	learned chan struct{}
+	group   sync.WaitGroup
+
+	mu      sync.Mutex
+	answers map[string]*answer // by operation
+	asking  map[string]bool
+}
+
+func newDesk(ask look.Ask, view View, log hclog.Logger) *desk {
+	return &desk{ask: ask, view: view, log: log, learned: make(chan struct{}, 1), answers: map[string]*answer{}, asking: map[string]bool{}}
+}
+
+// answer is the last one that an operation got; nil: none.
+func (d *desk) answer(operation string) *answer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.answers[operation]
+}
+
+// put has a question asked, unless one of the operation's is, or as many as may
+// be: then it comes up again.
+func (d *desk) put(ctx context.Context, operation string, q *question) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.asking[operation] || len(d.asking) >= maxAsking {
+		return
+	}
+	d.asking[operation] = true
+	d.group.Go(func() {
+		a := d.find(ctx, q)
+		if a.err != nil && ctx.Err() == nil {
+			d.log.Info("a question on storage was not answered", "operation", operation, "error", a.err)
+		}
+		d.mu.Lock()
+		delete(d.asking, operation)
+		d.answers[operation] = a
+		d.mu.Unlock()
+		select {
+		case d.learned <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// find asks and waits.
+func (d *desk) find(ctx context.Context, q *question) *answer {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	a := &answer{key: q.key}
+	if q.job != nil {
+		a.plan, a.err = look.Plan(ctx, d.ask, d.view.Current(), q.job, q.more, time.Now())
+	} else {
+		a.listing, a.err = look.List(ctx, d.ask, q.node, q.list)
+		if a.err == nil {
+			a.frees, a.err = d.frees(ctx, q, a.listing)
+		}
+	}
+	a.at = time.Now()
+	return a
+}
+
+// frees asks what the end of the next batch would free.
+func (d *desk) frees(ctx context.Context, q *question, listing *agentv1.ZfsListing) (sum uint64, err error) {
+	names := map[string][]string{}
+	going, _, err := batch(d.view.Current(), q.node, q.remove, listing, q.kept, time.Now())
+	if err != nil {
+		return 0, nil //nolint:nilerr // the decision says so
+	}
+	for _, s := range going {
+		names[s.GetDataset()] = append(names[s.GetDataset()], s.GetName())
+	}
+	for dataset, snapshots := range names {
+		ask := &agentv1.Ask{Question: &agentv1.Ask_EstimateZfsDestroy{EstimateZfsDestroy: &agentv1.EstimateZfsDestroy{Dataset: dataset, Snapshots: snapshots}}}
+		err := d.ask(ctx, q.node, ask, func(a *agentv1.Answer) error {
+			sum += a.GetZfsDestroyEstimate().GetBytes()
+			return nil
+		})
+		if err != nil && look.Passing(err) {
+			return 0, err
+		}
+	}
+	return sum, nil
+}
+
+// keep forgets the answers of operations that are at an end.
+func (d *desk) keep(active map[string]bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.answers {
+		if !active[id] {
+			delete(d.answers, id)
+		}
+	}
+}
+
+// wait waits until nothing is asked any more.
+func (d *desk) wait() { d.group.Wait() }
