@@ -55,6 +55,8 @@ type replica struct {
 	log     *buffer
 	// auditLog is its audit log's path; empty: dir/audit.log.
 	auditLog string
+	// zfs are the agents that answer questions about ZFS.
+	zfs *zfsNodes
 }
 
 type buffer struct {
@@ -106,7 +108,7 @@ func startWith(t testing.TB, perMinute int, auditLog string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, ca: ca, dir: storetest.Dir(t), client: storetest.Client(t), log: &buffer{}, auditLog: auditLog}
+	r := &replica{t: t, ca: ca, dir: storetest.Dir(t), client: storetest.Client(t), log: &buffer{}, auditLog: auditLog, zfs: newZFSNodes()}
 	r.store = store.New(r.client)
 	if err := r.store.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -118,7 +120,7 @@ func startWith(t testing.TB, perMinute int, auditLog string) *replica {
 // beside starts another replica over the same etcd and CA.
 func (r *replica) beside() *replica {
 	r.t.Helper()
-	other := &replica{t: r.t, ca: r.ca, dir: storetest.Dir(r.t), client: r.client, store: r.store, log: &buffer{}}
+	other := &replica{t: r.t, ca: r.ca, dir: storetest.Dir(r.t), client: r.client, store: r.store, log: &buffer{}, zfs: r.zfs}
 	other.serve(0)
 	return other
 }
@@ -156,7 +158,7 @@ func (r *replica) serve(perMinute int) {
 	}
 	front := api.New(api.Config{
 		Cluster: clusterName, Replica: "r1", Fingerprint: certs.Fingerprint(r.ca.Certificate()), View: r.view, Store: r.store,
-		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Log: log,
+		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Asker: r.zfs, Log: log,
 	})
 	services := rpc.Registrar{Server: r.server, Undelivered: chain.Undelivered}
 	front.Register(services)

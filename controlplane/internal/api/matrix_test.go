@@ -160,35 +160,73 @@ func moveFixtures() map[string]fixture {
 	}
 }
 
-// Storage is not built yet: what is the caller's is Unimplemented.
+// d/x and the job are in use, so that nothing is begun.
 func storageFixtures() map[string]fixture {
-	about := func(request func(*debvisorv1.DatasetRef) proto.Message) fixture {
-		return fixture{
-			request: func(o *objects) proto.Message {
-				return request(&debvisorv1.DatasetRef{Backend: debvisorv1.StorageBackend_BACKEND_ZFS, Pool: o.pool, Name: "d/x"})
-			},
-			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
-		}
+	rules := &debvisorv1.RetentionPolicy{KeepLast: 1}
+	ref := func(o *objects, name string) *debvisorv1.DatasetRef {
+		return &debvisorv1.DatasetRef{Backend: debvisorv1.StorageBackend_BACKEND_ZFS, Pool: o.pool, Name: name}
 	}
-	job := fixture{request: always(&debvisorv1.JobRef{JobId: "j"}), found: codes.Unimplemented}
+	about := func(found codes.Code, request func(*debvisorv1.DatasetRef) proto.Message) fixture {
+		return fixture{request: func(o *objects) proto.Message { return request(ref(o, "d/x")) }, scoped: true, found: found}
+	}
+	unbuilt := func(request func(*debvisorv1.DatasetRef) proto.Message) fixture {
+		f := about(codes.Unimplemented, request)
+		f.missing = codes.Unimplemented
+		return f
+	}
+	snapshot := func(d *debvisorv1.DatasetRef) *debvisorv1.SnapshotRef {
+		return &debvisorv1.SnapshotRef{Dataset: d, SnapshotName: "s1"}
+	}
+	job := func(found codes.Code) fixture {
+		return fixture{request: func(o *objects) proto.Message { return &debvisorv1.JobRef{JobId: o.job} }, scoped: true, found: found}
+	}
+	policy := fixture{request: always(&debvisorv1.StoragePolicyRef{Name: "matrix-none"}), found: codes.NotFound}
 	return map[string]fixture{
-		debvisorv1.StorageService_CreateSnapshot_FullMethodName: about(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_CreateSnapshot_FullMethodName: about(codes.Aborted, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.SnapshotRequest{Dataset: d}
 		}),
-		debvisorv1.StorageService_PruneSnapshots_FullMethodName: about(func(d *debvisorv1.DatasetRef) proto.Message {
-			return &debvisorv1.PruneRequest{Dataset: d, Policy: &debvisorv1.RetentionPolicy{KeepLast: 1}}
+		debvisorv1.StorageService_CreateSnapshotSet_FullMethodName: about(codes.Aborted, func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.SnapshotSetRequest{Datasets: []*debvisorv1.DatasetRef{d}}
 		}),
-		debvisorv1.StorageService_PlanZfsReplication_FullMethodName: about(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_ListSnapshots_FullMethodName: about(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.SnapshotFilter{Dataset: d}
+		}),
+		debvisorv1.StorageService_GetSnapshot_FullMethodName: about(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message { return snapshot(d) }),
+		debvisorv1.StorageService_DeleteSnapshots_FullMethodName: about(codes.Aborted, func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.DeleteSnapshotsRequest{Snapshots: []*debvisorv1.SnapshotRef{snapshot(d)}}
+		}),
+		debvisorv1.StorageService_PruneSnapshots_FullMethodName: about(codes.Aborted, func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.PruneRequest{Dataset: d, Policy: rules}
+		}),
+		debvisorv1.StorageService_PlanPrune_FullMethodName: about(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.PruneRequest{Dataset: d, Policy: rules}
+		}),
+		debvisorv1.StorageService_PlanZfsReplication_FullMethodName: about(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.ZfsReplicationPlan{Dataset: d, Target: nodeRef("b")}
 		}),
-		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: about(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.RbdTemplateRequest{Image: d}
 		}),
-		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName: about(func(d *debvisorv1.DatasetRef) proto.Message {
-			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: &debvisorv1.SnapshotRef{Dataset: d, SnapshotName: "s"}, NewImage: d}
+		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: snapshot(d), NewImage: d}
 		}),
-		debvisorv1.StorageService_RunZfsReplication_FullMethodName:    job,
-		debvisorv1.StorageService_GetReplicationStatus_FullMethodName: job,
+		debvisorv1.StorageService_RunZfsReplication_FullMethodName:     job(codes.Aborted),
+		debvisorv1.StorageService_DeleteReplication_FullMethodName:     job(codes.Aborted),
+		debvisorv1.StorageService_GetReplicationStatus_FullMethodName:  job(codes.OK),
+		debvisorv1.StorageService_ListReplications_FullMethodName:      {request: always(&debvisorv1.ReplicationFilter{})},
+		debvisorv1.StorageService_ListStorage_FullMethodName:           {request: always(&debvisorv1.StorageFilter{})},
+		debvisorv1.StorageService_ListRetentionPolicies_FullMethodName: {request: always(&debvisorv1.Empty{})},
+		debvisorv1.StorageService_SetRetentionPolicy_FullMethodName: {request: func(o *objects) proto.Message {
+			return &debvisorv1.RetentionPolicySpec{Name: "matrix", Rules: rules, Datasets: []*debvisorv1.DatasetRef{ref(o, "d/y")}}
+		}, found: reached},
+		debvisorv1.StorageService_ListReplicationPolicies_FullMethodName: {request: always(&debvisorv1.Empty{})},
+		debvisorv1.StorageService_SetReplicationPolicy_FullMethodName: {request: func(o *objects) proto.Message {
+			return &debvisorv1.ReplicationPolicySpec{
+				Name: "matrix", Datasets: []*debvisorv1.DatasetRef{ref(o, "d/y")}, Targets: []*debvisorv1.ReplicationTarget{{Node: nodeRef("b")}},
+			}
+		}, found: reached},
+		debvisorv1.StorageService_DeleteRetentionPolicy_FullMethodName:   policy,
+		debvisorv1.StorageService_DeleteReplicationPolicy_FullMethodName: policy,
 	}
 }
 
@@ -257,7 +295,7 @@ func roles() map[string]func(permission string) bool {
 		},
 		"monitor": func(p string) bool { return p == "node:list" || p == "node:heartbeat" },
 		"viewer": func(p string) bool {
-			return strings.HasSuffix(p, ":list") || strings.HasSuffix(p, ":get") || p == "migration:plan"
+			return strings.HasSuffix(p, ":list") || strings.HasSuffix(p, ":get") || p == "migration:plan" || p == "storage:replication:status"
 		},
 	}
 }

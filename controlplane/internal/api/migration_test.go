@@ -190,10 +190,6 @@ func TestMigrateVMRefused(t *testing.T) {
 	if _, err := migrations.FailoverVM(t.Context(), &debvisorv1.VMRef{VmId: "web"}); errdefs.FromStatus(err).Kind != errdefs.Unimplemented {
 		t.Errorf("failover: %v", err)
 	}
-	storage := debvisorv1.NewStorageServiceClient(r.principal("operator"))
-	if _, err := storage.RunZfsReplication(t.Context(), &debvisorv1.JobRef{JobId: "j"}); code(err) != "NOT_BUILT_YET" {
-		t.Errorf("storage: %v", err)
-	}
 }
 
 func TestTwoMigrationsOfOneVM(t *testing.T) {

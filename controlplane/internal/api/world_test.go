@@ -28,7 +28,8 @@ type objects struct {
 	vm, operation, plan string
 	// idle is another VM, which nothing holds.
 	idle string
-	pool string
+	// pool has the datasets d/x and d/y on a; job keeps d/x alike on b.
+	pool, job string
 	// more are other ids.
 	more []string
 }
@@ -40,7 +41,7 @@ func newObjects(t *testing.T, tenant string, exist bool) *objects {
 	if tenant != "" {
 		o.tenant = tenant + "-" + o.secret
 	}
-	o.pool = "pool-" + o.secret
+	o.pool, o.job = "pool-"+o.secret, "job-"+o.secret
 	return o
 }
 
@@ -95,6 +96,8 @@ func startWorld(t *testing.T) *world {
 			w.seed(w.of[kind])
 		}
 	}
+	w.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank"})
+	w.reportZFS("a", "b")
 	// An operator empties a.
 	evacuation := operationID(t)
 	w.put(
@@ -115,11 +118,19 @@ func (w *world) seed(o *objects) {
 			Description: "of " + o.secret, Storage: []*storev1.TenantStorage{{Backend: "zfs", Pool: o.pool, Name: "d"}},
 		}))
 	}
+	for i, name := range []string{"/d/x", "/d/y"} {
+		w.zfs.dataset("a", &agentv1.ZfsDataset{Name: o.pool + name, Guid: uint64(7 + i)}, "s1", "s2")
+	}
 	w.own(o, o.vm, "db", nil)
 	w.own(o, o.idle, "vm-"+o.secret, func(d *agentv1.Domain, _ *storev1.VM) { d.HostDevices = []string{"pci-" + o.secret} })
 	w.put(
 		store.PutProto(store.OperationKey(o.operation), w.move(o)),
 		store.PutString(store.InUseKey("vm/"+o.vm), o.operation),
+		store.PutString(store.InUseKey("zfs/a/"+o.pool+"/d/x"), o.operation), store.PutString(store.InUseKey("replication/"+o.job), o.operation),
+		store.PutProto(store.ReplicationKey(o.job), &storev1.ReplicationJob{
+			Id: o.job, Source: "a", Target: "b", Dataset: o.pool + "/d/x", TargetDataset: o.pool + "/d/x", Tenant: o.tenant, CreatedAt: timestamppb.Now(),
+			LastErrorCode: "ZFS_ERROR", LastError: "of " + o.secret, CursorName: "s1", CursorGuid: 99,
+		}),
 		store.PutProto(store.PlanKey(o.plan), &storev1.Plan{
 			Id: o.plan, State: storev1.PlanState_PLAN_STATE_READY, Kind: "migrate", Principal: "svc-" + o.secret, Tenant: o.tenant,
 			CreatedAt: timestamppb.Now(), ExpiresAt: timestamppb.New(time.Now().Add(10 * time.Minute)),
