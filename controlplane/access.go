@@ -10,6 +10,8 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 )
 
 // openAccess opens the access file, which stops the start if it is broken, and
@@ -25,6 +27,17 @@ func (r *replica) openAccess() error {
 	}
 	r.authz = authz.New(authz.Config{Founders: []string{founder}, File: r.access, DefaultPerMinute: r.cfg.PerMinute})
 	return nil
+}
+
+// ownerOfZFS tells whose a dataset is; empty: nobody's in particular.
+func (r *replica) ownerOfZFS(s *cluster.Snapshot, pool, name string) string {
+	return cluster.TenantOfStorage(func(yield func(string, *storev1.Tenant) bool) {
+		for _, t := range r.authz.Tenants(s) {
+			if !yield(t.Name, t.Value) {
+				return
+			}
+		}
+	}, "zfs", pool, name)
 }
 
 // auditAccess writes down what became of a changed access file.

@@ -19,6 +19,8 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
+	"github.com/debvisor/debvisor/controlplane/internal/schedule"
+	"github.com/debvisor/debvisor/controlplane/internal/storage"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/shared/run"
 )
@@ -29,6 +31,8 @@ type led struct {
 	migrate  *migrate.Controller
 	drain    *drain.Controller
 	power    *power.Controller
+	storage  *storage.Controller
+	schedule *schedule.Controller
 	plans    *plans.Controller
 	ops      *operations.Operations
 	view     *store.View
@@ -60,7 +64,9 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
 	group.Add("starts and stops", func(ctx context.Context) error { return d.power.Lead(ctx, l) })
+	group.Add("snapshots and replication", func(ctx context.Context) error { return d.storage.Lead(ctx, l) })
 	group.Add("evacuations", func(ctx context.Context) error { return d.drain.Lead(ctx, l) })
+	group.Add("storage policies", func(ctx context.Context) error { return d.schedule.Lead(ctx, l) })
 	group.Add("plans", func(ctx context.Context) error { return d.plans.Lead(ctx, l) })
 	err := group.Run(ctx)
 	d.log.Info("this replica no longer leads", "term", l.Term, "error", err)

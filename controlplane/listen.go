@@ -23,6 +23,8 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
 	"github.com/debvisor/debvisor/controlplane/internal/relay"
+	"github.com/debvisor/debvisor/controlplane/internal/schedule"
+	"github.com/debvisor/debvisor/controlplane/internal/storage"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
@@ -71,10 +73,12 @@ func (r *replica) openListeners(ctx context.Context) error {
 	questions := relay.New(relay.Config{Replica: record.Name, View: r.view, Sessions: sessions, Leader: r.lines})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
+		schedule: schedule.New(r.view, r.store, r.ownerOfZFS, nil, log.Named("schedule")),
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),
-		power: power.New(r.view, r.store, log.Named("power")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
+		power:   power.New(r.view, r.store, log.Named("power")),
+		storage: storage.New(r.view, r.store, sessions.AskParts, r.audit, log.Named("storage")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{
