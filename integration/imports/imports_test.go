@@ -84,7 +84,7 @@ func table() []layer {
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"access", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"dispatch", cp+"relay", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"storage", cp+"schedule", cp+"dispatch", cp+"relay", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client, and how to check a copy of an audit log", []string{"shared/errdefs", "shared/rpc", "shared/obs", "shared/auditlog"}},
