@@ -1,6 +1,10 @@
 package zfs
 
-import "github.com/hashicorp/go-hclog"
+import (
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+)
 
 // Config is what a ZFS is made of. The commands zfs and zpool are those that PATH
 // leads to.
@@ -12,6 +16,9 @@ type Config struct {
 // ZFS is this host's ZFS. It is safe for concurrent use.
 type ZFS struct {
 	log hclog.Logger
+
+	mu     sync.Mutex
+	probed *Capabilities // nil: not yet
 }
 
 // New gives this host's ZFS; whether there is any, Probe tells.
