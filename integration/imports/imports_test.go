@@ -99,7 +99,7 @@ func table() []layer {
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage", ag+"zfs")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
 		{[]string{ag + "zvol"}, "one volume of a VM that moves", with(ag+"zfs")},
-		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker", ag+"zfs", ag+"zvol")},
+		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker", ag+"pace", ag+"zfs", ag+"zvol")},
 		{[]string{ag + "replication"}, "task kinds above zfs and tunnel", with("certs", ag+"zfs", ag+"tunnel", ag+"pace", ag+"worker")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
 	"github.com/debvisor/debvisor/agent/internal/storage"
+	"github.com/debvisor/debvisor/agent/internal/zvol"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -42,6 +43,7 @@ const (
 	shared      = agentv1.DiskAction_DISK_ACTION_SHARED
 	copyLive    = agentv1.DiskAction_DISK_ACTION_COPY_LIVE
 	copyOffline = agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE
+	increments  = agentv1.DiskAction_DISK_ACTION_ZFS
 )
 
 // diskset is the disks of a migration, as the leader ordered.
@@ -118,7 +120,7 @@ func numberOf(path string) uint64 {
 func (s diskset) leftovers() diskset {
 	var out diskset
 	for _, d := range s {
-		if d.GetRemoveSource() && (d.GetType() == typeFile || isVolume(d)) && d.GetAction() != shared {
+		if d.GetRemoveSource() && (d.GetType() == typeFile || zvol.Is(d)) && d.GetAction() != shared {
 			out = append(out, d)
 		}
 	}

@@ -18,15 +18,17 @@ const lookEvery = 2 * time.Second
 
 // half is one task at work: what sending and receiving have in common.
 type half struct {
-	m       *Migration
-	log     hclog.Logger
-	run     worker.Run
-	right   *agentv1.MigrationRight
-	taskID  string
-	resume  bool // the guest is to run in the end
-	offline bool // the VM is off while it moves
-	disks   diskset
-	observe bool // another journal's task: begin nothing
+	m      *Migration
+	log    hclog.Logger
+	run    worker.Run
+	right  *agentv1.MigrationRight
+	taskID string
+	// operation is what migrates.
+	operation string
+	resume    bool // the guest is to run in the end
+	offline   bool // the VM is off while it moves
+	disks     diskset
+	observe   bool // another journal's task: begin nothing
 
 	cell   *sideCell
 	tunnel *tunnel.Tunnel
@@ -45,7 +47,7 @@ func (m *Migration) begin(ctx context.Context, t *agentv1.Task, right *agentv1.M
 	ctx, cancel := context.WithCancel(ctx)
 	bell, unwatch := m.watch(right.GetVmUuid())
 	h := &half{
-		m: m, run: run, right: right, taskID: t.GetId(), observe: t.GetObserveOnly(),
+		m: m, run: run, right: right, taskID: t.GetId(), operation: t.GetOperationId(), observe: t.GetObserveOnly(),
 		log:    m.cfg.Log.With("task", t.GetId(), "vm", right.GetVmName()),
 		cell:   m.sides.begin(t.GetId(), peer, &agentv1.Side{State: first}),
 		tunnel: m.cfg.Tunnels.Find(right.GetId()),

@@ -23,6 +23,7 @@ const (
 	codeResume      = "RESUME_FAILED"
 	codeStopped     = "GUEST_STOPPED"
 	codeUnclear     = "COPY_UNCLEAR"
+	codeBehind      = "COPY_BEHIND"
 	codeTransient   = "VM_NOT_PERSISTENT"
 	codeLost        = "VM_LOST"
 	codeConflict    = "VM_CONFLICT"
@@ -87,6 +88,9 @@ func undecided(end action, name string) *agentv1.TaskOutcome {
 	case unclear:
 		return failure(codeUnclear, "VM %s has stopped on the source, and a whole copy of it stands paused on the target; "+
 			"nobody can tell whether the source had gone on after the copy was made: virsh resume the copy only if it had not, else destroy the copy", name)
+	case deliver:
+		return failure(codeBehind, "VM %s is on the target without what it last wrote on the source: its volumes there are read-only, so that it cannot go on; "+
+			"the source's are whole: destroy and undefine the copy on the target, and define and start the VM on the source", name)
 	case lost:
 		return failure(codeLost, "VM %s is on neither node: somebody removed it during the migration", name)
 	default:

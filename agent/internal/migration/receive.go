@@ -85,10 +85,15 @@ type receiver struct {
 	downtime time.Duration
 	// taking is our own copy of disks; nil: there is none.
 	taking *taking
+	// intake is for the streams of the source's volumes; nil: there are none to
+	// come (any more). opened: the volumes have the last of them.
+	intake *intake
+	opened bool
 }
 
 func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 	defer r.stopTaking()
+	defer r.stopIntake()
 	if out, ok := r.prepare(ctx); out != nil || !ok {
 		return out
 	}
@@ -102,6 +107,7 @@ func (r *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 				return nil // the agent stops: nobody is told
 			}
 		}
+		r.openVolumes(ctx)
 		seen = r.notice(seen)
 		r.hearRefusals()
 		out, again := r.step(ctx, seen)
@@ -142,6 +148,7 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 			return journalBroken(), ctx.Err() == nil
 		}
 	}
+	r.startIntake(ctx)
 	r.address = r.tunnel.Address()
 	if seen.State != absent {
 		return nil, true // it is here, or under way: nothing more has to come
@@ -270,7 +277,7 @@ func (r *receiver) notice(seen hypervisor.Sighting) hypervisor.Sighting {
 		}
 	}
 	ended := seen.State == paused || seen.State == running || seen.State == shutoff || seen.State == absent && r.final()
-	r.tell(&agentv1.Side{State: seen.State, Ended: ended, Reason: r.fault.GetErrorMessage()})
+	r.tell(&agentv1.Side{State: seen.State, Ended: ended, Reason: r.fault.GetErrorMessage(), Behind: r.behind()})
 	return seen
 }
 
@@ -339,7 +346,15 @@ func (r *receiver) step(ctx context.Context, seen hypervisor.Sighting) (out *age
 			return r.notArrived(), false
 		}
 		r.log.Error("only people can put this right", "here", seen.State, "there", r.other.GetState())
+		if do == unclear && r.behind() {
+			do = deliver
+		}
 		return undecided(do, r.right.GetVmName()), false
+	case deliver:
+		if r.cancelled() { // the source's agent has given up
+			return undecided(deliver, r.right.GetVmName()), false
+		}
+		return nil, false
 	case undefineSource:
 		if r.offline && r.cancelled() {
 			return undecided(stopped, r.right.GetVmName()), false // the source's agent has given up

@@ -9,6 +9,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/storage"
+	"github.com/debvisor/debvisor/agent/internal/zvol"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -53,8 +54,8 @@ func (r *receiver) makeDisks(ctx context.Context) error {
 // makes itself.
 func (r *receiver) makeDisk(ctx context.Context, d *agentv1.DiskTransfer, uid, gid int) error {
 	switch {
-	case isVolume(d) && (d.GetAction() == copyLive || d.GetAction() == copyOffline):
-		return r.volume(d).make(ctx)
+	case zvol.Is(d) && (d.GetAction() == copyLive || d.GetAction() == copyOffline):
+		return r.volume(d).Make(ctx)
 	case d.GetType() == typeFile && d.GetAction() == copyLive:
 		return answers(ctx, d, func() error { return placeOf(r.right.GetId(), d).make(ctx, uid, gid) })
 	}
@@ -89,8 +90,8 @@ func (r *receiver) checkDisk(ctx context.Context, d *agentv1.DiskTransfer, space
 		return checkShared(d)
 	case d.GetAction() == shared:
 		return nil // over the network, or nothing at all
-	case isVolume(d):
-		return r.volume(d).check(ctx)
+	case zvol.Is(d):
+		return r.volume(d).Check(ctx)
 	case d.GetType() == typeBlock:
 		return checkBlock(d)
 	case d.GetType() != typeFile || d.GetPath() == "":
@@ -227,6 +228,7 @@ func (r *receiver) settleDisks(ctx context.Context, seen hypervisor.Sighting) bo
 		return true
 	}
 	r.stopTaking()
+	r.stopIntake()
 	for {
 		do, what := r.keepDisks, "keeping the disks"
 		fate := filesKeep
@@ -277,7 +279,7 @@ func (r *receiver) keepDisks(ctx context.Context) error {
 		}
 	}
 	for _, v := range r.volumes() {
-		errs = append(errs, v.keep(ctx))
+		errs = append(errs, v.Keep(ctx))
 	}
 	return errors.Join(errs...)
 }
@@ -290,16 +292,16 @@ func (r *receiver) discardDisks(ctx context.Context) error {
 		}
 	}
 	for _, v := range r.volumes() {
-		errs = append(errs, v.discard(ctx))
+		errs = append(errs, v.Discard(ctx))
 	}
 	return errors.Join(errs...)
 }
 
 // volumes are those that the target makes.
-func (r *receiver) volumes() []volume {
-	var out []volume
+func (r *receiver) volumes() []zvol.Volume {
+	var out []zvol.Volume
 	for _, d := range r.disks {
-		if isVolume(d) && d.GetAction() != shared {
+		if zvol.Is(d) && d.GetAction() != shared {
 			out = append(out, r.volume(d))
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
+	"github.com/debvisor/debvisor/agent/internal/zvol"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -53,6 +54,9 @@ func (k sendKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *agen
 	out := s.do(ctx)
 	s.restoreSpeed(ctx)
 	if out != nil {
+		s.clearVolumes(ctx)
+	}
+	if out != nil {
 		out.Side, out.Bytes = h.cell.get(), s.sent+s.progress.GetBytesDone()
 		if out.GetErrorCode() == "" {
 			out.Bytes += s.progress.GetBytesRemaining() // it has come since
@@ -93,6 +97,10 @@ type sender struct {
 	// closed because it did not.
 	aborted time.Time
 	cut     bool
+	// last are the last snapshots of the volumes, delivered whether the target has
+	// them.
+	last      []*agentv1.ZfsSnapshotID
+	delivered bool
 	// off is when the guest was seen to have shut down.
 	off time.Time
 }
@@ -116,7 +124,7 @@ func (s *sender) do(ctx context.Context) *agentv1.TaskOutcome {
 // start makes ready and migrates. done is false when ctx ended or when out says
 // that nothing was begun.
 func (s *sender) start(ctx context.Context) (out *agentv1.TaskOutcome, done bool) {
-	for _, step := range []func(context.Context) *agentv1.TaskOutcome{s.refuse, s.openTunnel, s.noteFiles, s.shutDown, s.copyDisks, s.ready} {
+	for _, step := range []func(context.Context) *agentv1.TaskOutcome{s.refuse, s.openTunnel, s.noteFiles, s.replicate, s.shutDown, s.copyDisks, s.sendOff, s.ready} {
 		out := step(ctx)
 		if ctx.Err() != nil {
 			return nil, false
@@ -157,7 +165,7 @@ func (s *sender) openTunnel(ctx context.Context) *agentv1.TaskOutcome {
 // noteFiles has the journal know which files go when the VM has gone.
 func (s *sender) noteFiles(ctx context.Context) *agentv1.TaskOutcome {
 	for _, d := range s.disks.leftovers() {
-		if isVolume(d) {
+		if zvol.Is(d) {
 			if err := s.noteVolume(ctx, d); err != nil {
 				return refused(codeDisk, err)
 			}
@@ -299,7 +307,7 @@ func (s *sender) startAgain(ctx context.Context, out *agentv1.TaskOutcome) bool 
 
 // side is what is told of this side.
 func (s *sender) side(state agentv1.SideState, ended bool, reason string) *agentv1.Side {
-	side := &agentv1.Side{State: state, Ended: ended, Reason: reason, Held: s.held}
+	side := &agentv1.Side{State: state, Ended: ended, Reason: reason, Held: s.held, Last: s.last}
 	if was := s.cell.get(); was.GetState() == state && was.GetEnded() == ended {
 		side.StillMs = was.GetStillMs() // as it was first said
 	} else if !s.off.IsZero() && state == absent {

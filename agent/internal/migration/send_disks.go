@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/debvisor/debvisor/agent/internal/diskcopy"
+	"github.com/debvisor/debvisor/agent/internal/zvol"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -205,7 +206,7 @@ func fileMark(d *agentv1.DiskTransfer) (string, error) {
 // true once there are none.
 func (s *sender) removeFiles(ctx context.Context) bool {
 	for _, d := range s.disks.leftovers() {
-		if isVolume(d) {
+		if zvol.Is(d) {
 			if !s.act("removing "+d.GetZfsDataset(), s.removeVolume(ctx, d)) {
 				return false
 			}

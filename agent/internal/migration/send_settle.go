@@ -26,6 +26,9 @@ func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
 				s.hypervisor().Changed(s.right.GetVmUuid())
 			}
 		}
+		if seen.State == absent {
+			s.snapLast(ctx)
+		}
 		s.tell(s.side(seen.State, !s.leftOver(seen), reason))
 		out, again := s.step(ctx, seen)
 		if out != nil {
@@ -49,6 +52,9 @@ func (s *sender) settle(ctx context.Context) *agentv1.TaskOutcome {
 // step takes one step; again tells that something has changed.
 func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agentv1.TaskOutcome, again bool) {
 	if seen.State == absent {
+		if !s.deliverLast(ctx) {
+			return nil, false
+		}
 		return s.letGo(ctx), false
 	}
 	if s.leftOver(seen) {
@@ -67,11 +73,13 @@ func (s *sender) step(ctx context.Context, seen hypervisor.Sighting) (out *agent
 		}
 	}
 	do := s.verdict(mine, viewOf(s.other), s.runs(seen))
-	if s.offline && do == undefineSource && (s.observe || s.run.Marked(markRan)) {
+	if s.offline && (do == undefineSource || do == deliver) && (s.observe || s.run.Marked(markRan)) {
 		// Its disks may be newer than their copies, or nobody knows of copies.
 		do = stopped
 	}
 	switch do {
+	case deliver:
+		return nil, s.deliverLast(ctx)
 	case resumeSource, startSource:
 		return s.goOn(ctx, seen)
 	case undefineSource:

@@ -31,6 +31,8 @@ const (
 	phaseDisks     = "copying disks"
 	phaseMemory    = "copying memory"
 	phaseSwitching = "switching over"
+	phaseVolumes   = "sending snapshots of the disks"
+	phaseLast      = "sending the last of the disks"
 	phaseMoving    = "moving the definition"
 	phaseTarget    = "waiting for the target"
 )

@@ -35,6 +35,8 @@ type sideCell struct {
 	mu      sync.Mutex
 	side    *agentv1.Side
 	changed chan struct{}
+	// intake is a target's, for the source's volumes; nil: it takes none.
+	intake  *intake
 	endedAt time.Time // when the task ended; zero: it has not
 }
 
