@@ -164,6 +164,7 @@ type api struct {
 	migrations debvisorv1.MigrationServiceClient
 	operations debvisorv1.OperationServiceClient
 	cluster    debvisorv1.ClusterServiceClient
+	storage    debvisorv1.StorageServiceClient
 }
 
 // api is the operator's connection to a replica, one for the whole test.
@@ -186,6 +187,7 @@ func newAPI(r *lab.Replica, conn grpc.ClientConnInterface) *api {
 		migrations: debvisorv1.NewMigrationServiceClient(conn),
 		operations: debvisorv1.NewOperationServiceClient(conn),
 		cluster:    debvisorv1.NewClusterServiceClient(conn),
+		storage:    debvisorv1.NewStorageServiceClient(conn),
 	}
 }
 

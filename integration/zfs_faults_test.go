@@ -1,0 +1,216 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/debvisor/debvisor/integration/lab"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+// strike is what befalls a replication at a failpoint.
+type strike string
+
+const (
+	killSource  strike = "source agent killed"
+	killTarget  strike = "target agent killed"
+	killLeader  strike = "leader killed"
+	powerSource strike = "source without power"
+	powerTarget strike = "target without power"
+	cutLink     strike = "link cut"
+	fullPool    strike = "target's pool full"
+)
+
+// storageFault is one fault of a run of replication.
+type storageFault struct {
+	point string // a failpoint: of the source's agent, of the target's, or of the leader, as its name says
+	strike
+}
+
+func (f storageFault) String() string { return f.point + ", " + string(f.strike) }
+
+// places are the failpoints of a run in the order in which it passes them.
+var replicationPoints = []string{ //nolint:gochecknoglobals // a table, never changed
+	"leaderBeforeStorageTask", "replicationSnapshotBefore", "replicationSnapshotTaken", "leaderBeforeReplicationPlan", "leaderBeforeReplicationReceive",
+	"replicationReceiveListen", "leaderBeforeReplicationSend", "replicationSendHold", "replicationSendHeld", "replicationSendBegin",
+	"replicationReceiveBegin", "replicationSendStream", "replicationReceiveStream", "replicationSendLast", "replicationSendStreamed",
+	"replicationReceiveWhole", "replicationReceiveChecked", "replicationSendWhole", "replicationReceiveHold", "replicationReceiveHeld",
+	"replicationSendBookmark", "replicationSendMarked", "replicationSendReleasing", "replicationSendSettled", "replicationReceiveReleasing",
+	"replicationReceiveReleased", "replicationSendDone", "leaderBeforeStorageEnd",
+}
+
+// strikes gives what can befall a run at a failpoint.
+func strikes(point string) []strike {
+	all := []strike{killSource, killTarget, killLeader, powerSource, powerTarget, cutLink}
+	if strings.HasSuffix(point, "Stream") {
+		all = append(all, fullPool)
+	}
+	return all
+}
+
+// storageFaults is the whole matrix in a campaign (DEBVISOR_CHAOS), and else a part of it that has each failpoint once and each strike
+// several times: at its own daemon's failpoints where there is one.
+func storageFaults() []storageFault {
+	var all, some []storageFault
+	for i, point := range replicationPoints {
+		each := strikes(point)
+		for _, s := range each {
+			all = append(all, storageFault{point, s})
+		}
+		own := map[bool]strike{true: killSource, false: killTarget}[strings.HasPrefix(point, "replicationSend")]
+		switch {
+		case strings.HasPrefix(point, "leader"):
+			own = killLeader
+		case strings.HasPrefix(point, "replicationSnapshot"):
+			own = killSource
+		}
+		switch {
+		case strings.HasSuffix(point, "ReceiveStream"):
+			some = append(some, storageFault{point, fullPool}, storageFault{point, powerTarget}, storageFault{point, cutLink})
+		case strings.HasSuffix(point, "SendStream"):
+			some = append(some, storageFault{point, powerSource}, storageFault{point, killLeader})
+		case strings.HasSuffix(point, "SendBookmark"), strings.HasSuffix(point, "ReceiveChecked"):
+			some = append(some, storageFault{point, each[3+i%2]})
+		default:
+			some = append(some, storageFault{point, own})
+		}
+	}
+	if os.Getenv("DEBVISOR_CHAOS") != "" {
+		return all
+	}
+	return some
+}
+
+// at is the place whose daemon passes the failpoint.
+func (f storageFault) at(r *replica, leader *lab.Replica) *lab.Place {
+	switch {
+	case strings.HasPrefix(f.point, "leader"):
+		return leader.Place
+	case strings.HasPrefix(f.point, "replicationReceive"):
+		return r.to.Place
+	}
+	return r.from.Place
+}
+
+// TestReplicationFaults strikes a replication at every step. Whatever befalls it, it ends well by itself, with the same contents on
+// both sides and nothing left over; of a full pool it tells, and goes well once there is room.
+func TestReplicationFaults(t *testing.T) {
+	c := pooled.use(t)
+	r := c.replicated("struck")
+	c.write(r.from, r.path, 4)
+	r.run()
+	for _, f := range storageFaults() {
+		t.Run(f.String(), func(t *testing.T) {
+			c := pooled.use(t) // made whole after the case before
+			r := *r
+			r.c = c
+			f.run(&r)
+		})
+	}
+}
+
+// run writes something, runs the job, strikes at the failpoint, and checks what came of it.
+func (f storageFault) run(r *replica) {
+	c := r.c
+	c.write(r.from, r.path, 6)
+	ask, leader := c.follower()
+	at := f.at(r, leader)
+	points := at.Failpoints()
+	c.must(points.Arm(c.within(10*time.Second), f.point, f.terms()))
+	id := r.begin(ask.replica)
+	if err := points.AwaitHit(c.within(45*time.Second), f.point); err != nil {
+		c.t.Fatal(err)
+	}
+	c.must(points.Disarm(c.within(10*time.Second), f.point))
+	undo := f.befall(r, leader)
+	if f.strike == fullPool {
+		op := c.ended(2*time.Minute, ask, id)
+		undo()
+		if op.GetState() != debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED {
+			if op.GetError().GetCode() != "NO_SPACE" || !strings.Contains(op.GetError().GetMessage(), r.path) {
+				c.t.Fatalf("with a full pool it ended so: %v", op)
+			}
+			id = r.begin(ask.replica)
+		}
+	} else {
+		undo()
+	}
+	op := c.succeeded(3*time.Minute, ask, id)
+	r.alike()
+	c.t.Logf("attempt %d, %d resumes", op.GetReplication().GetAttempt(), op.GetReplication().GetResumes())
+}
+
+// terms keep the daemon at the failpoint until it is killed, or long enough for another to be struck.
+func (f storageFault) terms() string {
+	own := map[strike]string{killSource: "replicationSend", killTarget: "replicationReceive", killLeader: "leader"}[f.strike]
+	if own != "" && strings.HasPrefix(f.point, own) {
+		return hold
+	}
+	return holdShort
+}
+
+// befall strikes; what it gives mends what does not mend by itself.
+func (f storageFault) befall(r *replica, leader *lab.Replica) (undo func()) {
+	c := r.c
+	agent := func(n *lab.Node) func() {
+		c.must(n.Agent.Kill())
+		return func() { c.must(n.Agent.Start()) }
+	}
+	power := func(n *lab.Node) func() {
+		c.must(n.PowerOff(c.within(30 * time.Second)))
+		return func() {
+			c.must(n.PowerOn(c.within(time.Minute)))
+			c.must(n.Agent.Start())
+		}
+	}
+	switch f.strike {
+	case killSource:
+		return agent(r.from)
+	case killTarget:
+		return agent(r.to)
+	case killLeader:
+		c.must(leader.Process.Kill())
+		return func() { c.must(leader.Start()) }
+	case powerSource:
+		return power(r.from)
+	case powerTarget:
+		return power(r.to)
+	case cutLink:
+		c.must(lab.Drop(c.within(10*time.Second), r.from.Place, r.to.Place))
+		c.pause(12 * time.Second)
+		return func() { c.must(lab.Heal(c.within(10*time.Second), r.from.Place, r.to.Place)) }
+	default:
+		free := c.zfs(r.to, "get", "-Hp", "-o", "value", "available", lab.PoolName)
+		c.zfs(r.to, "create", "-o", "mountpoint=none", "-o", "refreservation="+free, lab.PoolName+"/fill")
+		return func() { c.zfs(r.to, "destroy", lab.PoolName+"/fill") }
+	}
+}
+
+// TestNothingIsSentUnplanned: what is not the job's copy is never touched, and what cannot be replicated says why.
+func TestNothingIsSentUnplanned(t *testing.T) {
+	c := pooled.use(t)
+	n := c.Machines[1]
+	ref := c.dataset(c.Machines[0], "foreign")
+	c.dataset(n, "foreign")
+	c.zfs(n, "snapshot", lab.PoolName+"/foreign@theirs")
+	before := c.zfs(n, "get", "-Hp", "-o", "value", "guid", lab.PoolName+"/foreign")
+	ask, _ := c.follower()
+	job, err := ask.storage.PlanZfsReplication(c.within(time.Minute), &debvisorv1.ZfsReplicationPlan{Dataset: ref, Target: nodeNamed(n)})
+	c.must(err)
+	if job.GetDecision().GetDivergence() != debvisorv1.Divergence_DIVERGENCE_UNRELATED {
+		t.Errorf("the plan: %v", job.GetDecision())
+	}
+	_, err = ask.storage.RunZfsReplication(c.within(time.Minute), &debvisorv1.JobRef{JobId: job.GetJobId()})
+	if err == nil || !strings.Contains(fmt.Sprint(err), "foreign") {
+		t.Errorf("the run: %v", err)
+	}
+	if after := c.zfs(n, "get", "-Hp", "-o", "value", "guid", lab.PoolName+"/foreign"); after != before {
+		t.Error("a dataset of somebody else's was replaced")
+	}
+	if have := c.snapshots(n, lab.PoolName+"/foreign"); len(have) != 1 {
+		t.Errorf("it has %v", have)
+	}
+}
