@@ -10,7 +10,7 @@ PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cm
 TOOLS := $(CURDIR)/build/tools
 UNIT := ./certs/... ./shared/... ./controlplane/... ./agent/... ./integration/imports/...
 
-.PHONY: help deps tools build generate lint test unit e2e demo bench chaos fuzz lab lab-down clean
+.PHONY: help deps tools build generate lint test machines unit e2e demo bench chaos fuzz lab lab-down clean
 
 help: ## What there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,10 +30,13 @@ generate: tools ## Go code and the gateway's OpenAPI document from proto/
 lint: tools ## vet, golangci-lint, buf lint and breaking, generated code current
 	@.ci/lint $(TOOLS)
 
-unit: deps ## Unit tests with the race detector
+machines: deps ## What the machines of tests with ZFS boot from: a kernel, built once on a host in 10 minutes
+	@integration/machine/build.sh
+
+unit: machines ## Unit tests with the race detector
 	go test -race -timeout 15m $(UNIT)
 
-e2e: build ## End-to-end and fault tests on real libvirt
+e2e: build machines ## End-to-end and fault tests on real libvirt
 	@.ci/failpoint-build
 	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin \
 	  go test -timeout 25m -count=1 -v ./integration/... 2>&1 | .ci/go-test-brief
@@ -48,7 +51,7 @@ bench: build ## docs/benchmarks.md and build/bench.json, from what is measured
 
 N ?= 5
 CHAOS ?=
-chaos: build ## The whole fault matrix N times, CHAOS="-seed 7 -budget 2h -resume" as wanted; docs/reliability.md
+chaos: build machines ## The whole fault matrix N times, CHAOS="-seed 7 -budget 2h -resume" as wanted; docs/reliability.md
 	@.ci/failpoint-build
 	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin go run ./integration/chaos -n $(N) $(CHAOS)
 

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -189,7 +190,7 @@ func (n *Node) forward() error {
 	if exists(n.forwarded()) {
 		return nil // since it was on before
 	}
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", n.forwarded())
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: n.forwarded()})
 	if err != nil {
 		return err
 	}
@@ -212,9 +213,7 @@ func (n *Node) forward() error {
 // join connects a connection with the machine's libvirtd.
 func (n *Node) join(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	to, err := n.Machine.DialContext(ctx, "unix", libvirtSocket)
+	to, err := n.Machine.Dial("unix", libvirtSocket)
 	if err != nil {
 		return // the client sees it end
 	}
@@ -237,9 +236,7 @@ func (p *Place) startInMachine(c Command) (*Process, error) {
 		}
 		command.Stdout, command.Stderr = log, log
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	remote, err := p.machine.Start(ctx, command)
+	remote, err := p.machine.Launch(command)
 	if err != nil {
 		if log != nil {
 			_ = log.Close()
@@ -287,8 +284,19 @@ func (n *Node) makeZvol(ctx context.Context, d Disk) error {
 
 // readZvol reads a disk past the machine's page cache.
 func (n *Node) readZvol(d Disk) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	out, err := n.Run(ctx, "dd", "status=none", "bs=1M", "iflag=direct", "if="+d.Path)
-	return []byte(out), err
+	var out, errs bytes.Buffer
+	args := []string{"dd", "status=none", "bs=1M", "iflag=direct", "if=" + d.Path}
+	p, err := n.Machine.Launch(machine.Command{Args: args, Stdout: &out, Stderr: &errs})
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.Done():
+	case <-time.After(time.Minute):
+		return nil, fmt.Errorf("reading %s on %s takes more than a minute", d.Path, n.Name)
+	}
+	if err := p.Err(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, &errs)
+	}
+	return out.Bytes(), nil
 }

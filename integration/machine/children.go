@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,8 +28,9 @@ type children struct {
 	wire *wire
 	env  []string
 
-	mu    sync.Mutex // held while one starts, so that none is reaped unknown
-	byPid map[int]*child
+	mu       sync.Mutex // held while one starts, so that none is reaped unknown
+	byPid    map[int]*child
+	byNumber map[uint32]*child
 }
 
 // A child is a process or, without a pid, a connection.
@@ -41,31 +43,29 @@ type child struct {
 }
 
 func newChildren(w *wire, env []string) *children {
-	return &children{wire: w, env: env, byPid: map[int]*child{}}
+	return &children{wire: w, env: env, byPid: map[int]*child{}, byNumber: map[uint32]*child{}}
 }
 
 // serve does what the host asks for. It returns when the host is gone, which takes the machine's power.
 func (c *children) serve() error {
-	byNumber := map[uint32]*child{}
 	for {
 		f, err := c.wire.receive()
 		if err != nil {
 			return fmt.Errorf("serial line: %w", err)
 		}
-		one := byNumber[f.number]
+		c.mu.Lock()
+		one := c.byNumber[f.number]
+		c.mu.Unlock()
 		switch {
 		case f.kind == kindStart || f.kind == kindDial:
 			begin := c.start
 			if f.kind == kindDial {
 				begin = c.dial
 			}
-			if one, err = begin(f); err != nil {
-				err = c.wire.send(kindFailed, f.number, []byte(err.Error()))
-			} else {
-				byNumber[f.number] = one
-			}
-			if err != nil {
-				return err
+			if err := begin(f); err != nil {
+				if err := c.wire.send(kindFailed, f.number, []byte(err.Error())); err != nil {
+					return err
+				}
 			}
 		case one == nil:
 		case f.kind == kindSignal && one.conn != nil:
@@ -79,18 +79,21 @@ func (c *children) serve() error {
 }
 
 // dial opens a connection. That nobody answers must not hold up the others, so there is a limit, and it is all that is local.
-func (c *children) dial(f frame) (*child, error) {
+func (c *children) dial(f frame) error {
 	var to [2]string
 	if err := json.Unmarshal(f.contents, &to); err != nil {
-		return nil, err
+		return err
 	}
-	conn, err := net.DialTimeout(to[0], to[1], dialLimit)
+	conn, err := (&net.Dialer{Timeout: dialLimit}).Dial(to[0], to[1])
 	if err != nil {
-		return nil, err
+		return err
 	}
 	one := &child{number: f.number, conn: conn, input: newQueue()}
+	c.mu.Lock()
+	c.byNumber[f.number] = one
+	c.mu.Unlock()
 	if err := c.wire.send(kindStarted, f.number, nil); err != nil {
-		return nil, err
+		return err
 	}
 	go func() {
 		one.input.drain(conn)
@@ -101,10 +104,20 @@ func (c *children) dial(f frame) (*child, error) {
 	go func() {
 		c.pass(f.number, kindOut, conn)
 		_ = conn.Close()
-		one.input.put(nil)
-		_ = c.wire.send(kindExit, f.number, []byte("0"))
+		c.ended(one, 0)
 	}()
-	return one, nil
+	return nil
+}
+
+// ended forgets a child and tells the host how it ended.
+func (c *children) ended(one *child, status int) {
+	c.mu.Lock()
+	delete(c.byNumber, one.number)
+	c.mu.Unlock()
+	if one.input != nil {
+		one.input.put(nil)
+	}
+	_ = c.wire.send(kindExit, one.number, []byte(strconv.Itoa(status)))
 }
 
 // signal signals a child, or its group, unless it was reaped: its number may be another's then.
@@ -121,34 +134,48 @@ func (c *children) signal(one *child, b byte) {
 	_ = syscall.Kill(pid, syscall.Signal(b&^toGroup)) // one that ended this moment
 }
 
-func (c *children) start(f frame) (*child, error) {
+// start starts a process.
+func (c *children) start(f frame) error {
 	var o order
 	if err := json.Unmarshal(f.contents, &o); err != nil {
-		return nil, err
+		return err
 	}
 	if o.Dir == "" {
 		o.Dir = "/"
 	}
-	env := append(append([]string{}, c.env...), o.Env...)
+	env := append(slices.Clone(c.env), o.Env...)
 	program, err := lookPath(o.Args[0], env)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	in, input, err := standardInput(o.Input)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = in.Close() }()
 	var reads, writes [2]*os.File
 	for i := range reads {
 		if reads[i], writes[i], err = os.Pipe(); err != nil {
-			return nil, err
+			return err
 		}
 		defer func() { _ = writes[i].Close() }()
 	}
 	attr := &syscall.ProcAttr{Dir: o.Dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true}}
 	attr.Files = []uintptr{in.Fd(), writes[0].Fd(), writes[1].Fd()}
 	one := &child{number: f.number, ended: make(chan syscall.WaitStatus, 1)}
+	c.mu.Lock()
+	one.pid, err = syscall.ForkExec(program, o.Args, attr)
+	if err == nil {
+		c.byPid[one.pid], c.byNumber[f.number] = one, one
+	}
+	c.mu.Unlock()
+	if err != nil {
+		_, _ = reads[0].Close(), reads[1].Close()
+		if input != nil {
+			_ = input.Close()
+		}
+		return fmt.Errorf("%s: %w", program, err)
+	}
 	if input != nil {
 		one.input = newQueue()
 		go func() {
@@ -156,24 +183,11 @@ func (c *children) start(f frame) (*child, error) {
 			_ = input.Close()
 		}()
 	}
-	c.mu.Lock()
-	one.pid, err = syscall.ForkExec(program, o.Args, attr)
-	if err == nil {
-		c.byPid[one.pid] = one
-	}
-	c.mu.Unlock()
-	if err != nil {
-		_, _ = reads[0].Close(), reads[1].Close()
-		if one.input != nil {
-			one.input.put(nil)
-		}
-		return nil, fmt.Errorf("%s: %w", program, err)
-	}
 	if err := c.wire.send(kindStarted, f.number, []byte(strconv.Itoa(one.pid))); err != nil {
-		return nil, err
+		return err
 	}
 	go c.follow(one, reads)
-	return one, nil
+	return nil
 }
 
 // standardInput returns what a process reads from and, if it is to be given anything, what that is written to.
@@ -226,10 +240,7 @@ func (c *children) follow(one *child, reads [2]*os.File) {
 	if status.Signaled() {
 		code = 128 + int(status.Signal())
 	}
-	if one.input != nil {
-		one.input.put(nil)
-	}
-	_ = c.wire.send(kindExit, one.number, []byte(strconv.Itoa(code)))
+	c.ended(one, code)
 }
 
 func (c *children) pass(number uint32, k kind, from io.Reader) {

@@ -69,7 +69,7 @@ func Boot(ctx context.Context, s Spec) (_ *Machine, err error) {
 		}
 		m.spec.Dir = m.owned.path
 	}
-	if err := m.prepare(); err == nil {
+	if err = m.prepare(); err == nil {
 		err = m.PowerOn(ctx)
 	}
 	if err != nil {

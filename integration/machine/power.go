@@ -92,7 +92,7 @@ func (m *Machine) launch() (*power, error) {
 		args = append([]string{"/usr/bin/nsenter", "--net=" + m.spec.NetNS, "--"}, args...)
 	}
 	cmd := &exec.Cmd{Path: args[0], Args: args, Dir: "/", Stdin: waiting, Stdout: log, Stderr: log, ExtraFiles: []*os.File{line}}
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + m.spec.Dir, "TMPDIR=/dev/shm"}
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + m.spec.Dir, "TMPDIR=" + m.memoryDir()}
 	if m.owned != nil {
 		cmd.Env = append(cmd.Env, "KEEPER_REMOVES="+m.spec.Dir)
 	}
@@ -104,6 +104,15 @@ func (m *Machine) launch() (*power, error) {
 	return &power{
 		wire: &wire{w: pacer, r: conn}, pacer: pacer, conn: conn, alive: alive, keeper: cmd, up: make(chan error, 1), off: make(chan struct{}),
 	}, nil
+}
+
+// memoryDir is where the kernel keeps the machine's memory, in a file without a name: in memory, if there is room for it.
+func (m *Machine) memoryDir() string {
+	var at syscall.Statfs_t
+	if err := syscall.Statfs("/dev/shm", &at); err == nil && at.Bavail*uint64(at.Bsize) > uint64(m.spec.MemoryMiB)<<20 {
+		return "/dev/shm"
+	}
+	return "/var/tmp"
 }
 
 // socketPair returns this process's end of the serial line and the machine's.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // ErrOff is what processes of a machine end with that has no power any more.
@@ -53,28 +54,70 @@ type Process struct {
 
 // Start starts a process in the machine. It ends with the machine's power at the latest; cancelling ctx ends only the start.
 func (m *Machine) Start(ctx context.Context, c Command) (*Process, error) {
+	p, err := m.start(c, ctx.Done())
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	return p, err
+}
+
+// Launch is Start for who has no context: it gives up after half a minute.
+func (m *Machine) Launch(c Command) (*Process, error) {
+	stop, timer := stopAfter(startLimit)
+	defer timer.Stop()
+	return m.start(c, stop)
+}
+
+// startLimit bounds what has no context.
+const startLimit = 30 * time.Second
+
+func stopAfter(limit time.Duration) (<-chan struct{}, *time.Timer) {
+	stop := make(chan struct{})
+	return stop, time.AfterFunc(limit, func() { close(stop) })
+}
+
+func (m *Machine) start(c Command, stop <-chan struct{}) (*Process, error) {
 	if len(c.Args) == 0 {
 		return nil, fmt.Errorf("start in %s: no command", m.spec.Name)
 	}
-	p := &Process{machine: m, command: c, started: make(chan struct{}), done: make(chan struct{})}
-	p.out = func(raw []byte) { write(c.Stdout, raw) }
-	w, err := m.enlist(p)
-	if err != nil {
+	p := m.newProcess(c, func(raw []byte) { write(c.Stdout, raw) })
+	if err := p.begin(kindStart, order{Args: c.Args, Env: c.Env, Dir: c.Dir, Input: c.Stdin != nil}, stop); err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, err)
 	}
-	if err := w.sendJSON(kindStart, p.number, order{Args: c.Args, Env: c.Env, Dir: c.Dir, Input: c.Stdin != nil}); err != nil {
-		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, err)
+	if c.Stdin != nil {
+		go p.feed(c.Stdin)
+	}
+	return p, nil
+}
+
+func (m *Machine) newProcess(c Command, out func([]byte)) *Process {
+	return &Process{machine: m, command: c, out: out, started: make(chan struct{}), done: make(chan struct{})}
+}
+
+// errGivenUp is what a beginning ends with that was not waited for any longer.
+var errGivenUp = errors.New("it does not answer")
+
+// begin has the machine begin a process, or a connection, and waits until it has.
+func (p *Process) begin(k kind, what any, stop <-chan struct{}) error {
+	w, err := p.machine.enlist(p)
+	if err != nil {
+		return err
+	}
+	if err := w.sendJSON(k, p.number, what); err != nil {
+		return err
 	}
 	select {
 	case <-p.started:
-		if c.Stdin != nil {
-			go p.feed(c.Stdin)
-		}
-		return p, nil
+		return nil
 	case <-p.done:
-		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, p.err)
-	case <-ctx.Done():
-		return nil, fmt.Errorf("start %s in %s: %w", c.Args[0], m.spec.Name, ctx.Err())
+		select {
+		case <-p.started: // and has ended since
+			return nil
+		default:
+			return p.err
+		}
+	case <-stop:
+		return errGivenUp
 	}
 }
 
