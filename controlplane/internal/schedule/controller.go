@@ -170,7 +170,6 @@ func (p *policy) stirs(s *cluster.Snapshot) bool {
 // take commits a step and gives the revision at which it is in etcd. A step
 // whose ground has shifted is no error: it is decided anew.
 func (s *stint) take(ctx context.Context, p *policy, st *step) (revision int64, err error) {
-	// gofail: var leaderBeforeDue struct{}
 	st.change.Fence = s.leadership.Fence
 	revision, err = s.store.Commit(ctx, st.change)
 	var conflict *store.ConflictError
@@ -184,7 +183,6 @@ func (s *stint) take(ctx context.Context, p *policy, st *step) (revision int64, 
 	case err != nil:
 		return 0, fmt.Errorf("%s: %w", p.title, err)
 	}
-	// gofail: var leaderAfterDue struct{}
 	s.log.Info(st.log, "term", s.leadership.Term)
 	return revision, nil
 }
