@@ -54,36 +54,40 @@ func (v Volume) Next(ctx context.Context, has *agentv1.LookVolumeResponse, to zf
 
 // Send opens a stream; its Close waits for zfs and gives its error.
 func (v Volume) Send(ctx context.Context, s Stream) (io.ReadCloser, error) {
-	spec := zfs.SendSpec{To: s.To.FullName(), Compressed: true, LargeBlocks: true, Embedded: true, Token: s.Token}
-	if s.Token == "" && s.From != 0 {
-		ours, err := v.ours(ctx)
-		if err != nil {
-			return nil, err
-		}
-		at := slices.IndexFunc(ours, func(o zfs.Snapshot) bool { return o.GUID == s.From })
-		if at < 0 {
-			return nil, v.fail(codeFailed, "the snapshot with guid %d is gone from %s", s.From, v.name())
-		}
-		spec.From = ours[at].FullName()
+	spec, err := v.spec(ctx, s)
+	if err != nil {
+		return nil, err
 	}
 	return v.ZFS.Send(ctx, spec)
 }
 
 // Bytes is how much a stream is going to carry.
 func (v Volume) Bytes(ctx context.Context, s Stream) (uint64, error) {
-	spec := zfs.SendSpec{To: s.To.FullName(), Compressed: true, LargeBlocks: true, Embedded: true, Token: s.Token}
-	if s.Token == "" && s.From != 0 {
-		ours, err := v.ours(ctx)
-		if err != nil {
-			return 0, err
-		}
-		for _, o := range ours {
-			if o.GUID == s.From {
-				spec.From = o.FullName()
-			}
-		}
+	spec, err := v.spec(ctx, s)
+	if err != nil {
+		return 0, err
 	}
 	return v.ZFS.EstimateSend(ctx, spec)
+}
+
+func (v Volume) spec(ctx context.Context, s Stream) (zfs.SendSpec, error) {
+	if s.Token != "" {
+		return zfs.SendSpec{Token: s.Token}, nil
+	}
+	spec := zfs.SendSpec{To: s.To.FullName(), Compressed: true, LargeBlocks: true, Embedded: true}
+	if s.From == 0 {
+		return spec, nil
+	}
+	ours, err := v.ours(ctx)
+	if err != nil {
+		return spec, err
+	}
+	at := slices.IndexFunc(ours, func(o zfs.Snapshot) bool { return o.GUID == s.From })
+	if at < 0 {
+		return spec, v.fail(codeFailed, "the snapshot with guid %d is gone from %s", s.From, v.name())
+	}
+	spec.From = ours[at].FullName()
+	return spec, nil
 }
 
 // Look tells what the target has. A first stream that had come whole gets the

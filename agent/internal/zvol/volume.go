@@ -51,7 +51,7 @@ func (v Volume) fail(code, format string, args ...any) error {
 func (v Volume) name() string { return v.Disk.GetZfsDataset() }
 
 func (v Volume) tag() string {
-	sum := sha256.Sum256([]byte(v.Right + "\x00" + v.name()))
+	sum := sha256.Sum256([]byte(v.Right + "\x00" + v.Disk.GetTarget()))
 	return hex.EncodeToString(sum[:8])
 }
 
