@@ -76,8 +76,8 @@ func (d *decision) releaseOn(part string, job cluster.Entry[*storev1.Replication
 			return d.noted("releasing what the job keeps on " + node + d.unheard(node)), false
 		case judge(last) == done, last.outcome.GetErrorCode() == "DATASET_NOT_FOUND":
 			return nil, true
-		case d.unknown(node) == "":
-			if s := d.tryAgain(tries); s != nil && judge(last) != stopped && last.outcome.GetErrorCode() != codeNodeOff {
+		case d.unknown(node) == "" && judge(last) != stopped && last.outcome.GetErrorCode() != codeNodeOff:
+			if s := d.tryAgain(tries); s != nil {
 				return s, false
 			}
 		}

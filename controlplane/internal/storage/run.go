@@ -207,9 +207,9 @@ func (d *decision) runPlan(job cluster.Entry[*storev1.ReplicationJob]) *step {
 	if a == nil {
 		return s
 	}
-	plan := a.plan
-	plan.Decision.ExpiresAt = &debvisorv1.Timestamp{Seconds: d.now.Add(decisionLife).Unix()}
-	r.Decision = encoded(plan.Decision)
+	plan, said := a.plan, proto.CloneOf(a.plan.Decision)
+	said.ExpiresAt = &debvisorv1.Timestamp{Seconds: d.now.Add(decisionLife).Unix()}
+	r.Decision = encoded(said)
 	switch {
 	case plan.Refusal != nil:
 		return d.failRun(job, nil, plan.Refusal.Code, plan.Refusal.Message)
