@@ -112,9 +112,9 @@ func (s *storageService) policyPairs(ctx context.Context, scope cluster.Scope, r
 				return nil, nil, errdefs.Field(field, p.String(), "each dataset and each target once")
 			}
 			if at := slices.IndexFunc(all, func(o wantedJob) bool { return o.target == p.target && o.copied == p.copied }); at >= 0 {
-				return nil, nil, errdefs.Field(targetField, p.String(), "a copy of its own for each dataset; "+all[at].String()+" has the same")
+				return nil, nil, errdefs.Field(targetField+".prefix", p.String(), "a copy of its own for each dataset; "+all[at].String()+" has the same")
 			}
-			all = append(all, wantedJob{p, targetField, d.known.GetGuid()})
+			all = append(all, wantedJob{p, targetField + ".prefix", d.known.GetGuid()})
 			ref = d.ref()
 		}
 		kept.Datasets = append(kept.Datasets, ref)
