@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -224,52 +221,6 @@ func (n *Node) join(conn net.Conn) {
 	_, _ = io.Copy(conn, to)
 }
 
-// startInMachine is Start of a place that is a machine.
-func (p *Place) startInMachine(c Command) (*Process, error) {
-	proc := &Process{Name: c.Name, Log: c.Log, within: p.machine}
-	command := machine.Command{Args: c.Args, Env: c.Env}
-	var log *os.File
-	if c.Log != "" {
-		var err error
-		if log, err = os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
-			return nil, fmt.Errorf("log of %s: %w", c.Name, err)
-		}
-		command.Stdout, command.Stderr = log, log
-	}
-	remote, err := p.machine.Launch(command)
-	if err != nil {
-		if log != nil {
-			_ = log.Close()
-		}
-		return nil, fmt.Errorf("start %s in %s: %w", c.Name, p.Name, err)
-	}
-	proc.remote, proc.Pid = remote, remote.Pid
-	if log != nil {
-		go func() {
-			<-remote.Done()
-			_ = log.Close()
-		}()
-	}
-	return proc, nil
-}
-
-func (p *Process) signalInMachine(sig syscall.Signal) error {
-	if !p.Alive() {
-		return fmt.Errorf("signal %v to %s: %w", sig, p.Name, os.ErrProcessDone)
-	}
-	return p.remote.Kill(sig)
-}
-
-func (p *Process) standsStillInMachine(ctx context.Context) error {
-	return Eventually(ctx, p.Name+" stands still", func() error {
-		out, err := p.within.Run(ctx, "sed", "-n", "s/^State:[[:space:]]*//p", fmt.Sprintf("/proc/%d/status", p.Pid))
-		if err == nil && !strings.HasPrefix(out, "T") {
-			err = fmt.Errorf("its state is %s", out)
-		}
-		return err
-	})
-}
-
 // makeZvol makes a disk that is a volume of the machine's pool, and waits for its device.
 func (n *Node) makeZvol(ctx context.Context, d Disk) error {
 	dataset := strings.TrimPrefix(d.Path, "/dev/zvol/")
@@ -284,19 +235,6 @@ func (n *Node) makeZvol(ctx context.Context, d Disk) error {
 
 // readZvol reads a disk past the machine's page cache.
 func (n *Node) readZvol(d Disk) ([]byte, error) {
-	var out, errs bytes.Buffer
-	args := []string{"dd", "status=none", "bs=1M", "iflag=direct", "if=" + d.Path}
-	p, err := n.Machine.Launch(machine.Command{Args: args, Stdout: &out, Stderr: &errs})
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-p.Done():
-	case <-time.After(time.Minute):
-		return nil, fmt.Errorf("reading %s on %s takes more than a minute", d.Path, n.Name)
-	}
-	if err := p.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, &errs)
-	}
-	return out.Bytes(), nil
+	out, err := said(n.Machine, "dd", "status=none", "bs=1M", "iflag=direct", "if="+d.Path)
+	return []byte(out), err
 }

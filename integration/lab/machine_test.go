@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,6 +61,13 @@ func TestMachines(t *testing.T) {
 	fine(err)
 	fine(p.Stop(t.Context()))
 	fine(p.Cont())
+	tasks, err := a.Tasks()
+	fine(err)
+	if !slices.ContainsFunc(tasks, func(t Task) bool {
+		return t.Pid == p.Pid && slices.Equal(t.Args, []string{"sleep", "1000"}) && t.UID == 0
+	}) {
+		t.Errorf("the process table of m1 is %+v", tasks)
+	}
 	fine(Within(10*time.Second, "its log is written", func() error {
 		if raw, err := os.ReadFile(log); err != nil || string(raw) != "asleep\n" {
 			return fmt.Errorf("it is %q, %w", raw, err)
@@ -69,6 +77,12 @@ func TestMachines(t *testing.T) {
 	do(a, "zfs", "create", PoolName+"/kept")
 	do(a, "sh", "-c", "echo kept >/var/lib/debvisor/agent/file && sync /var/lib/debvisor/agent/file")
 	boot := do(a, "cat", "/proc/sys/kernel/random/boot_id", "/etc/machine-id")
+	other, err := a.Start(Command{Name: "other", Args: []string{"sleep", "2000"}})
+	fine(err)
+	fine(Task{Pid: other.Pid, Args: []string{"sleep"}, within: a.Machine}.Kill())
+	if <-other.Done(); other.Err() == nil {
+		t.Error("a process that was killed ended well")
+	}
 	fine(a.PowerOff(t.Context()))
 	if <-p.Done(); a.On() || p.Alive() || p.Err() == nil || hears(t, b, a.Addr) {
 		t.Errorf("m1 is off: on %t, its process alive %t with %v", a.On(), p.Alive(), p.Err())
@@ -137,6 +151,9 @@ func TestMachineRunsGuestOnZvol(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("the guest ticks after %v", time.Since(begin))
+	if qemus, err := l.Machines[0].QEMUs(g.UUID); err != nil || len(qemus) != 1 || qemus[0].UID == 0 {
+		t.Errorf("its processes are %+v, %v", qemus, err)
+	}
 	h, err := g.History()
 	if err := errors.Join(err, h.Check(nil)); err != nil || len(h) == 0 {
 		t.Errorf("%d records: %v", len(h), err)

@@ -206,7 +206,7 @@ func (n *Node) On() bool {
 // Tasks returns the node's process table.
 func (n *Node) Tasks() ([]Task, error) {
 	if n.Machine != nil {
-		return nil, fmt.Errorf("%s is a machine: its processes are nobody else's", n.Name)
+		return n.tasksInMachine()
 	}
 	pidns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", n.first.Load()))
 	if err != nil {

@@ -163,7 +163,7 @@ func (p *Process) Stop(ctx context.Context) error {
 		return err
 	}
 	if p.remote != nil {
-		return p.standsStillInMachine(ctx)
+		return standsStillInMachine(ctx, p.within, p.Pid, p.Name)
 	}
 	return standsStill(ctx, p.Pid, p.Name)
 }

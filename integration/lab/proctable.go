@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/debvisor/debvisor/integration/machine"
 )
 
 // procStat is what the lab reads of /proc/<pid>/stat.
@@ -38,11 +40,12 @@ func statOf(pid int) (procStat, error) {
 
 // A Task is a line of the process table.
 type Task struct {
-	Pid  int // as the host numbers it
+	Pid  int // as the host numbers it, of a machine's as the machine does
 	UID  int // effective user
 	Args []string
 
-	start string // see procStat
+	start  string // see procStat
+	within *machine.Machine
 }
 
 // Kill ends the process by SIGKILL and waits until it is gone. One that has ended already is no error.
@@ -51,6 +54,9 @@ func (t Task) Kill() error {
 		return err
 	}
 	return Within(10*time.Second, t.Args[0]+" is gone", func() error {
+		if t.within != nil {
+			return t.goneInMachine()
+		}
 		if sameProcess(t.Pid, t.start) {
 			return errors.New("it is not")
 		}
@@ -63,6 +69,9 @@ func (t Task) Stop(ctx context.Context) error {
 	if err := t.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
+	if t.within != nil {
+		return standsStillInMachine(ctx, t.within, t.Pid, t.Args[0])
+	}
 	return standsStill(ctx, t.Pid, t.Args[0])
 }
 
@@ -70,6 +79,9 @@ func (t Task) Stop(ctx context.Context) error {
 func (t Task) Cont() error { return t.signal(syscall.SIGCONT) }
 
 func (t Task) signal(sig syscall.Signal) error {
+	if t.within != nil {
+		return t.signalInMachine(sig)
+	}
 	if !sameProcess(t.Pid, t.start) {
 		return nil
 	}
