@@ -245,7 +245,7 @@ func (g *giving) stream(ctx context.Context, b begin, token string, step *agentv
 		spec.From = g.right.GetSourceDataset() + step.GetFrom()
 	}
 	if b.Resumed {
-		spec.Token = token
+		spec = zfs.SendSpec{Token: token}
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -320,7 +320,7 @@ func (g *giving) parts(ctx context.Context, source io.Reader) (last []byte, n in
 			return last, n, nil, nil
 		}
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, 0, nil, err
+			return nil, 0, nil, sendError(err)
 		}
 		if last != nil {
 			if err := g.part(ctx, last, n); err != nil {

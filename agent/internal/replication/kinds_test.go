@@ -1,0 +1,242 @@
+package replication
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+)
+
+// TestFullAndIncrements: a copy is made, and brought up to date from a snapshot and
+// from a bookmark, for every sort of dataset.
+func TestFullAndIncrements(t *testing.T) {
+	for name, c := range map[string]struct{ volume, encrypted bool }{
+		"file system": {false, false}, "volume": {true, false}, "encrypted": {false, true}, "encrypted volume": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := newJob(t, "dst", c.volume, c.encrypted).agents()
+			j.write(8, "1")
+			j.snapshot("s1")
+			out := j.must(j.steps("", "s1"))
+			if out.GetBytes() < 8<<20 || out.GetCursor().GetName() != "s1" {
+				t.Errorf("outcome %v", out)
+			}
+			j.atRest("s1")
+			j.write(2, "22")
+			j.snapshot("s2")
+			j.must(j.steps("s1", "s2"))
+			j.atRest("s2")
+			j.write(1, "333")
+			j.snapshot("s3")
+			mark := fmt.Sprintf("#debvisor-%s-%x", j.id, guid(t, j.source+"@s2"))
+			steps := j.steps(mark, "s3")
+			release(j.source)
+			sh(t, "zfs", "destroy", j.source+"@s2")
+			j.must(steps)
+			j.atRest("s3")
+		})
+	}
+}
+
+// TestManySteps: 65 snapshots in between are all there afterwards.
+func TestManySteps(t *testing.T) {
+	j := newJob(t, "dst", false, false).agents()
+	names := []string{""}
+	for i := range 66 {
+		name := fmt.Sprintf("s%02d", i)
+		sh(t, "sh", "-c", "echo "+name+" > /mnt/"+j.source+"/file")
+		j.snapshot(name)
+		names = append(names, name)
+	}
+	j.must(j.steps(names...))
+	j.atRest("s65")
+	for _, name := range names[1:] {
+		if guid(t, j.source+"@"+name) != guid(t, j.target+"@"+name) {
+			t.Errorf("@%s differs", name)
+		}
+	}
+}
+
+// TestEveryPoint kills one of the agents with SIGKILL at every step: the run goes on
+// by itself.
+func TestEveryPoint(t *testing.T) {
+	points := []string{
+		pointSendHold, pointSendHeld, pointSendBegin, pointSendStream, pointSendLast, pointSendStreamed, pointSendWhole,
+		pointSendBookmark, pointSendMarked, pointSendReleasing, pointSendSettled, pointSendDone,
+		pointReceiveListen, pointReceiveBegin, pointReceiveStream, pointReceiveWhole, pointReceiveChecked, pointReceiveHold,
+		pointReceiveHeld, pointReceiveReleasing, pointReceiveReleased,
+	}
+	for _, point := range points {
+		for _, full := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/full=%t", point, full), func(t *testing.T) {
+				j := newJob(t, "dst", false, false).agents()
+				names := []string{""}
+				if !full {
+					j.write(1, "0")
+					j.snapshot("s0")
+					j.must(j.steps("", "s0"))
+					names = []string{"s0"}
+				}
+				j.write(4, "1")
+				j.snapshot("s1")
+				j.write(4, "22")
+				j.snapshot("s2")
+				j.dieAt(point, full)
+				j.must(j.steps(append(names, "s1", "s2")...))
+				j.same("s1")
+				j.atRest("s2")
+				if j.from.deaths()+j.to.deaths() == 0 {
+					t.Error("nobody died")
+				}
+			})
+		}
+	}
+}
+
+// dieAt has the agent of that failpoint killed there, by a restart with that order.
+func (j *job) dieAt(point string, second bool) {
+	a := j.from
+	if point[:len("replicationReceive")] == "replicationReceive" {
+		a = j.to
+	}
+	a.mu.Lock()
+	a.nextDieAt = point
+	if second && slices.Contains([]string{pointSendStream, pointReceiveStream}, point) {
+		a.cfg.DieAfter = 2
+	}
+	a.mu.Unlock()
+	before := a.deaths()
+	a.kill()
+	j.until("the restart", func() bool { return a.deaths() > before })
+}
+
+// TestOneRequestOneSnapshot: the same operation twice is one set of snapshots, also
+// when the agent died right after it was taken.
+func TestOneRequestOneSnapshot(t *testing.T) {
+	for _, point := range []string{"", pointSnapshotBefore, pointSnapshotTaken} {
+		j := newJob(t, "dst", false, false)
+		a := startAgent(t, "a", 18000+20*int(numbers.Add(1)), func(c *agentConfig) { c.DieAt = point })
+		task := &agentv1.Task{Id: "op-" + j.id + "/1/zfs-snapshot", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotCreate{ZfsSnapshotCreate: &agentv1.ZfsSnapshotCreate{
+				Datasets: []string{j.source}, Name: "dv-1", Operation: "op-" + j.id, Label: "nightly", Set: "set-1",
+			}}}}
+		for attempt := range 2 {
+			task.Id = fmt.Sprintf("op-%s/%d/zfs-snapshot", j.id, attempt)
+			out := a.outcome(task)
+			if out.GetErrorCode() != "" || len(out.GetZfs().GetMade()) != 1 || out.GetZfs().GetMade()[0].GetGuid() != guid(t, j.source+"@dv-1") {
+				t.Errorf("%q: %v", point, out)
+			}
+		}
+		if got := sh(t, "zfs", "get", "-H", "-o", "value", "org.debvisor:label,org.debvisor:set,org.debvisor:operation", j.source+"@dv-1"); got != "nightly\nset-1\nop-"+j.id {
+			t.Errorf("properties %q", got)
+		}
+		task.Id = fmt.Sprintf("op-%s/9/zfs-snapshot", j.id)
+		task.GetSpec().GetZfsSnapshotCreate().Operation = "another"
+		if out := a.outcome(task); out.GetErrorCode() != "SNAPSHOT_EXISTS" {
+			t.Errorf("another's: %v", out)
+		}
+	}
+}
+
+// TestDestroy: what is gone is done; what is held, or is another, stays.
+func TestDestroy(t *testing.T) {
+	j := newJob(t, "dst", false, false)
+	a := startAgent(t, "a", 18000+20*int(numbers.Add(1)), func(c *agentConfig) { c.DieAt = pointDestroyBatch })
+	spec := &agentv1.ZfsSnapshotDestroy{}
+	for _, name := range []string{"a", "b", "held", "other"} {
+		j.snapshot(name)
+		spec.Snapshots = append(spec.Snapshots, &agentv1.ZfsSnapshotID{Dataset: j.source, Name: name, Guid: guid(t, j.source+"@"+name)})
+	}
+	spec.Snapshots[3].Guid++
+	sh(t, "zfs", "destroy", j.source+"@b")
+	sh(t, "zfs", "hold", "mine", j.source+"@held")
+	out := a.outcome(&agentv1.Task{Id: "op-" + j.id + "/1/zfs-destroy", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+		Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotDestroy{ZfsSnapshotDestroy: spec}}})
+	if out.GetErrorCode() != "" || out.GetZfs().GetDestroyed() != 2 || len(out.GetZfs().GetKept()) != 2 {
+		t.Fatalf("%v", out)
+	}
+	for i, code := range []string{"SNAPSHOT_HELD", "DATASET_CHANGED"} {
+		if k := out.GetZfs().GetKept()[i]; k.GetCode() != code {
+			t.Errorf("%v; want %s", k, code)
+		}
+	}
+}
+
+// TestRelease takes all away that a job keeps.
+func TestRelease(t *testing.T) {
+	j := newJob(t, "dst", false, false).agents()
+	j.write(1, "1")
+	j.snapshot("s1")
+	j.must(j.steps("", "s1"))
+	for _, target := range []bool{false, true} {
+		a, dataset := j.from, j.source
+		if target {
+			a, dataset = j.to, j.target
+		}
+		out := a.outcome(&agentv1.Task{Id: fmt.Sprintf("op-%s/1/replication-release", j.id+dataset), Resource: "replication/" + dataset, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ReplicationRelease{ReplicationRelease: &agentv1.ReplicationRelease{JobId: j.id, Dataset: dataset, Target: target}}}})
+		if got := holds(t, dataset); out.GetErrorCode() != "" || len(got) > 0 {
+			t.Errorf("%v; holds %v", out, got)
+		}
+	}
+	if marks := sh(t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source); marks != "" {
+		t.Errorf("bookmarks %s", marks)
+	}
+	if got := sh(t, "zfs", "get", "-H", "-o", "value", "readonly,org.debvisor:job", j.target); got != "off\n-" {
+		t.Errorf("the copy: %q", got)
+	}
+}
+
+// TestCancelled: a first copy that is cancelled leaves nothing, an increment leaves
+// the former cursor.
+func TestCancelled(t *testing.T) {
+	for _, full := range []bool{true, false} {
+		j := newJob(t, "dst", false, false).agents()
+		from := ""
+		if !full {
+			j.write(1, "0")
+			j.snapshot("s0")
+			j.must(j.steps("", "s0"))
+			from = "s0"
+		}
+		j.write(16, "1")
+		j.snapshot("s1")
+		j.mib = 1
+		receive, send := j.tasks(j.steps(from, "s1"))
+		j.begin(receive, send)
+		j.from.await(send, "progress", func(r *agentv1.TaskReport) bool { return r.GetProgress().GetReplicateSend().GetBytesDone() > 1<<20 })
+		j.from.say("cancel %s", send.GetId())
+		j.to.say("cancel %s", receive.GetId())
+		for _, out := range []*agentv1.TaskOutcome{j.from.outcome(send), j.to.outcome(receive)} {
+			if out.GetErrorCode() != "CANCELLED" {
+				t.Errorf("%v", out)
+			}
+		}
+		j.nothingPartial()
+		if !full {
+			j.atRest("s0")
+			continue
+		}
+		if got := holds(t, j.source); len(got) > 0 {
+			t.Errorf("holds %v", got)
+		}
+		if got := try("zfs", "list", j.target); got == "" || got[:6] != "cannot" {
+			t.Errorf("the target is there: %s", got)
+		}
+	}
+}
+
+// TestPace: a limit is kept.
+func TestPace(t *testing.T) {
+	j := newJob(t, "dst", false, false).agents()
+	j.write(8, "1")
+	j.snapshot("s1")
+	j.mib = 2
+	began := time.Now()
+	j.must(j.steps("", "s1"))
+	if took := time.Since(began); took < 3500*time.Millisecond {
+		t.Errorf("8 MiB at 2 MiB/s took %s", took)
+	}
+}
