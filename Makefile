@@ -46,7 +46,7 @@ test: unit e2e ## Every test
 demo: build ## The main job: three replicas, two hypervisors, one live migration
 	go run ./integration/lab/cmd/lab demo --bin bin
 
-bench: build ## docs/benchmarks.md and build/bench.json, from what is measured
+bench: build machines ## docs/benchmarks.md and build/bench.json, from what is measured
 	go run ./integration/bench --bin bin
 
 N ?= 5
@@ -59,8 +59,9 @@ FUZZTIME ?= 30s
 fuzz: deps ## Every fuzz target for FUZZTIME each
 	@.ci/fuzz $(FUZZTIME)
 
-lab: build ## Keeps a lab up to play with
-	go run ./integration/lab/cmd/lab up --bin bin
+MACHINES ?= 0
+lab: build ## Keeps a lab up to play with; MACHINES=2 gives it two nodes with a ZFS pool each
+	go run ./integration/lab/cmd/lab up --bin bin --machines $(MACHINES)
 
 lab-down: ## Ends it
 	go run ./integration/lab/cmd/lab down

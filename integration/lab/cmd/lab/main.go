@@ -29,6 +29,7 @@ type settings struct {
 	base     string
 	replicas int
 	nodes    int
+	machines int
 }
 
 func main() {
@@ -48,6 +49,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&s.base, "base", lab.DefaultBase, "where the lab's directory is made")
 	flags.IntVar(&s.replicas, "replicas", 3, "replicas of debvisor-rpcd; 0: hypervisors only (up)")
 	flags.IntVar(&s.nodes, "nodes", 2, "hypervisors (up)")
+	flags.IntVar(&s.machines, "machines", 0, "hosts with a kernel and a ZFS pool of their own (up); the first one ever takes 10 minutes")
 	flags.Usage = func() {
 		_, _ = fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
@@ -82,7 +84,7 @@ func say(format string, args ...any) {
 
 // options are those of a lab for people.
 func (s settings) options(kind string) lab.Options {
-	return lab.Options{Replicas: s.replicas, Nodes: s.nodes, Bin: s.bin, Base: s.base, Kind: kind, Log: func(format string, args ...any) {
+	return lab.Options{Replicas: s.replicas, Nodes: s.nodes, Machines: s.machines, MachineLibvirt: true, Bin: s.bin, Base: s.base, Kind: kind, Log: func(format string, args ...any) {
 		say("  "+format, args...)
 	}}
 }

@@ -23,7 +23,7 @@ const readyLine = "ready"
 // up starts this program again as the lab's holder, passes on what it says until the lab is ready, and leaves it.
 func up(ctx context.Context, s settings) error {
 	holder := exec.CommandContext(ctx, "/proc/self/exe", "hold", "--bin", s.bin, "--base", s.base,
-		"--replicas", fmt.Sprint(s.replicas), "--nodes", fmt.Sprint(s.nodes))
+		"--replicas", fmt.Sprint(s.replicas), "--nodes", fmt.Sprint(s.nodes), "--machines", fmt.Sprint(s.machines))
 	holder.Cancel = func() error { return holder.Process.Signal(syscall.SIGTERM) }
 	holder.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	holder.Stderr = os.Stderr
@@ -46,7 +46,7 @@ func up(ctx context.Context, s settings) error {
 
 // hold owns a lab until it is told to end.
 func hold(ctx context.Context, s settings) error {
-	say("bringing up %d replicas and %d hypervisors", s.replicas, s.nodes)
+	say("bringing up %d replicas, %d hypervisors and %d machines", s.replicas, s.nodes, s.machines)
 	l, err := lab.New(ctx, s.options(kindUp))
 	if err != nil {
 		return err
