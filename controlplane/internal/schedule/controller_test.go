@@ -246,6 +246,7 @@ func TestAfterHoursWithoutALeaderItRunsOnce(t *testing.T) {
 	if !run.GetLastDue().AsTime().Equal(noon.Add(5*time.Hour)) || run.GetFired() != 1 || run.GetSkipped() != 29 || !strings.Contains(run.GetLastSkip(), "29 times while nobody led") {
 		t.Errorf("%v", run)
 	}
+	b.await("the end of its operation", func(s *cluster.Snapshot) bool { return len(s.ActiveOperations()) == 0 })
 	b.pass(9 * time.Minute)
 	run = b.retention("the next", func(run *storev1.StoragePolicyRun) bool { return run.GetFired() > 1 })
 	if s := b.view.Current(); count(s, PruneKind) != 2 || !run.GetLastDue().AsTime().Equal(noon.Add(5*time.Hour+10*time.Minute)) {
