@@ -12,7 +12,7 @@ import (
 // build makes what has to be compiled, or finds it in the cache, and puts the guest's kernel and initramfs where all nodes see
 // them.
 func (l *Lab) build(ctx context.Context) error {
-	if l.opts.Nodes == 0 && !l.opts.MachineLibvirt {
+	if l.opts.Nodes == 0 && (l.opts.Machines == 0 || !l.opts.MachineLibvirt) {
 		return nil
 	}
 	cache, err := l.cache()
