@@ -176,11 +176,12 @@ func firstLine(stderr string) string {
 	return shortened(strings.TrimPrefix(strings.TrimSpace(line), "warning: "))
 }
 
-// quoted is the name that a message speaks of.
+// quoted is the name that a message speaks of first; the apostrophe of "it's" begins
+// none.
 func quoted(message string) string {
-	_, rest, _ := strings.Cut(message, "'")
+	before, rest, _ := strings.Cut(message, "'")
 	name, _, closed := strings.Cut(rest, "'")
-	if _, err := ParseName(name); closed && err == nil {
+	if _, err := ParseName(name); closed && err == nil && strings.HasSuffix(before, " ") {
 		return name
 	}
 	return ""

@@ -134,6 +134,16 @@ func (r *running) wait() error {
 	return err
 }
 
+// failed is how the process ended, nil where it has not or ended well.
+func (r *running) failed() error {
+	select {
+	case <-r.done:
+		return r.err
+	default:
+		return nil
+	}
+}
+
 // output runs a command and gives what it prints.
 func (z *ZFS) output(ctx context.Context, c command) (string, error) {
 	out := limited{left: maxOutput}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 
@@ -154,21 +155,18 @@ func (s *sending) Read(p []byte) (int, error) {
 func (s *sending) Close() error {
 	s.closed.Do(func() {
 		_ = s.from.Close()
-		select {
-		case <-s.done:
-			s.err = s.wait()
-		default:
-			s.err = s.end()
-		}
+		s.err = s.end()
 	})
 	return s.err
 }
 
-// end kills the command and waits; being killed is no error of its own.
+// end kills the command and waits. That it died of a signal, ours or that of the
+// pipe which nobody reads, is no error of its own.
 func (r *running) end() error {
-	killed := r.kill() == nil
+	_ = r.kill()
 	err := r.wait()
-	if killed && r.stderr.Len() == 0 && r.why() == nil {
+	var exit *exec.ExitError
+	if errors.As(r.failed(), &exit) && !exit.Exited() && r.why() == nil {
 		return nil
 	}
 	return err

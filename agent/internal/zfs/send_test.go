@@ -1,0 +1,453 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/debvisor/debvisor/shared/errdefs"
+)
+
+// transfer sends to a dataset, of the stream at most so many bytes (0: all). It
+// gives what Finish does.
+func transfer(t *testing.T, z *ZFS, s SendSpec, r ReceiveSpec, most int64) error {
+	t.Helper()
+	from, err := z.Send(t.Context(), s)
+	fine(t, err)
+	to, err := z.Receive(t.Context(), r)
+	fine(t, err)
+	var stream io.Reader = from
+	if most > 0 {
+		stream = io.LimitReader(from, most)
+	}
+	_, copied := io.Copy(to, stream)
+	finished := to.Finish()
+	if err := from.Close(); err != nil {
+		t.Errorf("sending %+v: %v", s, err)
+	}
+	if copied != nil {
+		return copied
+	}
+	return finished
+}
+
+// same demands that two snapshots have one guid and the same content.
+func same(t *testing.T, a, b string) {
+	t.Helper()
+	if guidOf(t, a) != guidOf(t, b) {
+		t.Errorf("%s is not %s", b, a)
+	}
+	if sum(t, a) != sum(t, b) {
+		t.Errorf("%s and %s have not the same content", a, b)
+	}
+}
+
+// sum is a checksum of the files of a snapshot.
+func sum(t *testing.T, snapshot string) string {
+	t.Helper()
+	dir := t.TempDir()
+	raw(t, "mount", "-t", "zfs", "-o", "ro", snapshot, dir)
+	defer func() { raw(t, "umount", dir) }()
+	return raw(t, "sh", "-c", "cd "+dir+" && sha256sum *")
+}
+
+// token is what a dataset that was cut off can be resumed with.
+func token(t *testing.T, dataset string) string {
+	t.Helper()
+	return raw(t, "zfs", "get", "-Hpo", "value", "receive_resume_token", dataset)
+}
+
+func TestSendAndReceive(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	src, dst := dataset+"/src", dataset+"/dst"
+	raw(t, "zfs", "create", "-o", "mountpoint="+t.TempDir(), src)
+	noise(t, src, "a", 8, 1)
+	raw(t, "zfs", "snapshot", src+"@1")
+	into := ReceiveSpec{
+		Dataset: dst, Resumable: true, Unmounted: true, Exclude: []string{"mountpoint"},
+		Properties: map[string]string{"readonly": "on", PropertyJob: "job 1"},
+	}
+	fast := SendSpec{To: src + "@1", Compressed: true, LargeBlocks: true, Embedded: true}
+	size, err := z.EstimateSend(ctx, fast)
+	if err != nil || size < 8<<20 || size > 9<<20 {
+		t.Errorf("estimated %d, %v", size, err)
+	}
+	fine(t, transfer(t, z, fast, into, 0))
+	same(t, src+"@1", dst+"@1")
+	found, err := z.Get(ctx, dst, "readonly", PropertyJob, "mounted")
+	if err != nil || found["readonly"] != (Property{"on", "local"}) || found[PropertyJob].Value != "job 1" || found["mounted"].Value != "no" {
+		t.Errorf("received as %+v, %v", found, err)
+	}
+
+	// From a bookmark, the snapshot gone, and by another name.
+	fine(t, z.Bookmark(ctx, src+"@1", src+"#1"))
+	if _, err := z.DestroySnapshot(ctx, ref(t, src+"@1")); err != nil {
+		t.Fatal(err)
+	}
+	noise(t, src, "b", 3, 2)
+	raw(t, "zfs", "snapshot", src+"@2")
+	step := SendSpec{From: src + "#1", To: src + "@2", Compressed: true}
+	if size, err := z.EstimateSend(ctx, step); err != nil || size < 3<<20 || size > 4<<20 {
+		t.Errorf("estimated %d, %v", size, err)
+	}
+	named := into
+	named.Snapshot = "planned"
+	fine(t, transfer(t, z, step, named, 0))
+	same(t, src+"@2", dst+"@planned")
+
+	// What is refused.
+	refused(t, transfer(t, z, SendSpec{To: src + "@2"}, into, 0), errdefs.AlreadyExists, CodeDatasetExists, dst)
+	// What is there already is passed over.
+	fine(t, transfer(t, z, step, into, 0))
+	if exists(t, dst+"@2") || guidOf(t, dst+"@planned") != guidOf(t, src+"@2") {
+		t.Error("received twice")
+	}
+	refused(t, transfer(t, z, step, ReceiveSpec{Dataset: dataset + "/new"}, 0), errdefs.FailedPrecondition, CodeDestinationModified, dataset+"/new")
+	noise(t, src, "c", 1, 3)
+	raw(t, "zfs", "snapshot", src+"@3")
+	raw(t, "zfs", "snapshot", dst+"@own")
+	step = SendSpec{From: src + "@2", To: src + "@3"}
+	refused(t, transfer(t, z, step, into, 0), errdefs.FailedPrecondition, CodeDestinationModified, dst)
+	fine(t, func() error { _, err := z.DestroySnapshot(ctx, ref(t, dst+"@own")); return err }())
+	fine(t, transfer(t, z, step, into, 0))
+	same(t, src+"@3", dst+"@3")
+
+	for name, c := range map[string]struct {
+		spec SendSpec
+		kind errdefs.Kind
+		code string
+	}{
+		"no snapshot":        {SendSpec{To: src + "@none"}, errdefs.NotFound, CodeDatasetNotFound},
+		"no bookmark":        {SendSpec{From: src + "#none", To: src + "@3"}, errdefs.NotFound, CodeDatasetNotFound},
+		"backwards":          {SendSpec{From: src + "@3", To: src + "@2"}, errdefs.FailedPrecondition, CodeNotEarlier},
+		"from another":       {SendSpec{From: dst + "@planned", To: src + "@3"}, errdefs.FailedPrecondition, CodeNotEarlier},
+		"no dataset":         {SendSpec{To: dataset + "/none@3"}, errdefs.NotFound, CodeDatasetNotFound},
+	} {
+		stream, err := z.Send(ctx, c.spec)
+		fine(t, err)
+		n, err := io.Copy(io.Discard, stream)
+		refused(t, err, c.kind, c.code, dataset)
+		if closed := stream.Close(); n != 0 || closed == nil {
+			t.Errorf("%s: %d bytes, closed with %v", name, n, closed)
+		}
+		refused(t, second(z.EstimateSend(ctx, c.spec)), c.kind, c.code, dataset)
+	}
+}
+
+func TestResume(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	src, dst := dataset+"/src", dataset+"/dst"
+	raw(t, "zfs", "create", "-o", "mountpoint="+t.TempDir(), src)
+	noise(t, src, "a", 4, 1)
+	raw(t, "zfs", "snapshot", src+"@1")
+	noise(t, src, "a", 12, 2)
+	raw(t, "zfs", "snapshot", src+"@2")
+	into := ReceiveSpec{Dataset: dst, Resumable: true, Unmounted: true, Snapshot: "as planned"}
+	fine(t, transfer(t, z, SendSpec{To: src + "@1"}, ReceiveSpec{Dataset: dst, Unmounted: true}, 0))
+
+	fine(t, z.Bookmark(ctx, src+"@1", src+"#1"))
+	from := guidOf(t, src+"@1")
+	raw(t, "zfs", "destroy", src+"@1")
+	step := SendSpec{From: src + "#1", To: src + "@2", Compressed: true, LargeBlocks: true, Embedded: true}
+	refused(t, transfer(t, z, step, into, 6<<20), errdefs.Unavailable, CodeStreamBroken, dst)
+	refused(t, transfer(t, z, step, into, 0), errdefs.FailedPrecondition, CodePartialReceive, dst)
+
+	first := token(t, dst)
+	said, err := z.DecodeToken(ctx, first)
+	fine(t, err)
+	if said.Name != src+"@2" || said.ToGUID != guidOf(t, src+"@2") || said.FromGUID != from || said.Bytes < 4<<20 || said.Bytes > 6<<20 ||
+		said.Raw || !said.Compressed || !said.Embedded {
+		t.Errorf("the token says %+v", said)
+	}
+	if left, err := z.EstimateSend(ctx, SendSpec{Token: first}); err != nil || left < 5<<20 || left > 9<<20 {
+		t.Errorf("left: %d, %v", left, err)
+	}
+	all, err := z.Datasets(ctx, dst)
+	if err != nil || all[0].ResumeToken != first {
+		t.Errorf("listed: %+v, %v", all, err)
+	}
+	// Once more cut, and then to its end; the last bytes of a step are lost with it.
+	refused(t, transfer(t, z, SendSpec{Token: first}, into, 3<<20), errdefs.Unavailable, CodeStreamBroken, dst)
+	if again := token(t, dst); again == first {
+		t.Error("nothing was kept of the second part")
+	}
+	fine(t, transfer(t, z, SendSpec{Token: token(t, dst)}, into, 0))
+	same(t, src+"@2", dst+"@as planned")
+	if token(t, dst) != "-" {
+		t.Error("there is a token still")
+	}
+}
+
+func TestDeadToken(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	src, dst := dataset+"/src", dataset+"/dst"
+	raw(t, "zfs", "create", "-o", "mountpoint="+t.TempDir(), src)
+	noise(t, src, "a", 8, 1)
+	raw(t, "zfs", "snapshot", src+"@1")
+	into := ReceiveSpec{Dataset: dst, Resumable: true, Unmounted: true}
+	refused(t, transfer(t, z, SendSpec{To: src + "@1"}, into, 4<<20), errdefs.Unavailable, CodeStreamBroken, dst)
+	dead := token(t, dst)
+	guid := guidOf(t, src+"@1")
+	raw(t, "zfs", "destroy", src+"@1")
+	raw(t, "zfs", "snapshot", src+"@1") // another of the same name
+
+	said, err := z.DecodeToken(ctx, dead)
+	if err != nil || said.Name != src+"@1" || said.ToGUID != guid || said.FromGUID != 0 {
+		t.Errorf("the token says %+v, %v", said, err)
+	}
+	refused(t, second(z.EstimateSend(ctx, SendSpec{Token: dead})), errdefs.FailedPrecondition, CodeTokenDead, "")
+	stream, err := z.Send(ctx, SendSpec{Token: dead})
+	fine(t, err)
+	_, err = io.Copy(io.Discard, stream)
+	refused(t, err, errdefs.FailedPrecondition, CodeTokenDead, "")
+	_ = stream.Close()
+	damaged := strings.Replace(dead, "789c", "789d", 1)
+	refused(t, second(z.DecodeToken(ctx, damaged)), errdefs.FailedPrecondition, CodeTokenDead, "")
+	refused(t, second(z.EstimateSend(ctx, SendSpec{Token: damaged})), errdefs.FailedPrecondition, CodeTokenDead, "")
+
+	// The way out.
+	refused(t, transfer(t, z, SendSpec{To: src + "@1"}, into, 0), errdefs.AlreadyExists, CodeDatasetExists, dst)
+	fine(t, z.AbortReceive(ctx, dst))
+	if exists(t, dst) {
+		t.Error("what was received in part is there")
+	}
+	fine(t, z.AbortReceive(ctx, dst))
+	fine(t, transfer(t, z, SendSpec{To: src + "@1"}, into, 0))
+	fine(t, z.AbortReceive(ctx, dst))
+	same(t, src+"@1", dst+"@1")
+
+	// An increment whose beginning is gone.
+	noise(t, src, "a", 8, 2)
+	raw(t, "zfs", "snapshot", src+"@2")
+	step := SendSpec{From: src + "@1", To: src + "@2"}
+	refused(t, transfer(t, z, step, into, 4<<20), errdefs.Unavailable, CodeStreamBroken, dst)
+	raw(t, "zfs", "destroy", src+"@1")
+	refused(t, second(z.EstimateSend(ctx, SendSpec{Token: token(t, dst)})), errdefs.FailedPrecondition, CodeTokenDead, "")
+	fine(t, z.AbortReceive(ctx, dst))
+	if !exists(t, dst+"@1") || token(t, dst) != "-" {
+		t.Error("more than the part was discarded")
+	}
+}
+
+func TestTokensThatLie(t *testing.T) {
+	const good = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x760000\n\tbytes = 0x785520\n\ttoguid = 0xc3cc939d71c233d8\n\ttoname = tank/a/m@1\n\tembedok = 1\n\tcompressok = 1\n\trawok = 1\nfull\ttank/a/m@1\t13135952\nsize\t13135952\n"
+	want := Token{Name: "tank/a/m@1", ToGUID: 0xc3cc939d71c233d8, Bytes: 0x785520, Compressed: true, Embedded: true, Raw: true}
+	if said, ok := parseToken(good); !ok || said != want {
+		t.Errorf("%+v, %v", said, ok)
+	}
+	for _, lie := range [][2]string{
+		{"tank/a/m@1\n", "tank/a\n"}, {"tank/a/m@1\n", "tank/../m@1\n"}, {"tank/a/m@1\n", "\n"}, {"tank/a/m@1\n", "tank/a@1\n\ttoguid = 0x1\n"},
+		{"toguid = 0xc3cc939d71c233d8", "toguid = 0"}, {"toguid = 0xc3cc939d71c233d8", "toguid = 0xc3cc939d71c233d8ff"}, {"\ttoname = tank/a/m@1\n", ""},
+	} {
+		if said, ok := parseToken(strings.Replace(good, lie[0], lie[1], 1)); ok {
+			t.Errorf("with %q: %+v", lie[1], said)
+		}
+	}
+}
+
+// TestBrokenStreams receives what is no stream, one with zeros in it, one too
+// short, and one that goes on behind its end.
+func TestBrokenStreams(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	noise(t, dataset, "a", 4, 1)
+	raw(t, "zfs", "snapshot", dataset+"@1")
+	from, err := z.Send(ctx, SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	whole, err := io.ReadAll(from)
+	fine(t, err)
+	fine(t, from.Close())
+	receive := func(name string, resumable bool, content []byte) error {
+		to, err := z.Receive(ctx, ReceiveSpec{Dataset: dataset + "/" + name, Resumable: resumable, Unmounted: true})
+		fine(t, err)
+		for len(content) > 0 {
+			n := min(len(content), 100000)
+			if _, err := to.Write(content[:n]); err != nil {
+				return err
+			}
+			content = content[n:]
+		}
+		return to.Finish()
+	}
+	zeros := bytes.Clone(whole)
+	clear(zeros[2<<20 : 2<<20+1024])
+	for name, content := range map[string][]byte{
+		"nothing": nil, "text": []byte("no stream\n"), "long": bytes.Repeat([]byte("text"), 1<<20), "zeros": zeros, "short": whole[:len(whole)-100], "half": whole[:len(whole)/2],
+	} {
+		for _, resumable := range []bool{false, true} {
+			refused(t, receive(name, resumable, content), errdefs.Unavailable, CodeStreamBroken, dataset+"/"+name)
+			if exists(t, dataset+"/"+name+"@1") {
+				t.Errorf("%s made a snapshot", name)
+			}
+			fine(t, z.AbortReceive(ctx, dataset+"/"+name))
+			if exists(t, dataset+"/"+name) {
+				t.Errorf("%s left something", name)
+			}
+		}
+	}
+	refused(t, receive("more", true, append(bytes.Clone(whole), make([]byte, 4<<20)...)), errdefs.Unavailable, CodeStreamBroken, dataset+"/more")
+	same(t, dataset+"@1", dataset+"/more@1")
+}
+
+func TestRawEncrypted(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	key := t.TempDir() + "/key"
+	raw(t, "sh", "-c", "echo correct horse >"+key)
+	src, dst := dataset+"/src", dataset+"/dst"
+	raw(t, "zfs", "create", "-o", "encryption=on", "-o", "keyformat=passphrase", "-o", "keylocation=file://"+key, "-o", "mountpoint="+t.TempDir(), src)
+	noise(t, src, "a", 4, 1)
+	raw(t, "zfs", "snapshot", src+"@1")
+	before := sum(t, src+"@1")
+	raw(t, "zfs", "unmount", src)
+	raw(t, "zfs", "unload-key", src)
+	stream, err := z.Send(ctx, SendSpec{To: src + "@1"})
+	fine(t, err)
+	_, err = io.Copy(io.Discard, stream)
+	refused(t, err, errdefs.FailedPrecondition, CodeKeyNotLoaded, src)
+	_ = stream.Close()
+	refused(t, z.Create(ctx, CreateSpec{Name: src + "/below"}), errdefs.FailedPrecondition, CodeKeyNotLoaded, src)
+
+	into := ReceiveSpec{Dataset: dst, Resumable: true, Unmounted: true}
+	refused(t, transfer(t, z, SendSpec{To: src + "@1", Raw: true}, into, 2<<20), errdefs.Unavailable, CodeStreamBroken, dst)
+	if said, err := z.DecodeToken(ctx, token(t, dst)); err != nil || !said.Raw {
+		t.Errorf("the token says %+v, %v", said, err)
+	}
+	fine(t, transfer(t, z, SendSpec{Token: token(t, dst)}, into, 0))
+	all, err := z.Datasets(ctx, src, dst)
+	fine(t, err)
+	for _, d := range all {
+		if !d.Encrypted() || d.KeyLoaded || d.EncryptionRoot != d.Name {
+			t.Errorf("%+v", d)
+		}
+	}
+	raw(t, "zfs", "load-key", "-L", "file://"+key, dst)
+	if after := sum(t, dst+"@1"); after != before || before == "" {
+		t.Error("the content is another")
+	}
+
+	// A version that corrupts refuses before anything is read.
+	z.probed = &Capabilities{EncryptedSendUnsafe: unsafeToSend("2.4.3")}
+	refused(t, second(z.Send(ctx, SendSpec{To: src + "@1", Raw: true})), errdefs.FailedPrecondition, CodeEncryptedSendUnsafe, src)
+	raw(t, "zfs", "snapshot", dataset+"@plain")
+	plain, err := z.Send(ctx, SendSpec{To: dataset + "@plain"})
+	fine(t, err)
+	fine(t, plain.Close())
+}
+
+// TestCancel ends what is in the middle of its work, and finds nobody at work.
+func TestCancel(t *testing.T) {
+	z, dataset := room(t)
+	noise(t, dataset, "a", 12, 1)
+	raw(t, "zfs", "snapshot", dataset+"@1")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	from, err := z.Send(ctx, SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	if room, err := unix.FcntlInt(from.(*sending).from.Fd(), unix.F_GETPIPE_SZ, 0); err != nil || room != pipeSize {
+		t.Errorf("the pipe has room for %d, %v", room, err)
+	}
+	unix.SetNonblock(int(from.(*sending).from.Fd()), true) //nolint:errcheck // Fd has made it wait; a read ends either way
+	_, err = io.CopyN(io.Discard, from, 2<<20)
+	fine(t, err)
+	cancel()
+	if _, err := io.Copy(io.Discard, from); !errors.Is(err, context.Canceled) {
+		t.Errorf("reading on: %v", err)
+	}
+	if err := from.Close(); !errors.Is(err, context.Canceled) {
+		t.Errorf("closing: %v", err)
+	}
+	nobodyAbout(t, dataset)
+
+	// A reader that has enough.
+	from, err = z.Send(t.Context(), SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	part := make([]byte, 6<<20)
+	_, err = io.ReadFull(from, part)
+	fine(t, err)
+	fine(t, from.Close())
+	fine(t, from.Close())
+	nobodyAbout(t, dataset)
+
+	for name, end := range map[string]func(*Receiver, context.CancelFunc) error{
+		"cancelled": func(to *Receiver, cancel context.CancelFunc) error { cancel(); return to.Finish() },
+		"aborted":   func(to *Receiver, _ context.CancelFunc) error { to.Abort(); to.Abort(); return nil },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		to, err := z.Receive(ctx, ReceiveSpec{Dataset: dataset + "/" + name, Resumable: true, Unmounted: true})
+		fine(t, err)
+		_, err = to.Write(part)
+		fine(t, err)
+		if err := end(to, cancel); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := to.Write(part); err == nil {
+			t.Errorf("%s: writes on", name)
+		}
+		nobodyAbout(t, dataset)
+		if exists(t, dataset+"/"+name+"@1") {
+			t.Errorf("%s: a snapshot is there", name)
+		}
+		fine(t, z.AbortReceive(t.Context(), dataset+"/"+name))
+	}
+	nobodyAbout(t, dataset)
+}
+
+// TestBusyReceive: what is being received is left alone.
+func TestBusyReceive(t *testing.T) {
+	z, dataset := room(t)
+	ctx := t.Context()
+	noise(t, dataset, "a", 4, 1)
+	raw(t, "zfs", "snapshot", dataset+"@1")
+	from, err := z.Send(ctx, SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	whole, err := io.ReadAll(from)
+	fine(t, err)
+	fine(t, from.Close())
+	dst := dataset + "/dst"
+	to, err := z.Receive(ctx, ReceiveSpec{Dataset: dst, Resumable: true, Unmounted: true})
+	fine(t, err)
+	_, err = to.Write(whole[:3<<20])
+	fine(t, err)
+	for deadline := time.Now().Add(20 * time.Second); !exists(t, dst) || token(t, dst) == "-"; {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not begin")
+		}
+	}
+	refused(t, z.AbortReceive(ctx, dst), errdefs.Unavailable, CodeDatasetBusy, dst)
+	refused(t, second(z.DestroyDataset(ctx, dst, guidOf(t, dst))), errdefs.Unavailable, CodeDatasetBusy, dst)
+	_, err = to.Write(whole[3<<20:])
+	fine(t, err)
+	fine(t, to.Finish())
+	same(t, dataset+"@1", dst+"@1")
+}
+
+// TestKilledCommand: a command that is killed by somebody else has not ended well.
+func TestKilledCommand(t *testing.T) {
+	z, dataset := room(t)
+	noise(t, dataset, "a", 8, 1)
+	raw(t, "zfs", "snapshot", dataset+"@1")
+	from, err := z.Send(t.Context(), SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	_, err = io.CopyN(io.Discard, from, 2<<20)
+	fine(t, err)
+	fine(t, from.(*sending).kill())
+	_, err = io.Copy(io.Discard, from)
+	refused(t, err, errdefs.FailedPrecondition, CodeZFS, dataset)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		t.Errorf("%v does not tell how it ended", err)
+	}
+	_ = from.Close()
+}
