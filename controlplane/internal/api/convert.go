@@ -122,12 +122,14 @@ func diskActions(encoded [][]byte) []*debvisorv1.DiskAction {
 }
 
 func diskAction(d *agentv1.DiskTransfer) *debvisorv1.DiskAction {
-	action := &debvisorv1.DiskAction{Target: d.GetTarget(), Action: "shared"}
+	action := &debvisorv1.DiskAction{Target: d.GetTarget(), Action: "shared", Reason: d.GetReason()}
 	switch d.GetAction() {
 	case agentv1.DiskAction_DISK_ACTION_COPY_LIVE:
 		action.Action, action.Bytes = "copy-live", d.GetCapacityBytes()
 	case agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE:
 		action.Action, action.Bytes = "copy-offline", d.GetCapacityBytes()
+	case agentv1.DiskAction_DISK_ACTION_ZFS:
+		action.Action, action.Bytes = "zfs-increments", d.GetCapacityBytes()
 	}
 	return action
 }

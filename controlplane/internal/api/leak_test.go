@@ -64,7 +64,61 @@ func (w *world) entangle() []asked {
 		n.Cordoned, n.CordonReason = true, "evacuated by operator"
 	})
 	w.tangle = tangle{twin: twin, given: given, failed: failed.GetId(), part: part.GetId()}
-	return w.tangle.requests(globex)
+	return append(w.tangle.requests(globex), w.entangleStorage()...)
+}
+
+// entangleStorage makes acme's datasets touch those of others.
+func (w *world) entangleStorage() []asked {
+	w.t.Helper()
+	acme, globex, nobody := w.of["acme"], w.of["globex"], w.of["nobody"]
+	path, ref := acme.pool+"/d/t", ds(acme.pool+"/d/t", "a")
+	w.zfs.dataset("a", &agentv1.ZfsDataset{Name: path, Guid: 50, Origin: globex.pool + "/d/x@s1", ReplicationJob: globex.job, Partial: true}, "t1", "t2", "t3")
+	w.zfs.change("a", path+"@t1", func(s *agentv1.ZfsSnapshot) {
+		s.Holds, s.Clones = []string{"debvisor:" + globex.job, "theirs"}, []string{nobody.pool + "/d/x", acme.pool + "/d/y"}
+	})
+	w.zfs.change("a", path+"@t2", func(s *agentv1.ZfsSnapshot) { s.Guid = 51 })
+	w.zfs.dataset("b", &agentv1.ZfsDataset{Name: acme.pool + "/d/z", Guid: 52, ReplicationJob: nobody.job}, "z1")
+	w.reportZFS("a", "b")
+	words := path + " is busy: cloned by " + globex.pool + "/d/x, held by debvisor:" + nobody.operation
+	op := &storev1.Operation{
+		Id: operationID(w.t), Kind: "snapshot.prune", State: task.OpFailed, Tenant: acme.tenant, CreatedAt: timestamppb.Now(), EndedAt: timestamppb.Now(),
+		ErrorCode: "DATASET_BUSY", ErrorMessage: words, Step: words, ErrorContext: map[string]string{"clones": globex.pool + "/d/x@s1"},
+		Detail: &storev1.Operation_RemoveSnapshots{RemoveSnapshots: &storev1.RemoveSnapshots{Node: "a", Datasets: []string{path}, KeptBecause: [][]byte{
+			encode(w.t, &agentv1.ZfsKept{Snapshot: &agentv1.ZfsSnapshotID{Dataset: path, Name: "t1"}, Reason: words}),
+		}}},
+	}
+	own := &storev1.ReplicationJob{
+		Id: "own-of-" + acme.tenant, Source: "a", Target: "b", Dataset: path, TargetDataset: acme.pool + "/d/z", Tenant: acme.tenant, CreatedAt: timestamppb.Now(),
+		LastErrorCode: "TARGET_UNRELATED", LastError: "it is the copy of job " + nobody.job + ", see " + globex.pool + "/d/x",
+	}
+	w.put(
+		store.PutProto(store.OperationKey(op.GetId()), op), store.PutProto(store.ReplicationKey(own.GetId()), own),
+		store.PutProto(store.ReplicationKey("hidden-"+globex.secret), &storev1.ReplicationJob{
+			Id: "hidden-" + globex.secret, Source: "a", Target: "b", Dataset: path, TargetDataset: globex.pool + "/t", CursorGuid: 51,
+		}),
+		store.PutProto(store.ReplicationKey("taken-"+nobody.secret), &storev1.ReplicationJob{
+			Id: "taken-" + nobody.secret, Source: "b", Target: "a", Dataset: nobody.pool + "/d/x", TargetDataset: acme.pool + "/d/taken",
+		}),
+	)
+	rules := &debvisorv1.RetentionPolicy{KeepLast: 1}
+	plan := func(copied string) *debvisorv1.ZfsReplicationPlan {
+		return &debvisorv1.ZfsReplicationPlan{Dataset: ref, Target: nodeRef("b"), TargetDataset: ds(acme.pool + copied), Options: &debvisorv1.ReplicationOptions{NoSnapshot: true}}
+	}
+	taken := plan("/d/taken")
+	taken.Dataset, taken.Target = ds(acme.pool+"/d/z", "b"), nodeRef("a")
+	return []asked{
+		{debvisorv1.OperationService_GetOperation_FullMethodName, &debvisorv1.OperationRef{Id: op.GetId()}},
+		{debvisorv1.StorageService_GetReplicationStatus_FullMethodName, &debvisorv1.JobRef{JobId: own.GetId()}},
+		{debvisorv1.StorageService_ListSnapshots_FullMethodName, &debvisorv1.SnapshotFilter{Dataset: ref, All: true}},
+		{debvisorv1.StorageService_GetSnapshot_FullMethodName, snap(path, "t1", "a")},
+		{debvisorv1.StorageService_PlanPrune_FullMethodName, &debvisorv1.PruneRequest{Dataset: ref, Policy: rules}},
+		{debvisorv1.StorageService_DeleteSnapshots_FullMethodName, &debvisorv1.DeleteSnapshotsRequest{Snapshots: []*debvisorv1.SnapshotRef{
+			snap(path, "t1", "a"), snap(path, "t2", "a"), snap(path, "t3", "a"),
+		}}},
+		{debvisorv1.StorageService_CreateSnapshot_FullMethodName, &debvisorv1.SnapshotRequest{Dataset: ref}},
+		{debvisorv1.StorageService_PlanZfsReplication_FullMethodName, plan("/d/z")},
+		{debvisorv1.StorageService_PlanZfsReplication_FullMethodName, taken},
+	}
 }
 
 // tangle are acme's things that touch others'.

@@ -400,3 +400,50 @@ func TestOneJobForTwoWhoAsk(t *testing.T) {
 		t.Errorf("%d jobs", n)
 	}
 }
+
+// A tenant's caller replicates its own, and learns nothing of others' jobs.
+func TestReplicationOfTenants(t *testing.T) {
+	w := startWorld(t)
+	acme, globex := w.of["acme"], w.of["globex"]
+	confined := debvisorv1.NewStorageServiceClient(w.caller("operator", acme.tenant).conn)
+	job, err := confined.PlanZfsReplication(t.Context(), &debvisorv1.ZfsReplicationPlan{Dataset: ds(acme.pool + "/d/y"), Target: nodeRef("b")})
+	if err != nil || w.view.Current().Replications[job.GetJobId()].Value.GetTenant() != acme.tenant {
+		t.Fatalf("%v, %v", job, err)
+	}
+	for _, id := range []string{globex.job, "nobody-has-that"} {
+		_, err := confined.PlanZfsReplication(t.Context(), &debvisorv1.ZfsReplicationPlan{JobId: id, Dataset: ds(acme.pool + "/d/y"), Target: nodeRef("b"), TargetDataset: ds(acme.pool + "/d/z")})
+		refusedAs(t, "an id that is not its own", err, "JOB_NOT_FOUND")
+	}
+	for _, copied := range []string{globex.pool + "/d/x", "tank/x", acme.pool + "/elsewhere", acme.pool + "/d"} {
+		_, err := confined.PlanZfsReplication(t.Context(), &debvisorv1.ZfsReplicationPlan{Dataset: ds(acme.pool + "/d/y"), Target: nodeRef("b"), TargetDataset: ds(copied)})
+		want := "DATASET_NOT_FOUND"
+		if copied == acme.pool+"/d" {
+			want = ""
+		}
+		if code(err) != want {
+			t.Errorf("to %s: %v", copied, err)
+		}
+	}
+	for _, name := range []string{"d/../../" + globex.pool + "/d/x", "d/y@s1", "d/y#b", "d/y%recv"} {
+		_, err := confined.CreateSnapshot(t.Context(), &debvisorv1.SnapshotRequest{Dataset: &debvisorv1.DatasetRef{Backend: 1, Pool: acme.pool, Name: name}})
+		refusedAs(t, name, err, "INVALID_FIELD dataset.name")
+	}
+	list, err := confined.ListReplications(t.Context(), &debvisorv1.ReplicationFilter{})
+	if err != nil || len(list.GetReplications()) != 3 {
+		t.Errorf("%v, %v", list, err)
+	}
+	storage, err := confined.ListStorage(t.Context(), &debvisorv1.StorageFilter{})
+	if err != nil || len(storage.GetDatasets()) != 2 || len(storage.GetPools()) != 1 || storage.GetPools()[0].GetSizeBytes() != 0 || storage.GetPools()[0].GetHealth() != "ONLINE" {
+		t.Errorf("%v, %v", storage, err)
+	}
+	operator := debvisorv1.NewStorageServiceClient(w.caller("operator", "").conn)
+	_, err = operator.PlanZfsReplication(t.Context(), &debvisorv1.ZfsReplicationPlan{Dataset: ds(acme.pool + "/d/y"), Target: nodeRef("b"), TargetDataset: ds(globex.pool + "/d/q")})
+	refusedAs(t, "an operator mixes tenants up", err, "TENANTS_DIFFER")
+	begun, err := operator.CreateSnapshot(notWaiting(t, "op"), &debvisorv1.SnapshotRequest{Dataset: ds(acme.pool + "/d/y")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op, ok := w.view.Current().Within(acme.tenant).Operation(begun.GetOperationId()); !ok || op.Value.GetPrincipal() != "operator-of-nobody" {
+		t.Errorf("what an operator does to a tenant's dataset is the tenant's to see: %v", op)
+	}
+}

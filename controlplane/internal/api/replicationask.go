@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"regexp"
 	"strings"
 	"time"
 
@@ -139,27 +138,6 @@ func (s *storageService) room(snapshot *cluster.Snapshot, job *storev1.Replicati
 	return 0, false
 }
 
-// jobInText is how our texts name a job.
-var jobInText = regexp.MustCompile(`\b(job |debvisor:)([A-Za-z0-9][A-Za-z0-9_.-]*)`) //nolint:gochecknoglobals // constant
-
-// discreetText leaves out of a text about a job what names others' jobs and
-// datasets.
-func discreetText(scope cluster.Scope, job *storev1.ReplicationJob, text string) string {
-	if !scope.Confined() {
-		return text
-	}
-	text = quotePaths([]string{job.GetDataset(), job.GetTargetDataset()}, text)
-	text = jobInText.ReplaceAllStringFunc(text, func(found string) string {
-		parts := jobInText.FindStringSubmatch(found)
-		id := strings.TrimRight(parts[2], ".")
-		if _, exists := everyJob(scope.Snapshot())[id]; !exists {
-			return found
-		}
-		return parts[1] + shownJob(scope, id) + parts[2][len(id):]
-	})
-	return quote(scope, func(string) bool { return false }, text)
-}
-
 // discreetDecision is a job's plan as the scope's callers may read it.
 func discreetDecision(scope cluster.Scope, job *storev1.ReplicationJob, d *debvisorv1.ReplicationDecision) *debvisorv1.ReplicationDecision {
 	if d == nil || !scope.Confined() {
@@ -167,7 +145,7 @@ func discreetDecision(scope cluster.Scope, job *storev1.ReplicationJob, d *debvi
 	}
 	d = proto.CloneOf(d)
 	for i, reason := range d.GetReasons() {
-		d.Reasons[i] = discreetText(scope, job, reason)
+		d.Reasons[i] = discreetText(scope, []string{job.GetDataset(), job.GetTargetDataset()}, reason)
 	}
 	return d
 }

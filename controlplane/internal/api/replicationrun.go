@@ -138,7 +138,7 @@ func jobStatus(scope cluster.Scope, job *storev1.ReplicationJob, now time.Time) 
 	m := &debvisorv1.ReplicationStatus{
 		JobId: job.GetId(), State: debvisorv1.ReplicationState_REPL_STATE_PENDING, LastSnapshotName: job.GetCursorName(),
 		BytesTransferred: job.GetLastBytes(), DurationMs: job.GetLastDurationMs(),
-		LastError: discreetText(scope, job, job.GetLastError()), LastErrorCode: job.GetLastErrorCode(),
+		LastError: discreetText(scope, []string{job.GetDataset(), job.GetTargetDataset()}, job.GetLastError()), LastErrorCode: job.GetLastErrorCode(),
 		LastUpdate: timestamp(cmp.Or(job.GetLastEnd(), job.GetCreatedAt())), OperationId: job.GetLastOperation(),
 		Source: nodeRef(job.GetSource()), Target: nodeRef(job.GetTarget()), Policy: job.GetPolicy(),
 		Dataset: datasetRef(job.GetSource(), job.GetDataset()), TargetDataset: datasetRef(job.GetTarget(), job.GetTargetDataset()),

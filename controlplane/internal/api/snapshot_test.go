@@ -225,7 +225,9 @@ func TestNamesOfStorage(t *testing.T) {
 
 func TestWhichDatasetIsMeant(t *testing.T) {
 	r := startStorage(t)
-	r.node("deaf", func(_ *storev1.Node, s *storev1.NodeStatus) { s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE })
+	r.node("deaf", func(_ *storev1.Node, s *storev1.NodeStatus) {
+		s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE
+	})
 	r.zfs.dataset("deaf", &agentv1.ZfsDataset{Name: "tank/lost"})
 	r.reportZFS("deaf")
 	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/new"}) // which no inventory has yet
@@ -275,7 +277,9 @@ func TestCreateSnapshotSet(t *testing.T) {
 	disks := func(all ...*debvisorv1.VMDisk) {
 		r.put(store.PutProto(store.VMKey(web), &storev1.VM{Uuid: web, Name: "web", Node: "a", Generation: 1, Domain: encode(t, &agentv1.Domain{Uuid: web, Name: "web", Disks: all})}))
 	}
-	disk := func(target, path string) *debvisorv1.VMDisk { return &debvisorv1.VMDisk{Target: target, ZfsDataset: path} }
+	disk := func(target, path string) *debvisorv1.VMDisk {
+		return &debvisorv1.VMDisk{Target: target, ZfsDataset: path}
+	}
 	set := func(id string, req *debvisorv1.SnapshotSetRequest) (*debvisorv1.SnapshotSetStatus, error) {
 		return r.storage.CreateSnapshotSet(notWaiting(t, id), req)
 	}
@@ -493,7 +497,9 @@ func TestListStorage(t *testing.T) {
 	r.put(store.PutProto(store.VMKey(web), &storev1.VM{Uuid: web, Name: "web", Node: "a", Domain: encode(t, &agentv1.Domain{
 		Uuid: web, Disks: []*debvisorv1.VMDisk{{Target: "vda", ZfsDataset: "tank/x/below"}, {Target: "vdb", ZfsDataset: "tank/x/below"}},
 	})}))
-	r.node("deaf", func(_ *storev1.Node, s *storev1.NodeStatus) { s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE })
+	r.node("deaf", func(_ *storev1.Node, s *storev1.NodeStatus) {
+		s.Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE
+	})
 	r.zfs.dataset("deaf", &agentv1.ZfsDataset{Name: "old/d", Encrypted: true, Origin: "old/e@s", Guid: 9})
 	r.reportZFS("deaf")
 	all, err := r.storage.ListStorage(t.Context(), &debvisorv1.StorageFilter{})

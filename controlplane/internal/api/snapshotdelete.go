@@ -185,10 +185,7 @@ func keptBecause(scope cluster.Scope, r *storev1.RemoveSnapshots) []string {
 	var texts []string
 	for _, b := range r.GetKeptBecause() {
 		kept := decode(b, &agentv1.ZfsKept{})
-		reason := kept.GetReason()
-		if scope.Confined() {
-			reason = quotePaths(slices.Concat(r.GetDatasets(), []string{kept.GetSnapshot().GetDataset()}), reason)
-		}
+		reason := discreetText(scope, slices.Concat(r.GetDatasets(), []string{kept.GetSnapshot().GetDataset()}), kept.GetReason())
 		texts = append(texts, fullName(kept.GetSnapshot().GetDataset(), kept.GetSnapshot().GetName())+": "+reason)
 	}
 	return texts

@@ -82,15 +82,35 @@ func datasetsOf(op *storev1.Operation) (paths []string, storage bool) {
 
 // readableStorage leaves others' datasets out of the texts of an operation on
 // storage, which is the reader's own copy.
-func readableStorage(op *storev1.Operation) {
+func readableStorage(scope cluster.Scope, op *storev1.Operation) {
 	own, storage := datasetsOf(op)
 	if !storage {
 		return
 	}
-	op.Step, op.ErrorMessage = quotePaths(own, op.GetStep()), quotePaths(own, op.GetErrorMessage())
+	op.Step, op.ErrorMessage = discreetText(scope, own, op.GetStep()), discreetText(scope, own, op.GetErrorMessage())
 	for key, text := range op.GetErrorContext() {
-		op.ErrorContext[key] = quotePaths(own, text)
+		op.ErrorContext[key] = discreetText(scope, own, text)
 	}
+}
+
+// jobInText is how our texts and the tags of our holds name a job.
+var jobInText = regexp.MustCompile(`\b(job |debvisor:)([A-Za-z0-9][A-Za-z0-9_.-]*)`) //nolint:gochecknoglobals // constant
+
+// discreetText leaves out of a text about datasets what names others' jobs,
+// datasets and all else that has an id.
+func discreetText(scope cluster.Scope, own []string, text string) string {
+	if !scope.Confined() {
+		return text
+	}
+	text = jobInText.ReplaceAllStringFunc(quotePaths(own, text), func(found string) string {
+		parts := jobInText.FindStringSubmatch(found)
+		id := strings.TrimRight(parts[2], ".")
+		if _, exists := everyJob(scope.Snapshot())[id]; !exists {
+			return found
+		}
+		return parts[1] + shownJob(scope, id) + parts[2][len(id):]
+	})
+	return quote(scope, func(string) bool { return false }, text)
 }
 
 // snapshotDetails and replicationDetails give what is particular to operations

@@ -52,7 +52,7 @@ func readable(scope cluster.Scope, op *storev1.Operation) *storev1.Operation {
 	for key, text := range op.GetErrorContext() {
 		op.ErrorContext[key] = quote(scope, own, text)
 	}
-	readableStorage(op)
+	readableStorage(scope, op)
 	if _, ok := scope.Operation(op.GetParent()); !ok {
 		op.Parent = ""
 	}
