@@ -28,7 +28,7 @@ const (
 	DiskShared DiskKind = ""       // a file of the directory that the nodes share
 	DiskLocal  DiskKind = "local"  // a file of the node's own, at the same path on every node
 	DiskDevice DiskKind = "device" // a block device of the node's own, at the same path on every node
-	DiskZvol   DiskKind = "zvol"   // a volume of a machine's pool
+	DiskZvol   DiskKind = "zvol"   // a volume of a machine's pool; machines have this and DiskLocal, raw
 )
 
 // A DiskSpec says what disk a guest has. Zero values mean the default in parentheses.
@@ -89,7 +89,7 @@ func (l *Lab) disksOf(s GuestSpec) []Disk {
 	return all
 }
 
-// On returns the path by which the host sees the disk of a node, which may be powered off. It sees no volumes.
+// On returns the path by which the host sees the disk of a node, which may be powered off. It sees none of a machine.
 func (d Disk) On(n *Node) string {
 	switch d.Kind {
 	case DiskLocal:
@@ -103,8 +103,8 @@ func (d Disk) On(n *Node) string {
 
 // make makes the disk on a node. A block device is made on all nodes: nothing can make one by itself where a guest is to go.
 func (d Disk) make(ctx context.Context, n *Node) error {
-	if d.Kind == DiskZvol {
-		return n.makeZvol(ctx, d)
+	if n.Machine != nil {
+		return n.makeInMachine(ctx, d)
 	}
 	if d.Kind == DiskDevice {
 		var failed []error

@@ -38,10 +38,10 @@ func (g *Guest) History() (History, error) {
 // meanwhile, as nobody else can read such a disk while it is written.
 func (g *Guest) HistoryAt(n *Node, d Disk) (h History, err error) {
 	read := func() ([]byte, error) { return readDirect(d.On(n)) }
-	if d.Kind == DiskZvol {
-		read = func() ([]byte, error) { return n.readZvol(d) }
+	if n.Machine != nil {
+		read = func() ([]byte, error) { return n.readInMachine(d) }
 	}
-	if d.Format != "raw" {
+	if d.Format != "raw" && n.Machine == nil {
 		read = func() ([]byte, error) { return g.readImage(n, d) }
 	}
 	// A value written while we read can be seen before its predecessor: a hole counts only if it is still there.

@@ -110,7 +110,7 @@ func (n *Node) mountMachine(ctx context.Context) error {
 mount "$1" "$2"
 mkdir -p "$2/agent" "$2/libvirt/etc" "$2/libvirt/lib/qemu" /var/log/libvirt /var/cache/libvirt
 mount --bind "$2/libvirt/lib" /var/lib/libvirt
-mkdir -p /var/lib/libvirt/images
+mkdir -p /var/lib/libvirt/{images,disks}
 mount --bind "$3" /var/lib/libvirt/images
 mount --bind "$4" /var/log/libvirt
 mount -o remount,sync "$3"
@@ -221,10 +221,18 @@ func (n *Node) join(conn net.Conn) {
 	_, _ = io.Copy(conn, to)
 }
 
-// makeZvol makes a disk that is a volume of the machine's pool, and waits for its device.
-func (n *Node) makeZvol(ctx context.Context, d Disk) error {
-	dataset := strings.TrimPrefix(d.Path, "/dev/zvol/")
-	if _, err := n.Run(ctx, "zfs", "create", "-s", "-V", fmt.Sprintf("%dM", d.MiB), dataset); err != nil {
+// makeInMachine makes a disk in a machine. QEMU reads and writes disks past the page cache, which hostfs does not have: the directory
+// that nodes share is for kernels and consoles only.
+func (n *Node) makeInMachine(ctx context.Context, d Disk) error {
+	size := fmt.Sprintf("%dM", d.MiB)
+	switch {
+	case d.Format != "raw" || d.Media || d.Kind == DiskShared || d.Kind == DiskDevice:
+		return fmt.Errorf("a disk of kind %q, format %s, medium %t: machines have raw ones, %q and %q", d.Kind, d.Format, d.Media, DiskZvol, DiskLocal)
+	case d.Kind == DiskLocal:
+		_, err := n.Run(ctx, "truncate", "-s", size, d.Path)
+		return err
+	}
+	if _, err := n.Run(ctx, "zfs", "create", "-s", "-V", size, strings.TrimPrefix(d.Path, "/dev/zvol/")); err != nil {
 		return err
 	}
 	return Eventually(ctx, d.Path+" is there", func() error {
@@ -233,8 +241,8 @@ func (n *Node) makeZvol(ctx context.Context, d Disk) error {
 	})
 }
 
-// readZvol reads a disk past the machine's page cache.
-func (n *Node) readZvol(d Disk) ([]byte, error) {
+// readInMachine reads a disk past the machine's page cache.
+func (n *Node) readInMachine(d Disk) ([]byte, error) {
 	out, err := said(n.Machine, "dd", "status=none", "bs=1M", "iflag=direct", "if="+d.Path)
 	return []byte(out), err
 }
