@@ -18,13 +18,8 @@ import (
 	"github.com/debvisor/debvisor/shared/task"
 )
 
-const (
-	// lookEvery is how often operations are looked at though no record changed:
-	// what is waited for then is only the clock.
-	lookEvery = time.Second
-	// retryAfter is the pause after etcd gave no answer.
-	retryAfter = 500 * time.Millisecond
-)
+// retryAfter is the pause after etcd gave no answer.
+const retryAfter = 500 * time.Millisecond
 
 // View is where the snapshot comes from (store.View).
 type View interface {
@@ -50,6 +45,7 @@ type Controller struct {
 	ask   look.Ask
 	audit Auditor
 	log   hclog.Logger
+	pace  pace
 
 	// pauses is until when an operation, or job, whose step was not taken is let be.
 	pauses map[string]time.Time
@@ -57,7 +53,7 @@ type Controller struct {
 
 // New makes a controller.
 func New(view View, committer Committer, ask look.Ask, auditor Auditor, log hclog.Logger) *Controller {
-	return &Controller{view: view, store: committer, ask: ask, audit: auditor, log: log}
+	return &Controller{view: view, store: committer, ask: ask, audit: auditor, log: log, pace: ordinary()}
 }
 
 // Lead advances operations until ctx ends, which is no error, or another leads
@@ -68,7 +64,7 @@ func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
 	d := newDesk(c.ask, c.view, c.log)
 	defer d.wait()
 	defer cancel()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(c.pace.look)
 	defer tick.Stop()
 	for {
 		changed := c.view.Changed()
@@ -115,7 +111,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		if err != nil {
 			return again, err
 		}
-		s, q := decide(snapshot, op, moment{now: now, term: l.Term, rightID: right, answer: desk.answer(id)})
+		s, q := decide(snapshot, op, moment{now: now, term: l.Term, rightID: right, answer: desk.answer(id), pace: c.pace})
 		if q != nil {
 			desk.put(ctx, id, q)
 		}
@@ -146,7 +142,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) (
 	switch {
 	case errors.As(err, &conflict):
 		c.log.Debug("the records have changed, deciding anew", "about", s.about, "step", s.name, "key", conflict.Key)
-		waiting, cancel := context.WithTimeout(ctx, lookEvery)
+		waiting, cancel := context.WithTimeout(ctx, c.pace.look)
 		defer cancel()
 		_ = c.view.Await(waiting, c.view.Current().Revision+1) // later is looked at again anyway
 		return true, ctx.Err()

@@ -49,7 +49,7 @@ func (d *decision) takeSet(tries []*half) *step {
 	if why := d.waits(t.GetNode()); why != "" {
 		return d.note(why)
 	}
-	if len(tries) > 0 && d.now.Before(ends(tries).Add(backoff(uint32(len(tries)-1)))) {
+	if len(tries) > 0 && d.now.Before(ends(tries).Add(d.pace.after(tries))) {
 		_, message := tries[len(tries)-1].why()
 		return d.note("waiting to try again: " + message)
 	}

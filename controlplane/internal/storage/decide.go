@@ -52,6 +52,7 @@ type moment struct {
 	rightID string
 	// answer is the last that was asked for the operation; nil: nothing was.
 	answer *answer
+	pace   pace
 }
 
 // stepName names a step, for logs and failpoints.
@@ -292,7 +293,7 @@ func (d *decision) answered(q *question, waiting string, fail func(code, message
 		return nil, d.note(waiting)
 	case a.err != nil && !look.Passing(a.err):
 		return nil, fail(codeOf(a.err), plain(a.err))
-	case a.err != nil && d.now.Sub(a.at) < askAgain:
+	case a.err != nil && d.now.Sub(a.at) < d.pace.askAgain:
 		return nil, d.note(waiting + ": " + plain(a.err))
 	case a.err != nil || d.now.Sub(a.at) > answerLife:
 		d.question = q

@@ -50,7 +50,7 @@ type world struct {
 //	answer PLAN | error CODE | listing   what the agents answered
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation], moment) {
 	t.Helper()
-	w := &world{t: t, d: cluster.Empty().Draft(), at: moment{now: noon, term: task.Term{Revision: 8}, rightID: "r1"}}
+	w := &world{t: t, d: cluster.Empty().Draft(), at: moment{now: noon, term: task.Term{Revision: 8}, rightID: "r1", pace: ordinary()}}
 	w.op = &storev1.Operation{Id: opID, Kind: kind, State: task.OpPending, CreatedAt: timestamppb.New(noon.Add(-time.Minute)), Resources: []string{"x", "y"}}
 	w.job = &storev1.ReplicationJob{
 		Id: jobID, Source: "a", Target: "b", Dataset: "tank/vm", TargetDataset: "backup/vm", DatasetGuid: 1000,

@@ -19,8 +19,6 @@ const (
 	askTimeout = 2 * time.Minute
 	// maxAsking bounds the questions that are asked at once.
 	maxAsking = 4
-	// askAgain is the pause after a question that was not answered.
-	askAgain = 2 * time.Second
 	// answerLife is how long an answer may be decided on.
 	answerLife = 30 * time.Second
 )

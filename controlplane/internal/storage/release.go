@@ -91,7 +91,7 @@ func (d *decision) releaseOn(part string, job cluster.Entry[*storev1.Replication
 	if why := d.unheard(node); why != "" {
 		return d.noted(strings.TrimPrefix(why, ": ") + "; a node that is gone for good is forgotten by removing it from the cluster"), false
 	}
-	if n := len(tries); n > 0 && d.now.Before(ends(tries).Add(backoff(uint32(n-1)))) {
+	if n := len(tries); n > 0 && d.now.Before(ends(tries).Add(d.pace.after(tries))) {
 		_, message := tries[n-1].why()
 		return d.noted("waiting to try again on " + node + ": " + message), false
 	}

@@ -52,7 +52,7 @@ func (d *decision) remove() *step {
 	if why := d.waits(r.GetNode()); why != "" {
 		return d.note(why)
 	}
-	if n := len(batches); n > 0 && judge(batches[n-1]) != done && d.now.Before(ends(batches).Add(backoff(uint32(passed(batches))))) {
+	if n := len(batches); n > 0 && judge(batches[n-1]) != done && d.now.Before(ends(batches).Add(d.pace.after(batches))) {
 		_, message := batches[n-1].why()
 		return d.note("waiting to try again: " + message)
 	}

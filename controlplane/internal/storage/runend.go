@@ -2,7 +2,6 @@ package storage
 
 import (
 	"fmt"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -14,14 +13,9 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-const (
-	// worthwhile is how many bytes an attempt that broke off must have brought over
-	// to count as a gain: they need not be sent again.
-	worthwhile = 16 << 20
-	// absentPause is the pause after an attempt that broke off because somebody was
-	// not there.
-	absentPause = 3 * time.Second
-)
+// worthwhile is how many bytes an attempt that broke off must have brought over to
+// count as a gain: they need not be sent again.
+const worthwhile = 16 << 20
 
 // reached is the newest snapshot that both ends have.
 type reached struct {
@@ -118,7 +112,7 @@ func (d *decision) brokeOff(job cluster.Entry[*storev1.ReplicationJob], h *half)
 func (d *decision) retry(job cluster.Entry[*storev1.ReplicationJob], at *reached, h *half) *step {
 	r := d.op.GetReplicate()
 	code, message := h.why()
-	again := d.now.Add(absentPause)
+	again := d.now.Add(d.pace.absent)
 	switch judge(h) {
 	case fatal, done:
 		return d.failRun(job, at, code, message)
@@ -126,7 +120,7 @@ func (d *decision) retry(job cluster.Entry[*storev1.ReplicationJob], at *reached
 		if r.Broken++; r.GetBroken() >= maxBroken {
 			return d.failRun(job, at, code, fmt.Sprintf("%d attempts in a row broke off with nothing gained, the last: %s", r.GetBroken(), message))
 		}
-		again = d.now.Add(backoff(r.GetBroken() - 1))
+		again = d.now.Add(d.pace.backoff(r.GetBroken() - 1))
 	case absent:
 	}
 	r.LastCode, r.LastError = code, message

@@ -172,13 +172,37 @@ const (
 	// maxBroken is how many attempts in a row may come to nothing for the same sort
 	// of reason.
 	maxBroken = 6
-	// shortest and longest are the pauses between attempts.
-	shortest, longest = 2 * time.Second, time.Minute
 )
 
+// pace is how long operations pause.
+type pace struct {
+	// shortest and longest are the pauses between attempts that something refused
+	// which may pass; absent that after one that broke off because somebody was not
+	// there.
+	shortest, longest, absent time.Duration
+	// askAgain is the pause after a question that was not answered.
+	askAgain time.Duration
+	// look is how often operations are looked at though no record changed: what is
+	// waited for then is only the clock.
+	look time.Duration
+}
+
+// ordinary is the pace of all but tests.
+func ordinary() pace {
+	return pace{shortest: 2 * time.Second, longest: time.Minute, absent: 3 * time.Second, askAgain: 2 * time.Second, look: time.Second}
+}
+
 // backoff is the pause after so many attempts that came to nothing.
-func backoff(broken uint32) time.Duration {
-	return min(shortest<<min(broken, 10), longest)
+func (p pace) backoff(broken uint32) time.Duration {
+	return min(p.shortest<<min(broken, 10), p.longest)
+}
+
+// after is the pause after the last of those tries.
+func (p pace) after(tries []*half) time.Duration {
+	if n := passed(tries); n > 0 {
+		return p.backoff(uint32(n - 1))
+	}
+	return p.absent
 }
 
 // ends is when the last of those tasks ended.

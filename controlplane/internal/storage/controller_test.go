@@ -1,0 +1,599 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/task"
+)
+
+// patience is the longest that a test waits for anything.
+const patience = 60 * time.Second
+
+// bench is a real etcd with a snapshot of it.
+type bench struct {
+	t      *testing.T
+	client *clientv3.Client
+	store  *store.Store
+	view   *store.View
+	hosts  *hosts
+	lines  lines
+}
+
+// lines are what came into the audit log.
+type lines struct {
+	mu  sync.Mutex
+	all []*audit.Event
+}
+
+func (l *lines) Add(e *audit.Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, e)
+	return true
+}
+
+func (l *lines) codes() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var codes []string
+	for _, e := range l.all {
+		codes = append(codes, e.Error)
+	}
+	return strings.Join(codes, " ")
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	client := storetest.Client(t)
+	b := &bench{t: t, client: client, store: store.New(client), view: store.NewView(client, hclog.NewNullLogger())}
+	b.hosts = newHosts(b)
+	if err := b.store.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.during(func(ctx context.Context) { _ = b.view.Run(ctx) })
+	<-b.view.Ready()
+	for _, id := range []string{"a", "b"} {
+		b.put(store.PutProto(store.NodeKey(id), &storev1.Node{Id: id, ParallelReplications: 100}),
+			store.PutProto(store.StatusKey(id), &storev1.NodeStatus{Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, BootId: "1"}))
+	}
+	return b
+}
+
+// during runs something until the test ends.
+func (b *bench) during(run func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		run(ctx)
+	}()
+	b.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+func (b *bench) put(puts ...store.Put) {
+	b.t.Helper()
+	if _, err := b.store.Commit(b.t.Context(), store.Change{Puts: puts}); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// elect makes a new leader; the one before it leads no more.
+func (b *bench) elect(name string) election.Leadership {
+	b.t.Helper()
+	value, err := proto.Marshal(&storev1.Leader{Name: name})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := b.client.Delete(b.t.Context(), store.ElectionPrefix(), clientv3.WithPrefix()); err != nil {
+		b.t.Fatal(err)
+	}
+	key := store.ElectionPrefix() + "/" + name
+	put, err := b.client.Put(b.t.Context(), key, string(value))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	term := task.Term{Revision: put.Header.Revision}
+	return election.Leadership{Term: term, Fence: &store.Fence{Key: key, Term: term}}
+}
+
+func (b *bench) controller(c Committer) *Controller {
+	made := New(b.view, c, b.hosts.ask, &b.lines, hclog.NewNullLogger())
+	made.pace = pace{shortest: time.Millisecond, longest: 5 * time.Millisecond, absent: time.Millisecond, askAgain: time.Millisecond, look: 20 * time.Millisecond}
+	return made
+}
+
+// lead has a leader at work until the test ends.
+func (b *bench) lead() {
+	b.t.Helper()
+	l, c := b.elect("r1"), b.controller(b.store)
+	b.during(func(ctx context.Context) {
+		if err := c.Lead(ctx, l); err != nil {
+			b.t.Errorf("leading: %v", err)
+		}
+	})
+}
+
+// submit writes an operation as the API does.
+func (b *bench) submit(op *storev1.Operation, also ...store.Put) {
+	b.t.Helper()
+	op.State, op.CreatedAt = task.OpPending, timestamppb.Now()
+	puts := append(also, store.PutProto(store.OperationKey(op.GetId()), op))
+	for _, r := range op.GetResources() {
+		puts = append(puts, store.PutString(store.InUseKey(r), op.GetId()))
+	}
+	b.put(puts...)
+	b.await("it in the snapshot", func(s *cluster.Snapshot) bool { _, ok := s.Operations[op.GetId()]; return ok })
+}
+
+// job makes a dataset on a and a job that copies it to b.
+func (b *bench) job(id string, options *debvisorv1.ReplicationOptions) *storev1.ReplicationJob {
+	b.t.Helper()
+	b.hosts.make("a", "tank/"+id)
+	job := &storev1.ReplicationJob{
+		Id: id, Source: "a", Target: "b", Dataset: "tank/" + id, TargetDataset: "backup/" + id, Options: encoded(options), CreatedAt: timestamppb.Now(),
+	}
+	b.put(store.PutProto(store.ReplicationKey(id), job))
+	return job
+}
+
+func (b *bench) run(op string, job string) {
+	b.t.Helper()
+	b.submit(&storev1.Operation{
+		Id: op, Kind: KindRun, Resources: []string{"replication/" + job},
+		Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{JobId: job, Snapshot: "dv-20261122T120000Z-" + op}},
+	})
+}
+
+func (b *bench) end(op string, job string) {
+	b.t.Helper()
+	next := proto.CloneOf(b.view.Current().Replications[job].Value)
+	next.Deleting = true
+	b.submit(&storev1.Operation{
+		Id: op, Kind: KindEnd, Resources: []string{"replication/" + job}, Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{JobId: job}},
+	}, store.PutProto(store.ReplicationKey(job), next))
+}
+
+// await waits until the snapshot is as wanted.
+func (b *bench) await(what string, is func(s *cluster.Snapshot) bool) *cluster.Snapshot {
+	b.t.Helper()
+	deadline := time.After(patience)
+	for {
+		changed := b.view.Changed()
+		s := b.view.Current()
+		if is(s) {
+			return s
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			b.t.Fatalf("not within %v: %s; at work are %v", patience, what, s.ActiveOperations())
+		}
+	}
+}
+
+// ended waits for an operation's end, and sees to what is so of every end.
+func (b *bench) ended(id string) *storev1.Operation {
+	b.t.Helper()
+	s := b.await("the end of "+id, func(s *cluster.Snapshot) bool { return task.OpEnded(s.Operations[id].Value.GetState()) })
+	op := s.Operations[id].Value
+	for _, t := range s.TasksOf(id) {
+		if !task.Ended(task.State(t.Value.GetState())) {
+			b.t.Errorf("%s has ended, and %s has not", id, t.Value.GetId())
+		}
+	}
+	for _, r := range op.GetResources() {
+		if holder, held := s.InUse[r]; held && holder.Value == id {
+			b.t.Errorf("%s has ended, and holds %s", id, r)
+		}
+	}
+	b.hosts.mu.Lock()
+	defer b.hosts.mu.Unlock()
+	if len(b.hosts.faults) > 0 {
+		b.t.Fatalf("after %s: %v", id, b.hosts.faults)
+	}
+	return op
+}
+
+func (b *bench) succeeded(id string) *storev1.Operation {
+	b.t.Helper()
+	op := b.ended(id)
+	if op.GetState() != task.OpSucceeded {
+		b.t.Fatalf("%s: %s %s: %s", id, op.GetState(), op.GetErrorCode(), op.GetErrorMessage())
+	}
+	return op
+}
+
+// alike checks that a job's copy is its source, and that its marks are at rest.
+func (b *bench) alike(job string) {
+	b.t.Helper()
+	h := b.hosts
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	source, target := h.datasets["a:tank/"+job], h.datasets["b:backup/"+job]
+	if target == nil {
+		b.t.Fatalf("%s has no copy", job)
+	}
+	have := func(d *dataset) (all string, held int) {
+		for _, s := range d.snapshots {
+			all += fmt.Sprintf(" %d", s.GetGuid())
+			held += len(s.GetHolds())
+		}
+		return all, held
+	}
+	from, heldFrom := have(source)
+	to, heldTo := have(target)
+	last := source.snapshots[len(source.snapshots)-1].GetGuid()
+	if from != to || heldFrom != 1 || heldTo != 1 || len(source.bookmarks) != 1 || source.bookmarks[0].GetGuid() != last {
+		b.t.Errorf("%s: source%s with %d holds and %v, copy%s with %d", job, from, heldFrom, source.bookmarks, to, heldTo)
+	}
+	if at := b.view.Current().Replications[job].Value; at.GetCursorGuid() != last || at.GetCursorCreated() == nil {
+		b.t.Errorf("%s: the cursor is %v, not %d", job, at, last)
+	}
+}
+
+func TestFromSnapshotToTheEndOfAJob(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.lead()
+	b.job("web", &debvisorv1.ReplicationOptions{})
+	for i := range 4 {
+		b.submit(&storev1.Operation{Id: fmt.Sprint("op-take-", i), Kind: KindCreate, Resources: []string{"zfs/a/tank/web"}, Detail: &storev1.Operation_TakeSnapshots{
+			TakeSnapshots: &storev1.TakeSnapshots{Node: "a", Datasets: []string{"tank/web"}, Name: fmt.Sprintf("dv-20261122T12000%dZ-00000000", i)},
+		}})
+		if made := b.succeeded(fmt.Sprint("op-take-", i)).GetTakeSnapshots().GetMade(); len(made) != 1 {
+			t.Errorf("made %v", made)
+		}
+	}
+	b.run("op-first", "web")
+	b.succeeded("op-first")
+	b.alike("web")
+	b.run("op-second", "web")
+	b.succeeded("op-second")
+	b.alike("web")
+
+	prune := func(id, node, dataset string) *storev1.RemoveSnapshots {
+		b.submit(&storev1.Operation{Id: id, Kind: KindPrune, Resources: []string{"zfs/" + node + "/" + dataset}, Detail: &storev1.Operation_RemoveSnapshots{
+			RemoveSnapshots: &storev1.RemoveSnapshots{Node: node, Datasets: []string{dataset}, Retention: encoded(&debvisorv1.RetentionPolicy{KeepPattern: "none"})},
+		}})
+		return b.succeeded(id).GetRemoveSnapshots()
+	}
+	if r := prune("op-prune-a", "a", "tank/web"); r.GetRemoved() != 5 || r.GetKept() != 1 {
+		t.Errorf("the source has lost %d and kept %d, want 5 and the cursor", r.GetRemoved(), r.GetKept())
+	}
+	b.run("op-third", "web")
+	b.succeeded("op-third")
+	b.end("op-end", "web")
+	b.succeeded("op-end")
+	b.hosts.mu.Lock()
+	defer b.hosts.mu.Unlock()
+	source, target := b.hosts.datasets["a:tank/web"], b.hosts.datasets["b:backup/web"]
+	for _, s := range append(source.snapshots, target.snapshots...) {
+		if len(s.GetHolds()) > 0 {
+			t.Errorf("%v is still held", s)
+		}
+	}
+	if _, still := b.view.Current().Replications["web"]; still || len(source.bookmarks) > 0 || target.job != "" {
+		t.Errorf("the job is left in the records (%v), or on its nodes: %v, %q", still, source.bookmarks, target.job)
+	}
+}
+
+// mortal is an etcd whose n-th write is the last of the leader that makes it: it
+// dies before it, or right after it.
+type mortal struct {
+	*store.Store
+	die   context.CancelFunc
+	left  int
+	after bool
+	died  bool
+}
+
+func (m *mortal) Commit(ctx context.Context, c store.Change) (int64, error) {
+	if m.left--; m.left != 0 {
+		return m.Store.Commit(ctx, c)
+	}
+	m.died = true
+	if m.after {
+		_, _ = m.Store.Commit(ctx, c)
+	}
+	m.die()
+	return 0, ctx.Err()
+}
+
+// TestTheLeaderDiesAtEveryStep: wherever a leader is cut off, the next one brings
+// the operation to the same end, and nothing is done twice.
+func TestTheLeaderDiesAtEveryStep(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	for _, after := range []bool{false, true} {
+		for n := 1; ; n++ {
+			id := fmt.Sprintf("job-%d-%v", n, after)
+			b.job(id, &debvisorv1.ReplicationOptions{})
+			run, end := "run-"+id, "end-"+id
+			died := b.life(n, after, func() { b.run(run, id) }, run)
+			b.succeeded(run)
+			b.alike(id)
+			b.hosts.mu.Lock()
+			if taken := b.hosts.made[run+" tank/"+id]; taken != 1 {
+				t.Errorf("%s: %d snapshots were taken", id, taken)
+			}
+			b.hosts.mu.Unlock()
+			diedToo := b.life(n, after, func() { b.end(end, id) }, end)
+			b.succeeded(end)
+			if _, still := b.view.Current().Replications[id]; still {
+				t.Errorf("%s is still there", id)
+			}
+			if t.Failed() || !died && !diedToo {
+				if n < 8 {
+					t.Errorf("only %d steps were died at", n)
+				}
+				break
+			}
+		}
+	}
+}
+
+// life has a leader live to its n-th write, then another to the operation's end.
+func (b *bench) life(n int, after bool, begin func(), op string) (died bool) {
+	b.t.Helper()
+	ctx, cancel := context.WithCancel(b.t.Context())
+	defer cancel()
+	etcd := &mortal{Store: b.store, die: cancel, left: n, after: after}
+	first := b.elect("first")
+	begin()
+	over := make(chan error, 1)
+	go func() { over <- b.controller(etcd).Lead(ctx, first) }()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		for {
+			changed := b.view.Changed()
+			if task.OpEnded(b.view.Current().Operations[op].Value.GetState()) {
+				cancel()
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	if err := <-over; err != nil {
+		b.t.Fatalf("the first leader: %v", err)
+	}
+	<-finished
+	if !etcd.died {
+		return false
+	}
+	// The dead one's word does not count any more.
+	second := b.elect("second")
+	if _, err := b.store.Commit(b.t.Context(), store.Change{Fence: first.Fence, Puts: []store.Put{store.PutString("/debvisor/rpc/inuse/x", "y")}}); !errors.Is(err, store.ErrFenced) {
+		b.t.Fatalf("the first leader still writes: %v", err)
+	}
+	living, stop := context.WithCancel(b.t.Context())
+	go func() { over <- b.controller(b.store).Lead(living, second) }()
+	b.ended(op)
+	stop()
+	if err := <-over; err != nil {
+		b.t.Fatalf("the second leader: %v", err)
+	}
+	return true
+}
+
+// TestWithAgentsThatDieAllTheTime: runs, prunings and cancellations of several
+// jobs at once, whose agents die at every turn: in the end every copy is alike.
+func TestWithAgentsThatDieAllTheTime(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.hosts.mu.Lock()
+	b.hosts.worse = 15
+	b.hosts.mu.Unlock()
+	b.lead()
+	const jobs, rounds = 4, 3
+	for j := range jobs {
+		b.job(fmt.Sprint("job-", j), &debvisorv1.ReplicationOptions{NewestOnly: j == 3})
+	}
+	for round := range rounds {
+		for j := range jobs {
+			job := fmt.Sprint("job-", j)
+			b.run(fmt.Sprintf("run-%d-%d", j, round), job)
+			b.submit(&storev1.Operation{Id: fmt.Sprintf("prune-%d-%d", j, round), Kind: KindPrune, Resources: []string{"zfs/a/" + job}, Detail: &storev1.Operation_RemoveSnapshots{
+				RemoveSnapshots: &storev1.RemoveSnapshots{Node: "a", Datasets: []string{"tank/" + job}, Retention: encoded(&debvisorv1.RetentionPolicy{KeepLast: 2})},
+			}})
+		}
+		for j := range jobs {
+			id := fmt.Sprintf("run-%d-%d", j, round)
+			if round == 1 && j == 1 {
+				b.cancel(id)
+				b.ended(id)
+			} else {
+				b.succeeded(id)
+			}
+			b.succeeded(fmt.Sprintf("prune-%d-%d", j, round))
+		}
+	}
+	for j := range jobs {
+		id, job := fmt.Sprintf("last-%d", j), fmt.Sprint("job-", j)
+		b.run(id, job)
+		b.succeeded(id)
+		b.hosts.mu.Lock()
+		source, target := b.hosts.datasets["a:tank/"+job], b.hosts.datasets["b:backup/"+job]
+		from, to := source.snapshots[len(source.snapshots)-1], target.snapshots[len(target.snapshots)-1]
+		if from.GetGuid() != to.GetGuid() || len(from.GetHolds()) != 1 || len(to.GetHolds()) != 1 || len(source.bookmarks) != 1 {
+			t.Errorf("%s: the newest of the source is %v, of the copy %v; %v", job, from, to, source.bookmarks)
+		}
+		for _, s := range b.hosts.datasets {
+			if strings.Contains(s.name, "diverged") {
+				t.Errorf("%s was set aside for nothing", s.name)
+			}
+		}
+		b.hosts.mu.Unlock()
+	}
+}
+
+// cancel asks for an operation's end, as the API does.
+func (b *bench) cancel(id string) {
+	b.t.Helper()
+	for {
+		entry := b.view.Current().Operations[id]
+		if entry.Value.GetCancelRequested() || task.OpEnded(entry.Value.GetState()) {
+			return
+		}
+		op := proto.CloneOf(entry.Value)
+		op.CancelRequested = true
+		revision, err := b.store.Commit(b.t.Context(), store.Change{
+			Require: []store.Condition{store.Unchanged(store.OperationKey(id), entry.ModRevision)}, Puts: []store.Put{store.PutProto(store.OperationKey(id), op)},
+		})
+		var conflict *store.ConflictError
+		if errors.As(err, &conflict) {
+			if err := b.view.Await(b.t.Context(), entry.ModRevision+1); err != nil {
+				b.t.Fatal(err)
+			}
+			continue
+		}
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if err := b.view.Await(b.t.Context(), revision); err != nil {
+			b.t.Fatal(err)
+		}
+		return
+	}
+}
+
+// TestCancelledAtEveryStep: however far a run is, its cancellation ends it with
+// nothing left at work, and the next one is complete.
+func TestCancelledAtEveryStep(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.lead()
+	for i, at := range []func(op *storev1.Operation) bool{
+		func(op *storev1.Operation) bool { return true },
+		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phaseSnapshot },
+		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phasePlan },
+		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phaseReceive },
+		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phaseSend },
+	} {
+		job, run := fmt.Sprint("job-", i), fmt.Sprint("run-", i)
+		b.job(job, &debvisorv1.ReplicationOptions{})
+		b.run(run, job)
+		b.await("the step", func(s *cluster.Snapshot) bool { return at(s.Operations[run].Value) })
+		b.cancel(run)
+		if op := b.ended(run); op.GetState() == task.OpFailed {
+			t.Errorf("%s: %s: %s", run, op.GetErrorCode(), op.GetErrorMessage())
+		}
+		b.run(run+"-again", job)
+		b.succeeded(run + "-again")
+		b.alike(job)
+	}
+}
+
+// TestNothingGoesOnWithoutLeadership: a leader that ends waits for what it has
+// asked, and asks no more.
+func TestNothingGoesOnWithoutLeadership(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.hosts.mu.Lock()
+	b.hosts.stuck = true
+	b.hosts.mu.Unlock()
+	for i := range 6 {
+		b.job(fmt.Sprint("job-", i), &debvisorv1.ReplicationOptions{})
+		b.run(fmt.Sprint("run-", i), fmt.Sprint("job-", i))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	l := b.elect("r1")
+	go func() { over <- b.controller(b.store).Lead(ctx, l) }()
+	b.await("all to ask", func(s *cluster.Snapshot) bool {
+		for i := range 6 {
+			if s.Operations[fmt.Sprint("run-", i)].Value.GetStep() != "asking a and b what they have" {
+				return false
+			}
+		}
+		return true
+	})
+	cancel()
+	if err := <-over; err != nil {
+		t.Fatal(err)
+	}
+	b.hosts.mu.Lock()
+	if b.hosts.asked != 0 {
+		t.Errorf("%d questions are still asked", b.hosts.asked)
+	}
+	b.hosts.stuck = false
+	b.hosts.mu.Unlock()
+	b.lead()
+	for i := range 6 {
+		b.succeeded(fmt.Sprint("run-", i))
+	}
+}
+
+func TestTheRPOIsWatched(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	job := b.job("web", &debvisorv1.ReplicationOptions{RpoSeconds: 3600})
+	job = proto.CloneOf(job)
+	job.CreatedAt = timestamppb.New(time.Now().Add(-2 * time.Hour))
+	b.put(store.PutProto(store.ReplicationKey("web"), job))
+	b.lead()
+	b.await("the RPO to be missed", func(s *cluster.Snapshot) bool { return s.Replications["web"].Value.GetRpoMissedSince() != nil })
+	b.run("op-run", "web")
+	b.succeeded("op-run")
+	b.await("the RPO to be kept", func(s *cluster.Snapshot) bool { return s.Replications["web"].Value.GetRpoMissedSince() == nil })
+	if got := b.lines.codes(); got != "RPO_MISSED RPO_KEPT" {
+		t.Errorf("the audit log has %q", got)
+	}
+}
+
+// TestARemovedNodeKeepsNoJobAlive: a job whose target is gone for good can be
+// deleted once the node is out of the records.
+func TestARemovedNodeKeepsNoJobAlive(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.lead()
+	b.job("web", &debvisorv1.ReplicationOptions{})
+	b.run("op-run", "web")
+	b.succeeded("op-run")
+	b.put(store.PutProto(store.StatusKey("b"), &storev1.NodeStatus{Id: "b", Liveness: storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE, BootId: "1"}))
+	b.end("op-wait", "web")
+	b.await("it to wait for b", func(s *cluster.Snapshot) bool {
+		return strings.HasPrefix(s.Operations["op-wait"].Value.GetStep(), "waiting for the agent of b, which is not heard")
+	})
+	b.cancel("op-wait")
+	if op := b.ended("op-wait"); op.GetState() != task.OpCancelled || !b.view.Current().Replications["web"].Value.GetDeleting() {
+		t.Errorf("cancelled, it is %v", op)
+	}
+	if _, err := b.store.Commit(t.Context(), store.Change{Deletes: []string{store.NodeKey("b"), store.StatusKey("b")}}); err != nil {
+		t.Fatal(err)
+	}
+	b.end("op-end", "web")
+	b.succeeded("op-end")
+	if _, still := b.view.Current().Replications["web"]; still {
+		t.Error("the job is still there")
+	}
+	b.hosts.mu.Lock()
+	defer b.hosts.mu.Unlock()
+	if d := b.hosts.datasets["a:tank/web"]; len(d.bookmarks) > 0 || len(d.snapshots[0].GetHolds()) > 0 {
+		t.Errorf("the source keeps %v", d)
+	}
+}
