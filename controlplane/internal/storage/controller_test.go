@@ -488,7 +488,7 @@ func TestCancelledAtEveryStep(t *testing.T) {
 	b.during(b.hosts.work)
 	b.lead()
 	for i, at := range []func(op *storev1.Operation) bool{
-		func(op *storev1.Operation) bool { return true },
+		func(*storev1.Operation) bool { return true },
 		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phaseSnapshot },
 		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phasePlan },
 		func(op *storev1.Operation) bool { return op.GetReplicate().GetPhase() >= phaseReceive },
