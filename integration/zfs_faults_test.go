@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +33,7 @@ type storageFault struct {
 
 func (f storageFault) String() string { return f.point + ", " + string(f.strike) }
 
-// places are the failpoints of a run in the order in which it passes them.
+// replicationPoints are the failpoints of a run in the order in which it passes them.
 var replicationPoints = []string{ //nolint:gochecknoglobals // a table, never changed
 	"leaderBeforeStorageTask", "replicationSnapshotBefore", "replicationSnapshotTaken", "leaderBeforeReplicationPlan", "leaderBeforeReplicationReceive",
 	"replicationReceiveListen", "leaderBeforeReplicationSend", "replicationSendHold", "replicationSendHeld", "replicationSendBegin",
@@ -51,37 +52,35 @@ func strikes(point string) []strike {
 	return all
 }
 
-// storageFaults is the whole matrix in a campaign (DEBVISOR_CHAOS), and else a part of it that has each failpoint once and each strike
-// several times: at its own daemon's failpoints where there is one.
+// covered are the faults of every run of the tests: each strike, and each moment at which something stands on one side only.
+var covered = []storageFault{ //nolint:gochecknoglobals // a table, never changed
+	{"replicationSnapshotTaken", killSource},
+	{"leaderBeforeReplicationReceive", killLeader},
+	{"replicationReceiveListen", killTarget},
+	{"replicationReceiveStream", powerTarget},
+	{"replicationReceiveStream", cutLink},
+	{"replicationReceiveStream", fullPool},
+	{"replicationSendStream", powerSource},
+	{"replicationSendLast", killSource},
+	{"replicationReceiveWhole", killTarget},
+	{"replicationSendBookmark", killSource},
+	{"replicationSendReleasing", powerSource},
+	{"replicationReceiveReleased", killTarget},
+	{"leaderBeforeStorageEnd", killLeader},
+}
+
+// storageFaults is the whole matrix in a campaign, and else what covers it.
 func storageFaults() []storageFault {
-	var all, some []storageFault
-	for i, point := range replicationPoints {
-		each := strikes(point)
-		for _, s := range each {
+	if os.Getenv("DEBVISOR_MATRIX") != "full" {
+		return covered
+	}
+	var all []storageFault
+	for _, point := range replicationPoints {
+		for _, s := range strikes(point) {
 			all = append(all, storageFault{point, s})
 		}
-		own := map[bool]strike{true: killSource, false: killTarget}[strings.HasPrefix(point, "replicationSend")]
-		switch {
-		case strings.HasPrefix(point, "leader"):
-			own = killLeader
-		case strings.HasPrefix(point, "replicationSnapshot"):
-			own = killSource
-		}
-		switch {
-		case strings.HasSuffix(point, "ReceiveStream"):
-			some = append(some, storageFault{point, fullPool}, storageFault{point, powerTarget}, storageFault{point, cutLink})
-		case strings.HasSuffix(point, "SendStream"):
-			some = append(some, storageFault{point, powerSource}, storageFault{point, killLeader})
-		case strings.HasSuffix(point, "SendBookmark"), strings.HasSuffix(point, "ReceiveChecked"):
-			some = append(some, storageFault{point, each[3+i%2]})
-		default:
-			some = append(some, storageFault{point, own})
-		}
 	}
-	if os.Getenv("DEBVISOR_CHAOS") != "" {
-		return all
-	}
-	return some
+	return all
 }
 
 // at is the place whose daemon passes the failpoint.
@@ -114,8 +113,11 @@ func TestReplicationFaults(t *testing.T) {
 
 // run writes something, runs the job, strikes at the failpoint, and checks what came of it.
 func (f storageFault) run(r *replica) {
-	c := r.c
-	c.write(r.from, r.path, 6)
+	c, begun, size := r.c, time.Now(), 6
+	if f.strike == fullPool {
+		size = 48
+	}
+	c.write(r.from, r.path, size)
 	ask, leader := c.follower()
 	at := f.at(r, leader)
 	points := at.Failpoints()
@@ -139,8 +141,10 @@ func (f storageFault) run(r *replica) {
 		undo()
 	}
 	op := c.succeeded(3*time.Minute, ask, id)
+	ended := time.Now()
 	r.alike()
-	c.t.Logf("attempt %d, %d resumes", op.GetReplication().GetAttempt(), op.GetReplication().GetResumes())
+	c.t.Logf("%.1f s, %.1f s of it for the checks; attempt %d, %d resumes", time.Since(begun).Seconds(), time.Since(ended).Seconds(),
+		op.GetReplication().GetAttempt(), op.GetReplication().GetResumes())
 }
 
 // terms keep the daemon at the failpoint until it is killed, or long enough for another to be struck.
@@ -183,8 +187,10 @@ func (f storageFault) befall(r *replica, leader *lab.Replica) (undo func()) {
 		c.pause(12 * time.Second)
 		return func() { c.must(lab.Heal(c.within(10*time.Second), r.from.Place, r.to.Place)) }
 	default:
-		free := c.zfs(r.to, "get", "-Hp", "-o", "value", "available", lab.PoolName)
-		c.zfs(r.to, "create", "-o", "mountpoint=none", "-o", "refreservation="+free, lab.PoolName+"/fill")
+		free, err := strconv.ParseInt(c.zfs(r.to, "get", "-Hp", "-o", "value", "available", lab.PoolName), 10, 64)
+		c.must(err)
+		// Less than is left to come; ZFS gives no reservation of the very last.
+		c.zfs(r.to, "create", "-o", "mountpoint=none", "-o", fmt.Sprintf("refreservation=%d", free-(8<<20)), lab.PoolName+"/fill")
 		return func() { c.zfs(r.to, "destroy", lab.PoolName+"/fill") }
 	}
 }

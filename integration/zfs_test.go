@@ -403,7 +403,10 @@ func (r *replica) byHvctl() {
 	}
 	r.alike()
 	for _, args := range [][]string{
-		{"storage", "list"}, {"snapshot", "list", r.path, "--node", r.from.Name}, {"replication", "list"}, {"replication", "status", r.job},
+		{"storage", "list"},
+		{"snapshot", "list", r.path, "--node", r.from.Name},
+		{"replication", "list"},
+		{"replication", "status", r.job},
 		{"snapshot", "prune", r.path, "--node", r.from.Name, "--keep-last", "1", "--dry-run"},
 	} {
 		if out := c.hvctl(at, args...); !strings.Contains(out, r.path) {
