@@ -25,7 +25,7 @@ func Decide(in *Input) *Plan {
 		Input: in, out: &debvisorv1.ReplicationDecision{},
 		source: ordered(in.Source.Snapshots), target: ordered(in.Target.Snapshots),
 	}
-	d.plan = &Plan{Decision: d.out, Type: in.Source.Dataset.GetType(), Raw: in.Source.Dataset.GetEncrypted(), SourceGUID: in.Source.Dataset.GetGuid()}
+	d.plan = &Plan{Decision: d.out, Type: in.Source.Dataset.GetType(), Raw: in.Source.Dataset.GetEncrypted(), SourceGUID: in.Source.Dataset.GetGuid(), SourceWritten: in.Source.Dataset.GetWrittenBytes()}
 	d.bases = bases(in.Source, d.source)
 	d.decide()
 	d.out.PlanId = d.id()

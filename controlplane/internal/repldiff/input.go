@@ -100,8 +100,9 @@ type Plan struct {
 	// Raw: streams are encrypted as they are on disk.
 	Raw  bool
 	Type agentv1.ZfsType
-	// SourceGUID is the source's dataset.
-	SourceGUID uint64
+	// SourceGUID is the source's dataset, SourceWritten the bytes written on it since
+	// its newest snapshot.
+	SourceGUID, SourceWritten uint64
 	// TargetGUID is the target's dataset that the first step goes on with; 0: there
 	// is to be none.
 	TargetGUID uint64

@@ -209,7 +209,7 @@ func (d *decision) runPlan(job cluster.Entry[*storev1.ReplicationJob]) *step {
 	}
 	plan, said := a.plan, proto.CloneOf(a.plan.Decision)
 	said.ExpiresAt = &debvisorv1.Timestamp{Seconds: d.now.Add(decisionLife).Unix()}
-	r.Decision = encoded(said)
+	r.Decision, r.SourceWritten = encoded(said), plan.SourceWritten
 	switch {
 	case plan.Refusal != nil:
 		return d.failRun(job, nil, plan.Refusal.Code, plan.Refusal.Message)

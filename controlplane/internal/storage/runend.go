@@ -170,24 +170,8 @@ func (d *decision) ended(job *storev1.ReplicationJob, at *reached) *storev1.Repl
 	if len(r.GetDecision()) > 0 {
 		next.Decision, next.DecisionExpires = r.GetDecision(), timestamppb.New(d.now.Add(decisionLife))
 	}
-	next.LagBytes = d.written()
+	next.LagBytes = r.GetSourceWritten()
 	return next
-}
-
-// written is what was written on the source since its newest snapshot, as its
-// node last reported it.
-func (d *decision) written() uint64 {
-	r := d.op.GetReplicate()
-	inventory := &agentv1.ZfsInventory{}
-	if proto.Unmarshal(d.snapshot.ZFS[r.GetSource()].Value.GetInventory(), inventory) != nil {
-		return 0
-	}
-	for _, dataset := range inventory.GetDatasets() {
-		if dataset.GetName() == r.GetDataset() {
-			return dataset.GetWrittenBytes()
-		}
-	}
-	return 0
 }
 
 func (d *decision) succeedRun(job cluster.Entry[*storev1.ReplicationJob], at *reached) *step {

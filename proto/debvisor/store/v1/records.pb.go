@@ -2339,7 +2339,10 @@ type Replicate struct {
 	LastCode  string `protobuf:"bytes,20,opt,name=last_code,json=lastCode,proto3" json:"last_code,omitempty"`
 	LastError string `protobuf:"bytes,21,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// How much of what the target refused is in the audit log.
-	Refused       uint32 `protobuf:"varint,22,opt,name=refused,proto3" json:"refused,omitempty"`
+	Refused uint32 `protobuf:"varint,22,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Bytes written on the source since its newest snapshot, when the attempt at
+	// work was planned.
+	SourceWritten uint64 `protobuf:"varint,23,opt,name=source_written,json=sourceWritten,proto3" json:"source_written,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2524,6 +2527,13 @@ func (x *Replicate) GetLastError() string {
 func (x *Replicate) GetRefused() uint32 {
 	if x != nil {
 		return x.Refused
+	}
+	return 0
+}
+
+func (x *Replicate) GetSourceWritten() uint64 {
+	if x != nil {
+		return x.SourceWritten
 	}
 	return 0
 }
@@ -4312,7 +4322,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	" \x01(\rR\x05batch\x12!\n" +
 	"\fkept_because\x18\v \x03(\fR\vkeptBecause\x12\x1f\n" +
 	"\vbatch_bytes\x18\f \x01(\x04R\n" +
-	"batchBytes\"\xb8\x05\n" +
+	"batchBytes\"\xdf\x05\n" +
 	"\tReplicate\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -4339,7 +4349,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\tlast_code\x18\x14 \x01(\tR\blastCode\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x15 \x01(\tR\tlastError\x12\x18\n" +
-	"\arefused\x18\x16 \x01(\rR\arefused\"\xb2\b\n" +
+	"\arefused\x18\x16 \x01(\rR\arefused\x12%\n" +
+	"\x0esource_written\x18\x17 \x01(\x04R\rsourceWritten\"\xb2\b\n" +
 	"\x0eReplicationJob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
