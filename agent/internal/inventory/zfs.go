@@ -3,6 +3,7 @@ package inventory
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -112,7 +113,7 @@ func (c *Collector) checkZFS() {
 	}
 }
 
-var errZFSHangs = fmt.Errorf("its commands neither answer nor end, as with a pool that is suspended")
+var errZFSHangs = errors.New("its commands neither answer nor end, as with a pool that is suspended")
 
 // noteZFS takes what was found, or why nothing was: all else is then as before.
 func (c *Collector) noteZFS(found *agentv1.ZfsInventory, err error) {
@@ -124,6 +125,9 @@ func (c *Collector) noteZFS(found *agentv1.ZfsInventory, err error) {
 		c.cfg.Log.Info("ZFS answers", "silent_for", time.Since(known.failing).Round(time.Second))
 		known.failing = time.Time{}
 	case err != nil:
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errZFSHangs // whatever it was doing
+		}
 		if known.failing.IsZero() {
 			known.failing = time.Now()
 			c.cfg.Log.Error("ZFS does not answer", "error", err)

@@ -74,7 +74,7 @@ func (r *Relay) Ask(ctx context.Context, node string, q *agentv1.Ask, part func(
 			return nil
 		case taken.err != nil:
 			return taken.err
-		case ctx.Err() != nil && !errdefs.Is(err, errdefs.DeadlineExceeded):
+		case ctx.Err() != nil && errdefs.Is(err, errdefs.Cancelled):
 			return errdefs.New(errdefs.DeadlineExceeded, "NO_ANSWER", "node %s has not answered", node).With("node", node).WithCause(ctx.Err())
 		case taken.parts > 0:
 			return cut(err, node)
