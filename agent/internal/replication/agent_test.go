@@ -172,7 +172,7 @@ func (a *agent) end() {
 	_ = a.cmd.Process.Kill()
 	a.mu.Unlock()
 	a.group.Wait()
-	if a.t.Failed() {
+	if a.t.Failed() || os.Getenv("DEBVISOR_TEST_LOGS") != "" {
 		text, _ := os.ReadFile(a.log.Name())
 		a.t.Logf("log of %s:\n%s", a.cfg.Node, text[max(0, len(text)-12000):])
 	}
@@ -200,7 +200,7 @@ func (a *agent) accept(t *agentv1.Task) {
 func (a *agent) await(t *agentv1.Task, what string, wanted func(*agentv1.TaskReport) bool) *agentv1.TaskReport {
 	a.t.Helper()
 	deadline := time.After(within)
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		a.mu.Lock()

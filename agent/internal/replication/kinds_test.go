@@ -2,7 +2,7 @@ package replication
 
 import (
 	"fmt"
-	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,53 +59,72 @@ func TestManySteps(t *testing.T) {
 	}
 }
 
-// TestEveryPoint kills one of the agents with SIGKILL at every step: the run goes on
-// by itself.
+// TestEveryPoint kills one of the agents with SIGKILL at every step of increments:
+// each run goes on by itself, and what is left is as if nobody had died.
 func TestEveryPoint(t *testing.T) {
-	points := []string{
+	j := newJob(t, "dst", false, false).agents()
+	j.write(1, "0")
+	j.snapshot("s0")
+	j.must(j.steps("", "s0"))
+	last := "s0"
+	for i, point := range []string{
 		pointSendHold, pointSendHeld, pointSendBegin, pointSendStream, pointSendLast, pointSendStreamed, pointSendWhole,
 		pointSendBookmark, pointSendMarked, pointSendReleasing, pointSendSettled, pointSendDone,
 		pointReceiveListen, pointReceiveBegin, pointReceiveStream, pointReceiveWhole, pointReceiveChecked, pointReceiveHold,
 		pointReceiveHeld, pointReceiveReleasing, pointReceiveReleased,
-	}
-	for _, point := range points {
-		for _, full := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s/full=%t", point, full), func(t *testing.T) {
-				j := newJob(t, "dst", false, false).agents()
-				names := []string{""}
-				if !full {
-					j.write(1, "0")
-					j.snapshot("s0")
-					j.must(j.steps("", "s0"))
-					names = []string{"s0"}
-				}
-				j.write(4, "1")
-				j.snapshot("s1")
-				j.write(4, "22")
-				j.snapshot("s2")
-				j.dieAt(point, full)
-				j.must(j.steps(append(names, "s1", "s2")...))
-				j.same("s1")
-				j.atRest("s2")
-				if j.from.deaths()+j.to.deaths() == 0 {
-					t.Error("nobody died")
-				}
-			})
+	} {
+		deaths := j.from.deaths() + j.to.deaths()
+		j.dieAt(point, 0)
+		a, b := fmt.Sprintf("a%d", i), fmt.Sprintf("b%d", i)
+		j.write(3, fmt.Sprint(i))
+		j.snapshot(a)
+		j.write(1, fmt.Sprint(i, "b"))
+		j.snapshot(b)
+		j.must(j.steps(last, a, b))
+		if j.from.deaths()+j.to.deaths() != deaths+2 {
+			t.Errorf("%s: nobody died", point)
 		}
+		j.kept(b)
+		if guid(t, j.source+"@"+a) != guid(t, j.target+"@"+a) {
+			t.Errorf("%s: the first step's snapshot is another", point)
+		}
+		if last = b; t.Failed() {
+			t.Fatalf("at %s", point)
+		}
+	}
+	j.atRest(last)
+}
+
+// TestFirstCopyKilled kills the agents in the middle of a first copy, where nothing
+// is whole yet: it is resumed.
+func TestFirstCopyKilled(t *testing.T) {
+	for _, point := range []string{pointSendStream, pointSendLast, pointReceiveBegin, pointReceiveStream, pointReceiveWhole} {
+		j := newJob(t, "dst", point == pointReceiveStream, point == pointSendStream).agents()
+		j.write(24, "1")
+		j.snapshot("s1")
+		j.mib = 8
+		after := 0
+		if point == pointSendStream || point == pointReceiveStream {
+			after = 20
+		}
+		j.dieAt(point, after)
+		out := j.must(j.steps("", "s1"))
+		if after > 0 && out.GetResumes() == 0 {
+			t.Errorf("%s: not resumed: %v", point, out)
+		}
+		j.atRest("s1")
 	}
 }
 
-// dieAt has the agent of that failpoint killed there, by a restart with that order.
-func (j *job) dieAt(point string, second bool) {
+// dieAt has the agent of that failpoint killed, and once more when it has passed
+// that point so often.
+func (j *job) dieAt(point string, after int) {
 	a := j.from
-	if point[:len("replicationReceive")] == "replicationReceive" {
+	if strings.HasPrefix(point, "replicationReceive") {
 		a = j.to
 	}
 	a.mu.Lock()
-	a.nextDieAt = point
-	if second && slices.Contains([]string{pointSendStream, pointReceiveStream}, point) {
-		a.cfg.DieAfter = 2
-	}
+	a.nextDieAt, a.cfg.DieAfter = point, after
 	a.mu.Unlock()
 	before := a.deaths()
 	a.kill()

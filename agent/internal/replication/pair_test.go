@@ -227,15 +227,7 @@ func holds(t *testing.T, dataset string) []string {
 // is equal and read-only, and that nothing partial is left.
 func (j *job) atRest(cursor string) {
 	j.t.Helper()
-	for _, dataset := range []string{j.source, j.target} {
-		if got := holds(j.t, dataset); !slices.Equal(got, []string{cursor + " debvisor:" + j.id}) {
-			j.t.Errorf("holds of %s: %v; want one of @%s", dataset, got, cursor)
-		}
-	}
-	marks := strings.Fields(sh(j.t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source))
-	if want := fmt.Sprintf("%s#debvisor-%s-%x", j.source, j.id, guid(j.t, j.source+"@"+cursor)); !slices.Equal(marks, []string{want}) {
-		j.t.Errorf("bookmarks %v; want %s", marks, want)
-	}
+	j.kept(cursor)
 	j.same(cursor)
 	j.nothingPartial()
 	for property, want := range map[string]string{"readonly": "on", "org.debvisor:job": j.id} {
@@ -247,6 +239,20 @@ func (j *job) atRest(cursor string) {
 		if got := sh(j.t, "zfs", "get", "-H", "-o", "value", "mounted", j.target); got != "no" {
 			j.t.Error("the copy is mounted")
 		}
+	}
+}
+
+// kept makes sure that both sides keep the cursor and nothing else.
+func (j *job) kept(cursor string) {
+	j.t.Helper()
+	for _, dataset := range []string{j.source, j.target} {
+		if got := holds(j.t, dataset); !slices.Equal(got, []string{cursor + " debvisor:" + j.id}) {
+			j.t.Errorf("holds of %s: %v; want one of @%s", dataset, got, cursor)
+		}
+	}
+	marks := strings.Fields(sh(j.t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source))
+	if want := fmt.Sprintf("%s#debvisor-%s-%x", j.source, j.id, guid(j.t, j.source+"@"+cursor)); !slices.Equal(marks, []string{want}) {
+		j.t.Errorf("bookmarks %v; want %s", marks, want)
 	}
 }
 

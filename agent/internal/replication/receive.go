@@ -82,6 +82,7 @@ type receiver struct {
 	buf     []byte // for one frame
 	have    int    // steps that are here, once surveyed
 	token   string
+	fresh   bool // the survey is of this very process's preparation
 	bytes   atomic.Uint64
 	aside   string // the former copy's new name
 }
@@ -102,8 +103,7 @@ func (c *receiver) cursorGUID() uint64 {
 
 func (c *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 	if c.run.Marked(markReleased) {
-		c.have = len(c.steps())
-		return &agentv1.TaskOutcome{}
+		return c.farewell(ctx)
 	}
 	err := c.work(ctx)
 	switch {
@@ -115,11 +115,30 @@ func (c *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 		c.log.Error("the replication failed", "error", err)
 		return c.retreat(ctx, outcomeOf(ctx, err))
 	case isCancelled(c.run):
-		return c.retreat(ctx, cancelled())
+		out := c.retreat(ctx, cancelled())
+		if out != nil && len(c.steps()) > 0 && c.have == len(c.steps()) {
+			return &agentv1.TaskOutcome{} // it has all, and keeps no more than that
+		}
+		return out
 	case c.expired():
 		return broken(CodeExpired, "the right to replicate into %s has expired; what has arrived can be resumed", c.dataset())
 	}
 	return outcomeOf(ctx, err)
+}
+
+// farewell ends a run that is done. A source that has not heard of it, as the agent
+// died at that moment, is given some time to come and hear.
+func (c *receiver) farewell(ctx context.Context) *agentv1.TaskOutcome {
+	bounded, cancel := context.WithTimeout(ctx, byeWithin)
+	defer cancel()
+	if err := c.work(bounded); err != nil {
+		c.log.Debug("the source has not come for the end", "error", err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	c.have = len(c.steps())
+	return &agentv1.TaskOutcome{}
 }
 
 func (c *receiver) expired() bool { return time.Now().Unix() >= c.right.GetExpiresAt() }
@@ -165,7 +184,9 @@ func (c *receiver) prepare(ctx context.Context) error {
 	if err := c.clear(ctx); err != nil {
 		return err
 	}
-	return c.survey(ctx)
+	err := c.survey(ctx)
+	c.fresh = err == nil
+	return err
 }
 
 // listen listens where a former process did, or somewhere.

@@ -22,9 +22,9 @@ const (
 	// bookmark only: nothing is left to do but to tell the target.
 	markSettled = "settled"
 	// tellWithin is how long the target is looked for then.
-	tellWithin = 30 * time.Second
+	tellWithin = 15 * time.Second
 	dialAgain  = 50 * time.Millisecond
-	dialLate   = 2 * time.Second
+	dialLate   = time.Second
 )
 
 // markSent is in the journal before the last part of a step's stream is sent: a
@@ -77,6 +77,7 @@ type sender struct {
 	pace  *pace.Pace
 
 	bufs      [2][]byte
+	held      bool   // by this process: all steps' snapshots, each looked at
 	have      int    // steps that the target is known to have
 	whole     bool   // all is done on this side
 	begun     int    // one more than the step whose stream was begun last; 0: none was
@@ -170,6 +171,7 @@ func (s *sender) prepare(ctx context.Context) error {
 	}
 	err := patiently(ctx, s.log, func(ctx context.Context) error { return s.keep.hold(ctx, names...) })
 	if err == nil {
+		s.held = true
 		s.r.pass(pointSendHeld)
 	}
 	return err
@@ -262,18 +264,7 @@ func (s *sender) settle(ctx context.Context) error {
 // others. also are further guids whose holds stay. A cursor of which only the
 // bookmark is left has no hold.
 func (s *sender) keepOnly(ctx context.Context, name string, guid uint64, also ...uint64) error {
-	found, err := s.r.guidOf(ctx, s.keep.snapshot(name))
-	if err != nil && !gone(err) {
-		return err
-	}
-	if err == nil && found == guid {
-		if err := s.keep.hold(ctx, name); err != nil {
-			return err
-		}
-		if err := s.keep.mark(ctx, name, guid); err != nil {
-			return err
-		}
-	} else if err := s.keep.marked(ctx, guid); err != nil {
+	if err := s.keepCursor(ctx, name, guid); err != nil {
 		return err
 	}
 	s.r.pass(pointSendMarked)
@@ -282,6 +273,24 @@ func (s *sender) keepOnly(ctx context.Context, name string, guid uint64, also ..
 	}
 	s.r.pass(pointSendReleasing)
 	return s.keep.unmark(ctx, guid)
+}
+
+// keepCursor makes the hold and the bookmark of a snapshot. What this process held
+// itself is not looked at again.
+func (s *sender) keepCursor(ctx context.Context, name string, guid uint64) error {
+	if !s.held || s.have == 0 {
+		found, err := s.r.guidOf(ctx, s.keep.snapshot(name))
+		switch {
+		case gone(err), err == nil && found != guid:
+			return s.keep.marked(ctx, guid)
+		case err != nil:
+			return err
+		}
+		if err := s.keep.hold(ctx, name); err != nil {
+			return err
+		}
+	}
+	return s.keep.mark(ctx, name, guid)
 }
 
 // retreat leaves the holds and the bookmark of what both sides have. What the

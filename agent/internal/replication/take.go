@@ -59,9 +59,12 @@ func (c *receiver) serve(ctx context.Context, l *link) error {
 	if err := c.greet(l); err != nil {
 		return err
 	}
-	if err := c.survey(ctx); err != nil {
-		return err
+	if !c.fresh {
+		if err := c.survey(ctx); err != nil {
+			return err
+		}
 	}
+	c.fresh = false
 	if err := l.send(frameState, c.state()); err != nil {
 		return err
 	}
@@ -156,7 +159,7 @@ func (c *receiver) step(ctx context.Context, l *link, content []byte) error {
 	if whole {
 		c.r.pass(pointReceiveWhole)
 	}
-	if err := c.survey(ctx); err != nil {
+	if err := c.lookAgain(ctx, whole); err != nil {
 		return err
 	}
 	if whole && c.have != b.Step+1 {
@@ -171,21 +174,34 @@ func (c *receiver) step(ctx context.Context, l *link, content []byte) error {
 	return l.send(frameState, c.state())
 }
 
+// lookAgain finds out what a stream has left. Of one that zfs has taken to its end
+// one look is enough, if it is the planned snapshot that is there now.
+func (c *receiver) lookAgain(ctx context.Context, whole bool) error {
+	if whole {
+		s := c.steps()[c.have]
+		guid, err := c.r.guidOf(ctx, c.keep.snapshot(s.GetTo()))
+		if err != nil && !gone(err) {
+			return err
+		}
+		if err == nil && guid == s.GetToGuid() {
+			c.have, c.token = c.have+1, ""
+			return nil
+		}
+	}
+	return c.survey(ctx)
+}
+
 // hold holds the cursor, and leaves a copy for a VM writable.
 func (c *receiver) hold(ctx context.Context, l *link) error {
 	if c.have < len(c.steps()) {
 		return refuse(CodeStreamRefused, "the source ends after step %d of %d", c.have, len(c.steps()))
 	}
 	c.r.pass(pointReceiveHold)
-	list, err := c.r.snapshots(ctx, c.dataset())
+	name, err := c.cursorName(ctx)
 	if err != nil {
 		return err
 	}
-	s := byGUID(list, c.cursorGUID())
-	if s == nil {
-		return refuse(CodeTargetChanged, "%s has lost a snapshot that it had received", c.dataset())
-	}
-	if err := c.keep.hold(ctx, s.Name); err != nil {
+	if err := c.keep.hold(ctx, name); err != nil {
 		return err
 	}
 	if c.spec.GetWritable() {
@@ -195,6 +211,21 @@ func (c *receiver) hold(ctx context.Context, l *link) error {
 	}
 	c.r.pass(pointReceiveHeld)
 	return l.send(frameHeld, nil)
+}
+
+// cursorName is the name that the cursor has here.
+func (c *receiver) cursorName(ctx context.Context) (string, error) {
+	if c.have > 0 {
+		return c.steps()[c.have-1].GetTo(), nil
+	}
+	list, err := c.r.snapshots(ctx, c.dataset())
+	if err != nil {
+		return "", err
+	}
+	if s := byGUID(list, c.cursorGUID()); s != nil {
+		return s.Name, nil
+	}
+	return "", refuse(CodeTargetChanged, "%s has lost the snapshot that both sides had", c.dataset())
 }
 
 // release lets the job's older snapshots go; then all is done.
