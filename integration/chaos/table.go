@@ -87,6 +87,10 @@ guest's disk and console, and etcd: never two copies running, exactly one in the
 struck had the only one), no value of the guest's counter lost or written twice, nothing left over. The death of our own
 processes never fails the operation; else it succeeds, or fails with the true reason. A case whose phase did not come
 counts as failed.
+
+A case of TestReplicationFaults strikes a run of replication between two machines with ZFS at a failpoint. It always ends well by
+itself: both ends have the same newest snapshot by name, guid and checksum of its contents, and nothing but what a job keeps at rest.
+A full pool is told of, and the next run goes well once there is room.
 `
 
 func ends(counts map[string]int) string {
