@@ -75,7 +75,7 @@ func table() []layer {
 		{[]string{cp + "relay"}, "questions to agents from any replica, by way of the leader", with(append(state, cp+"dispatch", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"accessfile", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs", "shared/auditlog",
-			cp+"retention", cp+"retention/facts", cp+"schedule", cp+"repldiff",
+			cp+"retention", cp+"retention/facts", cp+"schedule", cp+"repldiff", cp+"repldiff/look",
 		)...)},
 		{[]string{cp + "api/rungs"}, "what each stage of the chain costs: the bench's, and no part of the product", with(
 			cp+"api", cp+"authn", cp+"authz", cp+"limit", cp+"audit", cp+"cluster", "shared/rpc", "certs",

@@ -61,15 +61,3 @@ func (s *storageService) frees(ctx context.Context, node, path string, names []s
 	}
 	return sum, nil
 }
-
-// sends asks how much a stream would carry, or what a resume token stands for.
-func (s *storageService) sends(ctx context.Context, node string, q *agentv1.EstimateZfsSend) (*agentv1.ZfsSendEstimate, error) {
-	estimate := &agentv1.ZfsSendEstimate{}
-	err := s.ask(ctx, node, &agentv1.Ask{Question: &agentv1.Ask_EstimateZfsSend{EstimateZfsSend: q}}, func(a *agentv1.Answer) error {
-		if e := a.GetZfsSendEstimate(); e != nil {
-			estimate = e
-		}
-		return nil
-	})
-	return estimate, err
-}
