@@ -95,6 +95,11 @@ func (c *cluster) repair(ctx context.Context) error {
 				return err
 			}
 		}
+		if n.Machine != nil {
+			if err := n.Continue(); err != nil {
+				return err
+			}
+		}
 		start := func() error { return n.StartLibvirt(ctx) }
 		if err := errors.Join(revive(n.Libvirt, start), revive(n.Agent.Process, n.Agent.Start)); err != nil {
 			return err
