@@ -72,8 +72,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
 		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("replication"),
 	})
+	var host *inventory.Collector // before the first task runs
+	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
-		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(moves.Kinds(), orders.Kinds(), copies.Kinds()), Log: cfg.Log.Named("worker"),
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: append(kinds, orders.Kinds()...), Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err
@@ -82,7 +84,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := moves.Sweep(work.Open()); err != nil {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
-	host := inventory.New(inventory.Config{
+	host = inventory.New(inventory.Config{
 		Node: record.Node, Hypervisor: hv, ZFS: pools, Shared: shared, PeerAddress: others.address,
 		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
 	})

@@ -159,9 +159,6 @@ func (l *listing) holds(ctx context.Context) error {
 	}
 	slices.Sort(names)
 	holds, err := l.commands.Holds(ctx, names...)
-	if isGone(err) { // one of them was released and destroyed meanwhile
-		holds, err = l.holdsOneByOne(ctx, names)
-	}
 	if err != nil {
 		return err
 	}
@@ -170,19 +167,6 @@ func (l *listing) holds(ctx context.Context) error {
 	}
 	clear(l.held)
 	return nil
-}
-
-// holdsOneByOne leaves out snapshots that are gone.
-func (l *listing) holdsOneByOne(ctx context.Context, names []string) (map[string][]zfs.Hold, error) {
-	all := map[string][]zfs.Hold{}
-	for _, name := range names {
-		holds, err := l.commands.Holds(ctx, name)
-		if err != nil && !isGone(err) {
-			return nil, err
-		}
-		all[name] = holds[name]
-	}
-	return all, nil
 }
 
 func (l *listing) answer() *agentv1.Answer {

@@ -29,6 +29,9 @@ const (
 	// patience is how long a command that was killed may take to end. One that waits
 	// in the kernel for a pool that hangs cannot be killed, and is left to itself.
 	patience = 10 * time.Second
+	// maxLeft is how many commands may hang so before no more are started: a pool that
+	// is suspended for days must not fill the host with them.
+	maxLeft = 16
 	// pipeSize is the room of a pipe, bytes.
 	pipeSize = 1 << 20
 )
@@ -73,6 +76,9 @@ type running struct {
 // start starts a command, in a process group of its own, which is killed when ctx
 // ends.
 func (z *ZFS) start(ctx context.Context, c command) (*running, error) {
+	if n := z.left.Load(); n >= maxLeft {
+		return nil, errdefs.New(errdefs.Unavailable, CodePoolSuspended, "%d commands of ZFS hang in the kernel, as with a pool that is suspended: no more are started", n)
+	}
 	r := &running{command: c, z: z, ended: ctx.Done(), why: ctx.Err, done: make(chan struct{})}
 	r.cmd = exec.CommandContext(ctx, c.program, c.args...)
 	r.cmd.Env = []string{"LC_ALL=C", "TZ=UTC", "PATH=" + os.Getenv("PATH")}
@@ -120,6 +126,11 @@ func (r *running) wait() error {
 		case <-r.done:
 		case <-time.After(patience):
 			r.z.log.Warn("a command hangs in the kernel and is left to itself", "command", r.verb(), "dataset", r.about, "pid", r.cmd.Process.Pid)
+			r.z.left.Add(1)
+			go func() { // the kernel says how long
+				<-r.done
+				r.z.left.Add(-1)
+			}()
 			return fmt.Errorf("%s: killed, and hangs: %w", r.verb(), r.why())
 		}
 	}

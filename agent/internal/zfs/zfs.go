@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -19,6 +20,8 @@ type ZFS struct {
 
 	mu     sync.Mutex
 	probed *Capabilities // nil: not yet
+	// left counts the commands that were killed and hang in the kernel.
+	left atomic.Int32
 }
 
 // New gives this host's ZFS; whether there is any, Probe tells.
