@@ -54,6 +54,22 @@ func adviceByCode(e *errdefs.Error) []string {
 		return []string{"use a name or address in --server that the replica was given with --host"}
 	case codeClientCert:
 		return []string{"check that --cert was made by this cluster and is not expired; debvisor-rpcd client makes a new one"}
+	case codeNotReplicable:
+		return []string{"clear the reasons above; hvctl replication status " + orWord(e.Context["job"], "JOB")}
+	case "AMBIGUOUS_DATASET":
+		return []string{"name it with its node, NODE:POOL/PATH: hvctl storage list"}
+	case "DATASET_NOT_FOUND", "SEVERAL_NODES", "SEVERAL_POOLS", "DISK_NOT_ON_ZFS":
+		return []string{"hvctl storage list shows the nodes' datasets, and which VM uses what"}
+	case "SNAPSHOTS_NEEDED", "SNAPSHOT_NOT_FOUND":
+		return []string{"hvctl snapshot list DATASET --all shows what holds which"}
+	case "REPLICATION_DIVERGED", "TARGET_UNRELATED", "SOURCE_REPLACED", "PLAN_CHANGED", "PLAN_NOT_FOUND":
+		if e.Code != "PLAN_NOT_FOUND" || e.Context["job"] != "" {
+			return []string{"hvctl replication plan DATASET --to NODE tells what has diverged, and what can be done"}
+		}
+	case "JOB_NOT_FOUND", "REPLICATED_ALREADY", "TARGET_TAKEN", "REPLICATION_LOOP":
+		return []string{"hvctl replication list"}
+	case "JOB_OF_POLICY":
+		return []string{"hvctl replication policy show " + orWord(e.Context["policy"], "POLICY")}
 	case codeRefused:
 		return []string{"choose another node with --to, or clear the reasons above"}
 	case codeBlocked:
@@ -141,7 +157,10 @@ func refusedAdvice(what string) []string {
 	if len(words) >= 3 && words[0] == "migrate" {
 		return []string{fmt.Sprintf("hvctl migrate plan %s shows every node and its reasons", words[2])}
 	}
-	if len(words) >= 3 && !slices.Contains([]string{"token", "key", "tenant", "certificate"}, words[0]) {
+	if len(words) >= 3 && words[0] == "replication" && words[1] != "policy" && words[1] != "plan" {
+		return []string{fmt.Sprintf("hvctl replication status %s shows its present state", words[2])}
+	}
+	if len(words) >= 3 && !slices.Contains([]string{"token", "key", "tenant", "certificate", "snapshot", "replication"}, words[0]) {
 		return []string{fmt.Sprintf("hvctl %s show %s shows its present state", words[0], words[2])}
 	}
 	return []string{"hvctl " + nounVerb(what) + " --help"}
@@ -154,7 +173,10 @@ func listOf(code, what string) string {
 			return "hvctl " + strings.ToLower(noun) + " list"
 		}
 	}
-	noun, _, _ := strings.Cut(what, " ")
+	noun, rest, _ := strings.Cut(what, " ")
+	if noun == "replication" && strings.HasPrefix(rest, "policy ") {
+		noun = "replication policy"
+	}
 	if noun == "migrate" {
 		noun = "vm"
 	}

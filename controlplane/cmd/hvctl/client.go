@@ -24,6 +24,7 @@ type client struct {
 	cluster    debvisorv1.ClusterServiceClient
 	audits     debvisorv1.AuditServiceClient
 	access     debvisorv1.AccessServiceClient
+	storage    debvisorv1.StorageServiceClient
 	servers    []string
 	conn       *grpc.ClientConn
 	reach      *reach
@@ -79,6 +80,7 @@ func (a *app) dialTo(servers []string) (*client, error) {
 	c.cluster = debvisorv1.NewClusterServiceClient(c.conn)
 	c.audits = debvisorv1.NewAuditServiceClient(c.conn)
 	c.access = debvisorv1.NewAccessServiceClient(c.conn)
+	c.storage = debvisorv1.NewStorageServiceClient(c.conn)
 	return c, nil
 }
 

@@ -215,27 +215,29 @@ func nodeConfirmOff(a *app) *cobra.Command {
 func nodeLimit(a *app) *cobra.Command {
 	var limits debvisorv1.NodeLimits
 	c := &cobra.Command{
-		Use: "limit NODE", Short: "Bound what migrations may take of a node", Args: cobra.ExactArgs(1),
-		Long: "Bound what migrations may take of a node, in each direction: their bandwidth together, and how\n" +
-			"many there are at once. What is not given stays as it is; 0 means the default.",
+		Use: "limit NODE", Short: "Bound what migrations and replications may take of a node", Args: cobra.ExactArgs(1),
+		Long: "Bound what migrations and replications may take of a node, in each direction: the migrations' bandwidth\n" +
+			"together, and how many of each there are at once. What is not given stays as it is; 0 means the default.",
 		Example:           "  hvctl node limit hv1 --bandwidth 500 --parallel 4\n  hvctl node limit hv1 --bandwidth 0",
 		ValidArgsFunction: a.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bandwidth, parallel := cmd.Flags().Changed("bandwidth"), cmd.Flags().Changed("parallel")
-			if !bandwidth && !parallel {
-				return usage("--bandwidth, --parallel or both are needed")
+			given := cmd.Flags().Changed
+			if !given("bandwidth") && !given("parallel") && !given("replications") {
+				return usage("--bandwidth, --parallel, --replications or several of them are needed")
 			}
 			return a.changeNode(cmd.Context(), "limits of "+args[0]+" set", func(ctx context.Context, c *client) (*debvisorv1.NodeAck, error) {
-				if !bandwidth || !parallel {
-					n, err := c.nodes.GetNode(ctx, nodeRef(args[0]))
-					if err != nil {
-						return nil, err
-					}
-					if !bandwidth {
-						limits.MigrationBandwidthMib = n.GetLimits().GetMigrationBandwidthMib()
-					} else {
-						limits.ParallelMigrations = n.GetLimits().GetParallelMigrations()
-					}
+				n, err := c.nodes.GetNode(ctx, nodeRef(args[0]))
+				if err != nil {
+					return nil, err
+				}
+				if !given("bandwidth") {
+					limits.MigrationBandwidthMib = n.GetLimits().GetMigrationBandwidthMib()
+				}
+				if !given("parallel") {
+					limits.ParallelMigrations = n.GetLimits().GetParallelMigrations()
+				}
+				if !given("replications") {
+					limits.ParallelReplications = n.GetLimits().GetParallelReplications()
 				}
 				return c.nodes.SetNodeLimits(ctx, &debvisorv1.NodeLimitsRequest{Node: nodeRef(args[0]), Limits: &limits})
 			})
@@ -243,8 +245,10 @@ func nodeLimit(a *app) *cobra.Command {
 	}
 	c.Flags().Uint64Var(&limits.MigrationBandwidthMib, "bandwidth", 0, "MiB/s of all migrations together; 0: no limit")
 	c.Flags().Uint32Var(&limits.ParallelMigrations, "parallel", 0, "migrations at once, up to 64; 0: 2")
-	complete(c, "bandwidth", cobra.NoFileCompletions)
-	complete(c, "parallel", cobra.NoFileCompletions)
+	c.Flags().Uint32Var(&limits.ParallelReplications, "replications", 0, "replications at once, up to 64; 0: 2")
+	for _, flag := range []string{"bandwidth", "parallel", "replications"} {
+		complete(c, flag, cobra.NoFileCompletions)
+	}
 	return c
 }
 
@@ -256,6 +260,9 @@ func limitsText(l *debvisorv1.NodeLimits) string {
 	}
 	if n := l.GetParallelMigrations(); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d migrations at once", n))
+	}
+	if n := l.GetParallelReplications(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d replications at once", n))
 	}
 	return strings.Join(parts, ", ")
 }

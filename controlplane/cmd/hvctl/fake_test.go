@@ -82,6 +82,7 @@ func startFake(trust pki) (*fake, error) {
 	debvisorv1.RegisterMigrationServiceServer(f.server, &fakeMigrations{made: f.made})
 	debvisorv1.RegisterOperationServiceServer(f.server, &fakeOperations{made: f.made})
 	debvisorv1.RegisterAccessServiceServer(f.server, newFakeAccess())
+	debvisorv1.RegisterStorageServiceServer(f.server, &fakeStorage{made: f.made})
 	f.conns = &connections{}
 	if f.addr, err = f.listen("127.0.0.1:0"); err != nil {
 		return nil, err

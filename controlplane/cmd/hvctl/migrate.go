@@ -118,6 +118,9 @@ func disksText(disks []*debvisorv1.DiskAction) string {
 		if d.GetBytes() > 0 {
 			text += " (" + size(d.GetBytes()) + ")"
 		}
+		if d.GetReason() != "" {
+			text += ": " + d.GetReason()
+		}
 		lines = append(lines, text)
 	}
 	return strings.Join(lines, "\n")
@@ -260,6 +263,12 @@ func (a *app) printSuccess(op *debvisorv1.Operation) error {
 	}
 	if op.GetEvacuation() != nil {
 		line = evacuationLine(op)
+	}
+	if op.GetSnapshot() != nil {
+		line = snapshotLine(op)
+	}
+	if op.GetReplication() != nil {
+		line = replicationLine(op)
 	}
 	_, err := fmt.Fprintln(a.out, clean(line))
 	return err

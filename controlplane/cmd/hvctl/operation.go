@@ -76,6 +76,12 @@ func subject(op *debvisorv1.Operation) string {
 	if e := op.GetEvacuation(); e != nil {
 		return orWord(nodeName(e.GetNode()), vmCount(len(e.GetMoves())))
 	}
+	if r := op.GetReplication(); r != nil {
+		return r.GetDataset() + " " + arrow(r.GetSource(), r.GetTarget())
+	}
+	if s := op.GetSnapshot(); s != nil {
+		return strings.Join(s.GetDatasets(), ", ") + " on " + nodeName(s.GetNode())
+	}
 	return strings.Join(op.GetResources(), ", ")
 }
 
@@ -168,6 +174,20 @@ func operationFacts(op *debvisorv1.Operation) facts {
 	if e := op.GetEvacuation(); e != nil {
 		f.add("plan", e.GetPlanId())
 		f.add("safe to reboot", map[bool]string{true: "yes"}[e.GetSafeToReboot()])
+	}
+	if s := op.GetSnapshot(); s != nil {
+		f.add("snapshot", s.GetName())
+		f.add("label", s.GetLabel())
+		f.add("policy", s.GetPolicy())
+		f.add("still there", strings.Join(s.GetKeptBecause(), "\n"))
+	}
+	if r := op.GetReplication(); r != nil {
+		f.add("job", r.GetJobId())
+		f.add("copy", placeWords(r.GetTarget(), r.GetTargetDataset()))
+		f.add("policy", r.GetPolicy())
+		f.add("attempt", fmt.Sprint(r.GetAttempt()))
+		f.add("resumed", map[bool]string{true: count(int(r.GetResumes()), "time")}[r.GetResumes() > 0])
+		f.add("set aside", r.GetSetAside())
 	}
 	if e := op.GetError(); e != nil {
 		f.add("error", orWord(e.GetCode(), "unknown")+": "+e.GetMessage())

@@ -53,7 +53,7 @@ func progressText(p *debvisorv1.OperationProgress) string {
 // heading tells an operation and its state in short.
 func heading(op *debvisorv1.Operation) string {
 	text := orWord(subject(op), op.GetId()) + ": " + stateWord(op.GetState())
-	if n := op.GetMigration().GetAttempt(); n > 1 {
+	if n := max(op.GetMigration().GetAttempt(), op.GetReplication().GetAttempt()); n > 1 {
 		text += fmt.Sprintf(", attempt %d", n)
 	}
 	if op.GetCancelRequested() && !ended(op) {
