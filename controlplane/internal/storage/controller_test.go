@@ -548,6 +548,26 @@ func TestNothingGoesOnWithoutLeadership(t *testing.T) {
 	}
 }
 
+// TestWhatAgentsRefuseToAnswer: once is no reason to fail, again and again is.
+func TestWhatAgentsRefuseToAnswer(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.hosts.mu.Lock()
+	b.hosts.refuse = maxRefused - 1
+	b.hosts.mu.Unlock()
+	b.lead()
+	b.job("web", &debvisorv1.ReplicationOptions{})
+	b.run("op-once", "web")
+	b.succeeded("op-once")
+	b.hosts.mu.Lock()
+	b.hosts.refuse = 1000
+	b.hosts.mu.Unlock()
+	b.run("op-ever", "web")
+	if op := b.ended("op-ever"); op.GetErrorCode() != "ZFS_ERROR" || b.view.Current().Replications["web"].Value.GetLastErrorCode() != "ZFS_ERROR" {
+		t.Errorf("it is %v", op)
+	}
+}
+
 func TestTheRPOIsWatched(t *testing.T) {
 	b := newBench(t)
 	b.during(b.hosts.work)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
-	"github.com/debvisor/debvisor/controlplane/internal/repldiff/look"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -283,15 +282,15 @@ func (d *decision) unknown(nodes ...string) string {
 
 // answered gives the answer to the operation's question of that key. Until there
 // is one it has it asked, and gives what the operation's step says meanwhile: nil
-// where that is said already. What an agent refuses to answer ends the operation
-// by fail.
+// where that is said already. What agents refuse to answer again and again ends
+// the operation by fail.
 func (d *decision) answered(q *question, waiting string, fail func(code, message string) *step) (*answer, *step) {
 	a := d.answer
 	switch {
 	case a == nil || a.key != q.key:
 		d.question = q
 		return nil, d.note(waiting)
-	case a.err != nil && !look.Passing(a.err):
+	case a.err != nil && a.refused >= maxRefused:
 		return nil, fail(codeOf(a.err), plain(a.err))
 	case a.err != nil && d.now.Sub(a.at) < d.pace.askAgain:
 		return nil, d.note(waiting + ": " + plain(a.err))

@@ -47,7 +47,7 @@ type world struct {
 //	task ATTEMPT KIND STATE [CODE]    of the operation
 //	asked, interrupted           of the task before; its end was asked for; worth another
 //	address, bytes N, cursor NAME GUID, destroyed N, kept N
-//	answer PLAN | error CODE | listing   what the agents answered
+//	answer PLAN | error CODE [again] | listing   what the agents answered
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation], moment) {
 	t.Helper()
 	w := &world{t: t, d: cluster.Empty().Draft(), at: moment{now: noon, term: task.Term{Revision: 8}, rightID: "r1", pace: ordinary()}}
@@ -255,6 +255,9 @@ func (w *world) answer(f []string) {
 			kind = errdefs.Unavailable
 		}
 		a.err = errdefs.New(kind, f[1], "no answer: %s", f[1])
+		if len(f) > 2 {
+			a.refused = maxRefused
+		}
 	case "listing":
 		a.frees = 77
 		a.listing = &agentv1.ZfsListing{Datasets: []*agentv1.ZfsDataset{{Name: "tank/vm"}}}
@@ -389,15 +392,16 @@ func TestTakingSnapshots(t *testing.T) {
 
 func TestRemovingSnapshots(t *testing.T) {
 	for facts, want := range map[string]string{
-		"":                    "note asking a for its snapshots ask",
-		"down a":              "note waiting for the agent of a, which is not heard",
-		"cancel":              "cancelled CANCELLED",
-		"error NO_SESSION":    "note asking a for its snapshots: no answer: NO_SESSION",
-		"error ZFS_ERROR":     "fail ZFS_ERROR",
-		"answer earlier":      "note asking a for its snapshots ask",
-		"listing":             "task 1/zfs-destroy",
-		"listing,nojob":       "task 1/zfs-destroy",
-		"listing s1 s2 s3 s4": "succeed",
+		"":                      "note asking a for its snapshots ask",
+		"down a":                "note waiting for the agent of a, which is not heard",
+		"cancel":                "cancelled CANCELLED",
+		"error NO_SESSION":      "note asking a for its snapshots: no answer: NO_SESSION",
+		"error ZFS_ERROR":       "note asking a for its snapshots: no answer: ZFS_ERROR",
+		"error ZFS_ERROR again": "fail ZFS_ERROR",
+		"answer earlier":        "note asking a for its snapshots ask",
+		"listing":               "task 1/zfs-destroy",
+		"listing,nojob":         "task 1/zfs-destroy",
+		"listing s1 s2 s3 s4":   "succeed",
 		"running,batch 1,task 1 zfs-destroy running":                        "note destroying snapshots on a, 0 so far",
 		"running,batch 1,cancel,task 1 zfs-destroy running":                 "cancel-task 1/zfs-destroy",
 		"running,batch 1,task 1 zfs-destroy succeeded,destroyed 2":          "batch-done",
@@ -473,18 +477,19 @@ func TestRuns(t *testing.T) {
 		"running,phase snapshot,task 1 zfs-snapshot failed INTERRUPTED,interrupted": "again 2 snapshot in 3s",
 		"running,phase snapshot,attempt 2,pause":                                    "note waiting to try again (attempt 2): it broke",
 
-		"running,phase plan":                   "note asking a and b what they have ask",
-		"running,phase plan,cancel":            "cancelled CANCELLED",
-		"running,phase plan,nojob":             "fail JOB_NOT_FOUND",
-		"running,phase plan,down a":            "note waiting for the agent of a, which is not heard",
-		"running,phase plan,error NO_SESSION":  "note asking a and b what they have: no answer: NO_SESSION",
-		"running,phase plan,error ZFS_ERROR":   "fail ZFS_ERROR",
-		"running,phase plan,answer old":        "ask",
-		"running,phase plan,answer new":        "receive 1/replicate-receive",
-		"running,phase plan,answer new,cancel": "cancelled CANCELLED",
-		"running,phase plan,answer nothing":    "succeed cursor 3",
-		"running,phase plan,answer unmarked":   "receive 1/replicate-receive",
-		"running,phase plan,answer diverged":   "fail REPLICATION_DIVERGED",
+		"running,phase plan":                       "note asking a and b what they have ask",
+		"running,phase plan,cancel":                "cancelled CANCELLED",
+		"running,phase plan,nojob":                 "fail JOB_NOT_FOUND",
+		"running,phase plan,down a":                "note waiting for the agent of a, which is not heard",
+		"running,phase plan,error NO_SESSION":      "note asking a and b what they have: no answer: NO_SESSION",
+		"running,phase plan,error ZFS_ERROR":       "note asking a and b what they have: no answer: ZFS_ERROR",
+		"running,phase plan,error ZFS_ERROR again": "fail ZFS_ERROR",
+		"running,phase plan,answer old":            "ask",
+		"running,phase plan,answer new":            "receive 1/replicate-receive",
+		"running,phase plan,answer new,cancel":     "cancelled CANCELLED",
+		"running,phase plan,answer nothing":        "succeed cursor 3",
+		"running,phase plan,answer unmarked":       "receive 1/replicate-receive",
+		"running,phase plan,answer diverged":       "fail REPLICATION_DIVERGED",
 
 		"running,phase receive,task 1 replicate-receive assigned":                                    "note preparing b",
 		"running,phase receive,task 1 replicate-receive assigned,down b":                             "note preparing b: waiting for the agent of b, which is not heard",

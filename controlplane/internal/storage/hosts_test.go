@@ -38,6 +38,7 @@ type hosts struct {
 	worse  int
 	faults []string
 	asked  int // questions under way
+	refuse int // that many to come are refused, of the source's
 	stuck  bool
 }
 
@@ -84,6 +85,11 @@ func (h *hosts) ask(ctx context.Context, node string, q *agentv1.Ask, part func(
 	if h.r.IntN(100) < h.worse {
 		h.mu.Unlock()
 		return errdefs.New(errdefs.Unavailable, "SESSION_ENDED", "the session of node %s ended", node)
+	}
+	if node == "a" && h.refuse > 0 {
+		h.refuse--
+		h.mu.Unlock()
+		return errdefs.New(errdefs.FailedPrecondition, "ZFS_ERROR", "node a cannot answer")
 	}
 	answer := &agentv1.Answer{}
 	if list := q.GetListZfs(); list != nil {

@@ -21,6 +21,9 @@ const (
 	maxAsking = 4
 	// answerLife is how long an answer may be decided on.
 	answerLife = 30 * time.Second
+	// maxRefused is how often in a row agents may refuse to answer, until the
+	// operation fails of it: one that is just being stopped does as well.
+	maxRefused = 3
 )
 
 // question is what an operation's next step needs to know. Key tells its answer
@@ -45,6 +48,8 @@ type answer struct {
 	listing *agentv1.ZfsListing
 	frees   uint64
 	err     error
+	// refused is how often in a row the agents have refused to answer it.
+	refused int
 	at      time.Time
 }
 
@@ -88,6 +93,12 @@ func (d *desk) put(ctx context.Context, operation string, q *question) {
 		}
 		d.mu.Lock()
 		delete(d.asking, operation)
+		if a.err != nil && !look.Passing(a.err) {
+			a.refused = 1
+			if before := d.answers[operation]; before != nil && before.key == a.key {
+				a.refused += before.refused
+			}
+		}
 		d.answers[operation] = a
 		d.mu.Unlock()
 		select {
