@@ -91,6 +91,8 @@ func (m *Machine) launch() (*power, error) {
 	if m.spec.NetNS != "" {
 		args = append([]string{"/usr/bin/nsenter", "--net=" + m.spec.NetNS, "--"}, args...)
 	}
+	// A kernel that panics dumps its core, all of the machine's memory.
+	args = append([]string{"/usr/bin/prlimit", "--core=0", "--"}, args...)
 	cmd := &exec.Cmd{Path: args[0], Args: args, Dir: "/", Stdin: waiting, Stdout: log, Stderr: log, ExtraFiles: []*os.File{line}}
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + m.spec.Dir, "TMPDIR=" + m.memoryDir()}
 	if m.owned != nil {

@@ -100,6 +100,35 @@ head -c 2000000 /dev/urandom >/tank/$f && sum=$(sha256sum </tank/$f) && zfs snap
 	}
 }
 
+// TestMachineCrashes: a kernel that panics takes the machine's power, and all that runs in it.
+func TestMachineCrashes(t *testing.T) {
+	m := boot(t, Spec{Name: "m", MemoryMiB: 192})
+	in, button := io.Pipe()
+	p, err := m.Start(t.Context(), Command{Args: []string{"sh", "-c", "read -r _; echo c >/proc/sysrq-trigger; sleep 1000"}, Stdin: in})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := button.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	if <-p.Done(); !errors.Is(p.Err(), ErrOff) {
+		t.Errorf("what ran in it ended with %v", p.Err())
+	}
+	eventually(t, "the machine is off", func() error {
+		if m.On() {
+			return errors.New("it is on")
+		}
+		return nil
+	})
+	if said := tail(m.Log()); !strings.Contains(said, "Kernel panic") {
+		t.Errorf("its console: %s", said)
+	}
+	if err := m.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, m, "zfs", "version")
+}
+
 func TestMachineStandsStill(t *testing.T) {
 	m := boot(t, Spec{Name: "m"})
 	if err := m.Pause(); err != nil {
