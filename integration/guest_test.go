@@ -43,20 +43,20 @@ func (c *cluster) guestLike(spec lab.GuestSpec) *mover {
 	g, ok := c.shared.guests[name]
 	if !ok {
 		var err error
-		g, err = c.Nodes[0].StartGuest(c.within(90*time.Second), spec)
+		g, err = c.AllNodes()[0].StartGuest(c.within(90*time.Second), spec)
 		c.must(err)
 		c.shared.guests[name] = g
 	}
 	m := &mover{Guest: g, c: c}
-	for _, n := range c.Nodes {
+	for _, n := range c.AllNodes() {
 		_ = n.SetMigrateSpeed(g.UUID, full) // it need not be there
 	}
 	c.eventually(time.Minute, "nothing is done to "+name, func() error { return c.unused("vm/" + g.UUID) })
-	for i, n := range c.Nodes {
+	for i, n := range c.AllNodes() {
 		d, err := n.Domain(g.UUID)
 		c.must(err)
 		if d.State == lab.DomainRunning || d.State == lab.DomainShutOff && m.from == nil {
-			m.from, m.to = n, c.Nodes[1-i]
+			m.from, m.to = n, c.AllNodes()[1-i]
 		}
 	}
 	if m.from == nil {
@@ -141,7 +141,7 @@ func node(id string) *debvisorv1.NodeRef {
 // with one process there and none on the other.
 func (m *mover) runsOnly(at *lab.Node) error {
 	var failed []error
-	for _, n := range m.c.Nodes {
+	for _, n := range m.c.AllNodes() {
 		d, err := n.Domain(m.UUID)
 		qemus, err2 := n.QEMUs(m.UUID)
 		want, processes := lab.Domain{State: lab.DomainAbsent}, 0
@@ -212,13 +212,13 @@ func (m *mover) goesOn() {
 // use, tasks that have not ended.
 func (c *cluster) clean() error {
 	var failed []error
-	for _, n := range c.Nodes {
+	for _, n := range c.AllNodes() {
 		tunnels, err := tunnels(n)
 		failed = append(failed, err)
 		for _, t := range tunnels {
 			failed = append(failed, fmt.Errorf("%s: process %v", n.Name, t.Args))
 		}
-		dirs, err := filepath.Glob(n.Root("/run/debvisor/tunnel/*"))
+		dirs, err := tunnelDirs(n)
 		failed = append(failed, err)
 		for _, d := range dirs {
 			failed = append(failed, fmt.Errorf("%s: %s", n.Name, d))
@@ -235,6 +235,15 @@ func (c *cluster) clean() error {
 		failed = append(failed, fmt.Errorf("etcd: %s", key))
 	}
 	return errors.Join(failed...)
+}
+
+// tunnelDirs are the directories of migrations' tunnels on a node.
+func tunnelDirs(n *lab.Node) ([]string, error) {
+	if n.Machine == nil {
+		return filepath.Glob(n.Root("/run/debvisor/tunnel/*"))
+	}
+	out, err := n.Run(context.Background(), "find", "/run/debvisor", "-path", "/run/debvisor/tunnel/*", "-prune", "-print")
+	return strings.Fields(out), err
 }
 
 // running is a replica that runs.

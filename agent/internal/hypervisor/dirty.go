@@ -47,6 +47,18 @@ func (h *Hypervisor) DirtyRate(ctx context.Context, uuid string) (uint64, error)
 	return 0, errdefs.New(errdefs.Unavailable, "DIRTY_RATE_UNKNOWN", "the dirty rate of domain %s was not measured in time", uuid)
 }
 
+// Written tells how much a running domain has written to its disks since its QEMU
+// was started, bytes.
+func (h *Hypervisor) Written(ctx context.Context, uuid string) (uint64, error) {
+	return onDomain(ctx, h, "asking what domain "+uuid+" has written", uuid, func(d *libvirt.Domain) (uint64, error) {
+		stats, err := d.BlockStats("") // of all its disks
+		if err != nil || !stats.WrBytesSet {
+			return 0, err
+		}
+		return uint64(max(stats.WrBytes, 0)), nil
+	}, 0)
+}
+
 func measured(c *libvirt.Connect, uuid string) (uint64, error) {
 	d, err := c.LookupDomainByUUIDString(uuid)
 	if err != nil {

@@ -24,6 +24,7 @@ type Hypervisor interface {
 	CPU(hash string) (*agentv1.CPUDescription, bool)
 	// DirtyRate measures a running domain's, bytes a second; 0: it cannot be.
 	DirtyRate(ctx context.Context, uuid string) (uint64, error)
+	Written(ctx context.Context, uuid string) (uint64, error)
 	// Subscribe has every change of a domain told, with "" for: anything may
 	// have changed, such as after connecting. It is called once; what it is
 	// given returns at once.

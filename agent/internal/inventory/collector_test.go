@@ -33,6 +33,7 @@ type libvirtd struct {
 	hung    bool
 	asked   int
 	rate    uint64 // of every guest's dirtying
+	writes  uint64 // by every guest so far
 	rated   []string
 	cpu     string // every description's XML
 	hash    string // of the host's CPU
@@ -43,7 +44,16 @@ func (l *libvirtd) CPU(hash string) (*agentv1.CPUDescription, bool) {
 	return &agentv1.CPUDescription{Hash: hash, Xml: l.cpu}, true
 }
 
+// Written counts on with each question.
+func (l *libvirtd) Written(context.Context, string) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.writes += 1 << 20
+	return l.writes, nil
+}
+
 func (l *libvirtd) DirtyRate(_ context.Context, uuid string) (uint64, error) {
+	time.Sleep(time.Second) // in a bubble
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rated = append(l.rated, uuid)
@@ -465,7 +475,7 @@ func TestDirtyRatesInTurn(t *testing.T) {
 			t.Errorf("measured: %s", got)
 		}
 		for _, d := range c.Inventory(false).GetDomains() {
-			if d.GetDirtyBytesPerSecond() != 100<<20 {
+			if d.GetDirtyBytesPerSecond() != 100<<20 || d.GetWrittenBytesPerSecond() != 1<<20 {
 				t.Errorf("told: %v", d)
 			}
 		}

@@ -81,7 +81,7 @@ func (c *Collector) place(domains ...*agentv1.Domain) {
 // the time, and what is measured at another time.
 func steady(was, now *agentv1.Domain) {
 	if now.GetState() == was.GetState() && now.GetState() == debvisorv1.VMState_VM_STATE_RUNNING {
-		now.DirtyBytesPerSecond = was.GetDirtyBytesPerSecond()
+		now.DirtyBytesPerSecond, now.WrittenBytesPerSecond = was.GetDirtyBytesPerSecond(), was.GetWrittenBytesPerSecond()
 	}
 	before := map[string]*debvisorv1.VMDisk{}
 	for _, d := range was.GetDisks() {

@@ -50,7 +50,9 @@ func pair(t *testing.T) (source, target Volume) {
 	run(t, "zfs", "create", base)
 	run(t, "zfs", "create", base+"/source")
 	run(t, "zfs", "create", base+"/target")
-	t.Cleanup(func() { run(t, "sh", "-c", "zfs list -H -o name -t snapshot -r "+base+" | xargs -r -n1 zfs holds -H | while read s h _; do zfs release $h $s; done; zfs destroy -R "+base) })
+	t.Cleanup(func() {
+		run(t, "sh", "-c", "zfs list -H -o name -t snapshot -r "+base+" | xargs -r -n1 zfs holds -H | while read s h _; do zfs release $h $s; done; zfs destroy -R "+base)
+	})
 	on := func(side string) Volume {
 		name := base + "/" + side + "/w"
 		return Volume{

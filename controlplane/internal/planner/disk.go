@@ -179,7 +179,7 @@ func (d disk) unsafeCache() (mode string, unsafe bool) {
 
 // transfer is what the agents are told of a disk; nil: nothing, since it is on
 // network storage that no agent has to look at.
-func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTransfer {
+func (d disk) transfer(m *mover, method debvisorv1.MoveMethod, by way) *agentv1.DiskTransfer {
 	if d.GetType() != "file" && d.GetType() != "block" {
 		return nil
 	}
@@ -192,6 +192,8 @@ func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTran
 	}
 	switch {
 	case !d.copied:
+	case d.volume && !d.GetReadOnly() && by.increments:
+		t.Action = agentv1.DiskAction_DISK_ACTION_ZFS
 	case method == debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY && !d.GetReadOnly():
 		t.Action = agentv1.DiskAction_DISK_ACTION_COPY_LIVE
 	default:
@@ -201,6 +203,9 @@ func (d disk) transfer(m *mover, method debvisorv1.MoveMethod) *agentv1.DiskTran
 	if d.volume {
 		t.ZfsDataset, t.VolumeBlockBytes, t.VolumeReserved = d.GetZfsDataset(), d.origin.GetBlockBytes(), d.reserved()
 		t.CapacityBytes, t.Inode = d.origin.GetVolumeBytes(), 0
+		if !d.GetReadOnly() {
+			t.Reason = by.reason
+		}
 	}
 	return t
 }

@@ -21,23 +21,29 @@ const (
 	throttled = 0.5
 )
 
-// estimate tells what a move takes. Durations are 0 where the link is unknown,
-// or where the migration does not end by itself and may not be helped to.
-func (w *World) estimate(m *mover, to *host, method debvisorv1.MoveMethod) *debvisorv1.MoveEstimate {
+// estimateBy tells what a move takes, its ZFS volumes copied whole or in
+// increments. Durations are 0 where the link is unknown, or where the migration
+// does not end by itself and may not be helped to.
+func (w *World) estimateBy(m *mover, to *host, method debvisorv1.MoveMethod, increments bool) *debvisorv1.MoveEstimate {
 	e := &debvisorv1.MoveEstimate{DirtyBytesPerSecond: m.domain.GetDirtyBytesPerSecond()}
 	if m.guest.at != nil {
 		e.LinkBytesPerSecond = w.link(m.guest.at, to, m.request.Options)
 	}
 	var disks uint64
 	for _, d := range m.disks {
-		if d.copied {
+		if d.copied && !(increments && d.volume && !d.GetReadOnly()) {
 			disks += d.bytes()
 		}
 	}
+	meanwhile := uint64(shutdownMS)
 	if method == offline {
 		m.offlineEstimate(e, disks)
 	} else {
 		m.liveEstimate(e, disks)
+		meanwhile = e.GetDurationMs()
+	}
+	if increments {
+		m.addIncrements(e, meanwhile, method == offline && !m.guest.active())
 	}
 	return e
 }

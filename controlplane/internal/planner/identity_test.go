@@ -12,7 +12,7 @@ import (
 func TestTheTargetHearsOfIdentities(t *testing.T) {
 	for _, copied := range []bool{false, true} {
 		d := disk{VMDisk: &debvisorv1.VMDisk{Target: "vda", Type: "block", Source: "/dev/x", Inode: 7}, copied: copied}
-		got := d.transfer(&mover{}, debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY)
+		got := d.transfer(&mover{}, debvisorv1.MoveMethod_MOVE_METHOD_LIVE_COPY, way{})
 		if live := got.GetAction() == agentv1.DiskAction_DISK_ACTION_COPY_LIVE; got.GetInode() != 7 || live != copied {
 			t.Errorf("copied %v: %v", copied, got)
 		}

@@ -51,9 +51,10 @@ func (w *World) planned(p placement, source *host) Move {
 	p.mover.guest.at = source
 	defer func() { p.mover.guest.at = at }()
 	method := p.mover.method(p.to, &objections{})
+	estimate, _ := w.estimate(p.mover, p.to, method)
 	return Move{
 		VM: p.mover.guest.uuid(), Name: p.mover.guest.name(), Source: source.id, Target: p.to.id,
-		Method: method, Estimate: w.estimate(p.mover, p.to, method),
+		Method: method, Estimate: estimate,
 	}
 }
 

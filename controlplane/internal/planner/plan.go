@@ -114,7 +114,7 @@ func (r *Result) choose(m *mover) {
 	}
 	r.Method, r.Estimate = r.Nodes[at].Method, r.Nodes[at].Estimate
 	for _, d := range m.disks {
-		if t := d.transfer(m, r.Method); t != nil {
+		if t := d.transfer(m, r.Method, r.Nodes[at].way); t != nil {
 			r.Disks = append(r.Disks, t)
 		}
 	}

@@ -21,6 +21,8 @@ type Verdict struct {
 	Method debvisorv1.MoveMethod
 	// Estimate is what the move would take; nil where there is no method.
 	Estimate *debvisorv1.MoveEstimate
+	// way is how its ZFS volumes would go.
+	way way
 }
 
 // filter tells what speaks against a node that is not the VM's own.
@@ -99,7 +101,8 @@ func (w *World) judge(h *host, m *mover) Verdict {
 		v.Parts, v.Score = parts[:], total(parts)
 	}
 	if v.Allowed && method != none {
-		v.Method, v.Estimate = method, w.estimate(m, h, method)
+		v.Method = method
+		v.Estimate, v.way = w.estimate(m, h, method)
 	}
 	return v
 }

@@ -181,7 +181,7 @@ func capability(t testing.TB, caps *debvisorv1.NodeCapabilities, key, value stri
 
 // addVM takes the marks uuid=U, off, paused, crashed, incoming, lost, conflict,
 // transient, vcpus=N, cpu=HASH, arch=A, machine=M, virt=V, nic=TYPE:SOURCE,
-// dev=D, dir=D, snapshots=N, dirty=MiB, tenant=T, anti=GROUP[:rack|:zone],
+// dev=D, dir=D, snapshots=N, dirty=MiB, writes=KiB, tenant=T, anti=GROUP[:rack|:zone],
 // with=GROUP, prio=N, maypause, disk=TYPE:CACHE[:ro] (shared, at /shared) and
 // copy=FORMAT:SIZE[:ro|block|shareable|overlay|/PATH|@STORAGE …] (local, at
 // /vm-NAME unless said otherwise; with @ on that shared storage), and
@@ -256,6 +256,8 @@ func describe(t testing.TB, domain *agentv1.Domain, key, value string) {
 		domain.Snapshots = uint32(number(t, value))
 	case "dirty":
 		domain.DirtyBytesPerSecond = number(t, value) << 20
+	case "writes":
+		domain.WrittenBytesPerSecond = number(t, value) << 10
 	case "disk", "copy":
 		domain.Disks = append(domain.Disks, newDisk(t, domain, key, strings.Split(value, ":")))
 	default:

@@ -45,7 +45,7 @@ func definition(vm *storev1.VM) []byte {
 	if err := proto.Unmarshal(vm.GetDomain(), d); err != nil {
 		d = &agentv1.Domain{}
 	}
-	d.State, d.DirtyBytesPerSecond, d.Autostart = 0, 0, false
+	d.State, d.DirtyBytesPerSecond, d.WrittenBytesPerSecond, d.Autostart = 0, 0, 0, false
 	for _, disk := range d.GetDisks() {
 		disk.AllocatedBytes = 0
 	}

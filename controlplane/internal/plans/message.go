@@ -49,12 +49,14 @@ func manner(m debvisorv1.MoveMethod) string {
 
 // disk is what becomes of a disk, as callers see it.
 func disk(d *agentv1.DiskTransfer) *debvisorv1.DiskAction {
-	a := &debvisorv1.DiskAction{Target: d.GetTarget(), Bytes: d.GetCapacityBytes()}
+	a := &debvisorv1.DiskAction{Target: d.GetTarget(), Bytes: d.GetCapacityBytes(), Reason: d.GetReason()}
 	switch d.GetAction() {
 	case agentv1.DiskAction_DISK_ACTION_COPY_LIVE:
 		a.Action = "copy-live"
 	case agentv1.DiskAction_DISK_ACTION_COPY_OFFLINE:
 		a.Action = "copy-offline"
+	case agentv1.DiskAction_DISK_ACTION_ZFS:
+		a.Action = "zfs-increments"
 	default:
 		a.Action, a.Bytes = "shared", 0
 	}

@@ -244,8 +244,10 @@ type Domain struct {
 	SharedDirectories   []string          `protobuf:"bytes,15,rep,name=shared_directories,json=sharedDirectories,proto3" json:"shared_directories,omitempty"`
 	Snapshots           uint32            `protobuf:"varint,16,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
 	DirtyBytesPerSecond uint64            `protobuf:"varint,17,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What a running guest writes to its disks, as measured now and then; 0: unknown.
+	WrittenBytesPerSecond uint64 `protobuf:"varint,18,opt,name=written_bytes_per_second,json=writtenBytesPerSecond,proto3" json:"written_bytes_per_second,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Domain) Reset() {
@@ -397,6 +399,13 @@ func (x *Domain) GetDirtyBytesPerSecond() uint64 {
 	return 0
 }
 
+func (x *Domain) GetWrittenBytesPerSecond() uint64 {
+	if x != nil {
+		return x.WrittenBytesPerSecond
+	}
+	return 0
+}
+
 var File_debvisor_agent_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
@@ -419,7 +428,7 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x10\n" +
 	"\x03xml\x18\x02 \x01(\tR\x03xml\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x12\x1b\n" +
-	"\tvirt_type\x18\x04 \x01(\tR\bvirtType\"\xcc\x04\n" +
+	"\tvirt_type\x18\x04 \x01(\tR\bvirtType\"\x85\x05\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -442,7 +451,8 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\fhost_devices\x18\x0e \x03(\tR\vhostDevices\x12-\n" +
 	"\x12shared_directories\x18\x0f \x03(\tR\x11sharedDirectories\x12\x1c\n" +
 	"\tsnapshots\x18\x10 \x01(\rR\tsnapshots\x123\n" +
-	"\x16dirty_bytes_per_second\x18\x11 \x01(\x04R\x13dirtyBytesPerSecondB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
+	"\x16dirty_bytes_per_second\x18\x11 \x01(\x04R\x13dirtyBytesPerSecond\x127\n" +
+	"\x18written_bytes_per_second\x18\x12 \x01(\x04R\x15writtenBytesPerSecondB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_debvisor_agent_v1_inventory_proto_rawDescOnce sync.Once
