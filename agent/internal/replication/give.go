@@ -162,6 +162,7 @@ func (g *giving) state(ctx context.Context) (state, error) {
 	case st.Have > g.have && !g.sender.run.Marked(markSent(st.Have-1)):
 		return st, refuse(CodeTargetRefused, "the target claims to have @%s, which was not sent", g.steps()[st.Have-1].GetTo())
 	}
+	g.known = true
 	if st.Have > g.have {
 		g.have = st.Have
 		g.progress.whole(g.have)
@@ -191,18 +192,25 @@ func (g *giving) step(ctx context.Context, st state) (state, error) {
 		return st, err
 	}
 	was := st.Token
-	if st, err = g.state(ctx); err != nil || f == nil {
+	if st, err = g.state(ctx); err != nil {
 		return st, err
+	}
+	if f == nil && st.Have == i {
+		return st, refuse(CodeTargetRefused, "the target took all of @%s, and claims not to have it", step.GetTo())
+	}
+	if f == nil {
+		return st, nil
 	}
 	return st, g.failedStep(ctx, *f, b.Resumed, was, st)
 }
 
 // failedStep decides what becomes of a step that the target could not take.
 func (g *giving) failedStep(ctx context.Context, f failed, resumed bool, was string, st state) error {
-	if resumed && !f.Again && was == st.Token {
+	if resumed && !f.Again && !isFull(f.err()) && g.dead < streamTries {
 		// A dead token would be in the way for ever.
 		g.log.Warn("what had arrived cannot be gone on with: the step begins anew", "error", f.err())
-		g.forget = st.Token
+		g.forget = was
+		g.dead++
 		return nil
 	}
 	if err := g.trouble.meet(f, st.Token, g.r.patience); err != nil {
@@ -275,6 +283,7 @@ func (g *giving) stream(ctx context.Context, b begin, token string, step *agentv
 	if err := g.sender.run.Mark(ctx, markSent(b.Step)); err != nil {
 		return nil, err
 	}
+	g.known = false
 	if err := g.part(ctx, last, n); err != nil {
 		return nil, err
 	}

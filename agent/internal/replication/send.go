@@ -79,7 +79,9 @@ type sender struct {
 	bufs      [2][]byte
 	held      bool   // by this process: all steps' snapshots, each looked at
 	have      int    // steps that the target is known to have
+	known     bool   // it has said so since the last stream's last part was sent
 	whole     bool   // all is done on this side
+	dead      int    // how often what had arrived could not be gone on with
 	begun     int    // one more than the step whose stream was begun last; 0: none was
 	forgotten bool   // the target was told to forget a token that was not the plan's
 	forget    string // the token that it is to forget
@@ -318,7 +320,7 @@ const retreatTries = 10
 
 func (s *sender) letGo(ctx context.Context) error {
 	var maybe []uint64
-	if sent := s.sentUpTo(); sent > s.have {
+	if sent := s.sentUpTo(); sent > s.have && !s.known {
 		maybe = append(maybe, s.steps()[sent-1].GetToGuid())
 	}
 	if found, err := s.r.look(ctx, s.right.GetSourceDataset()); err != nil || !found.exists || found.guid != s.right.GetSourceGuid() {
@@ -354,7 +356,7 @@ func (t *trouble) meet(f failed, token string, patience time.Duration) error {
 		*t = trouble{since: time.Now(), token: token}
 	}
 	t.tries++
-	full := err.Code == zfs.CodeNoSpace || err.Code == zfs.CodeQuota
+	full := isFull(err)
 	switch {
 	case full && time.Since(t.since) < patience:
 		return nil
@@ -365,3 +367,5 @@ func (t *trouble) meet(f failed, token string, patience time.Duration) error {
 	}
 	return definite{err}
 }
+
+func isFull(err error) bool { return codeOf(err) == zfs.CodeNoSpace || codeOf(err) == zfs.CodeQuota }

@@ -33,8 +33,11 @@ func (c *receiver) survey(ctx context.Context) error {
 		return err
 	}
 	c.have = c.haveOf(list)
-	if list, err = c.removeWrong(ctx, found, list); err != nil {
-		return err
+	if c.wrong(list) {
+		if err := c.destroyNewest(ctx, found, list); err != nil {
+			return err
+		}
+		return c.survey(ctx)
 	}
 	c.token = found.token
 	return c.checkNewest(found, list)
@@ -76,22 +79,19 @@ func (c *receiver) checkNewest(found seen, list []zfs.Snapshot) error {
 	return nil
 }
 
-// removeWrong destroys a snapshot that has the next step's name and another guid,
-// if this task has received it: a source sent something else than it said.
-func (c *receiver) removeWrong(ctx context.Context, found seen, list []zfs.Snapshot) ([]zfs.Snapshot, error) {
+// wrong tells whether the newest snapshot has the next step's name, and another
+// guid, and this task has received it: a source sent something else than it said.
+func (c *receiver) wrong(list []zfs.Snapshot) bool {
 	if c.have >= len(c.steps()) || len(list) == 0 || !c.run.Marked(markTook(c.have)) {
-		return list, nil
+		return false
 	}
-	wrong := list[len(list)-1]
-	if wrong.Name != c.steps()[c.have].GetTo() {
-		return list, nil
-	}
-	return list[:len(list)-1], c.destroyWrong(ctx, found, wrong, list)
+	return list[len(list)-1].Name == c.steps()[c.have].GetTo()
 }
 
-// destroyWrong destroys the newest of the list, which was received and is not what
-// was planned.
-func (c *receiver) destroyWrong(ctx context.Context, found seen, wrong zfs.Snapshot, list []zfs.Snapshot) error {
+// destroyNewest destroys the newest of the list, which was received and is not what
+// was planned; with the dataset, where that was made for it.
+func (c *receiver) destroyNewest(ctx context.Context, found seen, list []zfs.Snapshot) error {
+	wrong := list[len(list)-1]
 	c.log.Error("a snapshot that is not the planned one was received: it is destroyed", "snapshot", wrong.FullName(), "guid", wrong.GUID)
 	if len(list) == 1 {
 		if !c.fromScratch() {
