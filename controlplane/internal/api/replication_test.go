@@ -322,9 +322,9 @@ func TestReplicationPolicies(t *testing.T) {
 		t.Errorf("ended are %v, want %v", ending, want)
 	}
 	_, err = r.storage.RunZfsReplication(notWaiting(t, "late"), &debvisorv1.JobRef{JobId: jobs["b:tank/y"]})
-	refusedAs(t, "to run one that ends", err, "JOB_BEING_DELETED")
+	refusedAs(t, "to run one that ends", err, "JOB_DELETING")
 	_, err = r.storage.SetReplicationPolicy(t.Context(), spec)
-	refusedAs(t, "to have one again that ends", err, "JOB_BEING_DELETED")
+	refusedAs(t, "to have one again that ends", err, "JOB_DELETING")
 	r.listAndDeletePolicy(t)
 }
 

@@ -31,9 +31,8 @@ func (p pair) String() string {
 // id is the job's id where the caller gives none: the same for the same pair, so
 // that two who ask for the same at once ask for one job.
 func (p pair) id() string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q %q", p.source, p.dataset, p.target, p.copied)
-	return "repl-" + base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding).EncodeToString(h.Sum(nil))[:20]
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q", p.source, p.dataset, p.target, p.copied))
+	return "repl-" + base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding).EncodeToString(sum[:])[:20]
 }
 
 func pairOf(job *storev1.ReplicationJob) pair {
@@ -204,6 +203,6 @@ func beingDeleted(job *storev1.ReplicationJob) error {
 	if !job.GetDeleting() {
 		return nil
 	}
-	return errdefs.New(errdefs.Aborted, "JOB_BEING_DELETED", "replication job %s is being deleted; try again once it is gone", job.GetId()).
+	return errdefs.New(errdefs.Aborted, "JOB_DELETING", "replication job %s is being deleted; try again once it is gone", job.GetId()).
 		With("job", job.GetId()).WithRetry(2 * time.Second)
 }

@@ -79,7 +79,8 @@ func zfsPart(field, whole, part string) error {
 	const accepted = `parts of letters, digits and "-", "_", ".", ":", none of them empty, "." or ".." or with a "-" first`
 	bad := part == "" || part == "." || part == ".." || part[0] == '-' || strings.TrimSpace(part) != part || len(part) > maxZFSName
 	for _, r := range part {
-		bad = bad || !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.: ", r))
+		plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.: ", r)
+		bad = bad || !plain
 	}
 	if bad {
 		return errdefs.Field(field, clip(whole), accepted)
