@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/agent/internal/zfs"
@@ -257,6 +258,7 @@ func (g *giving) stream(ctx context.Context, b begin, token string, step *agentv
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	begun, before := time.Now(), g.progress.sent()
 	source, err := g.r.zfs.Send(ctx, spec)
 	if err != nil {
 		return nil, sendError(err)
@@ -292,7 +294,12 @@ func (g *giving) stream(ctx context.Context, b begin, token string, step *agentv
 	}
 	g.r.pass(pointSendStreamed)
 	g.progress.phase("the target writes")
-	return g.verdict(ctx)
+	f, err = g.verdict(ctx)
+	if f == nil && err == nil {
+		// From zfs's start to the target's having the snapshot.
+		g.log.Info("the target has taken a stream", "snapshot", step.GetTo(), "bytes", g.progress.sent()-before, "ms", time.Since(begun).Milliseconds())
+	}
+	return f, err
 }
 
 // verdict waits until the target has taken the stream, or not.
