@@ -31,7 +31,7 @@ lint: tools ## vet, golangci-lint, buf lint and breaking, generated code current
 	@.ci/lint $(TOOLS)
 
 machines: deps ## What the machines of tests with ZFS boot from: a kernel, built once on a host in 10 minutes
-	@integration/machine/build.sh
+	@integration/machine/build.sh $(DEBVISOR_CACHE)
 
 unit: machines ## Unit tests with the race detector
 	go test -race -timeout 15m $(UNIT)

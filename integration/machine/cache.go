@@ -13,16 +13,26 @@ import (
 //go:embed build.sh kernel.sh kernel.config tools/tools.c
 var sources embed.FS
 
-// Cache is the directory that what machines boot from is kept in: $DEBVISOR_CACHE, or one that all clones share.
-func Cache() string {
+// Cache is the directory that what machines boot from is kept in: $DEBVISOR_CACHE, else one that all clones share, else, where that
+// cannot be made, build/cache of the module that the working directory is in.
+func Cache() (string, error) {
+	const everybodys = "/var/cache/debvisor"
 	if dir := os.Getenv("DEBVISOR_CACHE"); dir != "" {
-		return dir
+		return dir, nil
 	}
-	return "/var/cache/debvisor"
+	if err := os.MkdirAll(everybodys, 0o755); err == nil {
+		return everybodys, nil
+	}
+	dir, err := os.Getwd()
+	return filepath.Join(moduleOf(dir), "build", "cache"), err
 }
 
 // Build returns the directory of what machines boot from (see build.sh), which takes minutes the first time on a host.
 func Build(ctx context.Context) (string, error) {
+	cache, err := Cache()
+	if err != nil {
+		return "", err
+	}
 	dir, err := os.MkdirTemp("", "debvisor-build-")
 	if err != nil {
 		return "", err
@@ -34,7 +44,7 @@ func Build(ctx context.Context) (string, error) {
 	if err := os.Chmod(filepath.Join(dir, "kernel.sh"), 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "/bin/bash", filepath.Join(dir, "build.sh"), Cache())
+	cmd := exec.CommandContext(ctx, "/bin/bash", filepath.Join(dir, "build.sh"), cache)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()
