@@ -49,6 +49,8 @@ type Controller struct {
 
 	// pauses is until when an operation, or job, whose step was not taken is let be.
 	pauses map[string]time.Time
+	// watched is when the jobs' RPOs were last looked at.
+	watched time.Time
 }
 
 // New makes a controller.
@@ -59,7 +61,7 @@ func New(view View, committer Committer, ask look.Ask, auditor Auditor, log hclo
 // Lead advances operations until ctx ends, which is no error, or another leads
 // (store.ErrFenced). Nothing that it began goes on when it has returned.
 func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
-	c.pauses = map[string]time.Time{}
+	c.pauses, c.watched = map[string]time.Time{}, time.Time{}
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDesk(c.ask, c.view, c.log)
 	defer d.wait()
@@ -121,6 +123,9 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		took, err := c.take(ctx, l, s)
 		if err != nil {
 			return again, err
+		}
+		if took && s.name != stepNote && s.name != stepProgress {
+			desk.forget(id) // it was decided on; listings may be long
 		}
 		again = again || took
 	}

@@ -148,6 +148,13 @@ func (d *desk) frees(ctx context.Context, q *question, listing *agentv1.ZfsListi
 	return sum, nil
 }
 
+// forget forgets what an operation got.
+func (d *desk) forget(operation string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.answers, operation)
+}
+
 // keep forgets the answers of operations that are at an end.
 func (d *desk) keep(active map[string]bool) {
 	d.mu.Lock()

@@ -16,9 +16,14 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// watch notes of each job whether its RPO is missed since, or kept again.
+// watch notes of each job whether its RPO is missed since, or kept again. What
+// changes it is the clock and the ends of runs: it need not look at every change.
 func (c *Controller) watch(ctx context.Context, l election.Leadership) error {
 	snapshot, now := c.view.Current(), time.Now()
+	if now.Sub(c.watched) < c.pace.look {
+		return nil
+	}
+	c.watched = now
 	for id, job := range snapshot.Replications {
 		if now.Before(c.pauses[id]) {
 			continue
