@@ -90,7 +90,7 @@ counts as failed.
 
 A case of TestReplicationFaults strikes a run of replication between two machines with ZFS at a failpoint. It always ends well by
 itself: both ends have the same newest snapshot by name, guid and checksum of its contents, and nothing but what a job keeps at rest.
-A full pool is told of, and the next run goes well once there is room.
+A full pool is told of, and the run goes on once there is room.
 `
 
 func ends(counts map[string]int) string {
