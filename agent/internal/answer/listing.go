@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// partBytes is how much a part of a listing holds: a heartbeat behind it waits
+	// partBytes is how much a part holds: a heartbeat behind it waits
 	// a moment only, on slow lines too.
 	partBytes = 256 << 10
 	// maxNamed bounds the datasets that one question names.
@@ -30,7 +30,7 @@ func (z *ZFS) list(ctx context.Context, q *agentv1.ListZfs, part func(*agentv1.A
 		return nil, errdefs.Field("datasets", fmt.Sprint(n), fmt.Sprintf("at most %d", maxNamed))
 	}
 	for i := 1; ; i++ {
-		l := &listing{commands: z.commands, part: part, now: &agentv1.ZfsListing{}}
+		l := &listing{commands: z.commands, part: part, most: z.partBytes, now: &agentv1.ZfsListing{}}
 		err := l.fill(ctx, q)
 		switch {
 		case err == nil:
@@ -48,6 +48,7 @@ func isGone(err error) bool { return errdefs.Is(err, errdefs.NotFound) }
 type listing struct {
 	commands Commands
 	part     func(*agentv1.Answer) error
+	most     int                 // bytes of a part
 	now      *agentv1.ZfsListing // of the next part
 	size     int                 // of now, about
 	held     map[string]*agentv1.ZfsSnapshot
@@ -135,7 +136,7 @@ func (l *listing) snapshot(ctx context.Context, s zfs.Snapshot) error {
 // add makes room for one more message, by sending what there is if need be.
 func (l *listing) add(ctx context.Context, m proto.Message) error {
 	size := proto.Size(m) + 8
-	if l.size > 0 && l.size+size > partBytes {
+	if l.size > 0 && l.size+size > l.most {
 		if err := l.holds(ctx); err != nil {
 			return err
 		}

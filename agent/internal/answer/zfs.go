@@ -42,11 +42,13 @@ type Commands interface {
 type ZFS struct {
 	commands Commands
 	turns    chan struct{}
+	// partBytes is how much a part of a listing holds.
+	partBytes int
 }
 
 // NewZFS makes one that asks the commands.
 func NewZFS(commands Commands) *ZFS {
-	return &ZFS{commands: commands, turns: make(chan struct{}, zfsAtOnce)}
+	return &ZFS{commands: commands, turns: make(chan struct{}, zfsAtOnce), partBytes: partBytes}
 }
 
 // answer has a question answered, and is back soon after ctx has ended even if
