@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -49,53 +50,55 @@ type CreateSpec struct {
 const createPatience = 2 * time.Minute
 
 // Create makes a file system or a volume below a dataset that is there. What has
-// its name already makes it DATASET_EXISTS.
+// its name already makes it DATASET_EXISTS. A volume's size is rounded up to whole
+// blocks.
 //
-// go-zfs does it, which knows no context: when ctx ends, Create does, and what was
-// begun may still come to be; the command that hangs is ended after two minutes.
+// File systems are made by go-zfs, which knows no context: when ctx ends, Create
+// does, and what was begun may still come to be; a command that hangs is ended after
+// two minutes. Volumes are not: go-zfs says that it has made one which was there.
 func (z *ZFS) Create(ctx context.Context, s CreateSpec) error {
 	n, err := parseDataset("name", s.Name)
 	if err != nil {
 		return err
 	}
-	if _, err := assignments("-o", s.Properties); err != nil {
-		return err
-	}
-	// go-zfs makes what is missing above a volume; nobody asked for that.
-	if i := strings.LastIndexByte(n.Dataset, '/'); i < 0 {
+	if n.Pool() == s.Name {
 		return errdefs.Field("name", s.Name, "a dataset of a pool, pool/name")
-	} else if _, err := z.guid(ctx, n.Dataset[:i]); err != nil {
+	}
+	properties, err := assignments("-o", s.Properties)
+	if err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("making %s: %w", s.Name, ctx.Err())
+	}
+	if s.VolumeSize == 0 {
+		return createFilesystem(ctx, s)
+	}
+	args := []string{"create", "-V", strconv.FormatUint(s.VolumeSize, 10)}
+	if s.Sparse {
+		args = append(args, "-s")
+	}
+	args = append(append(args, properties...), "--", s.Name)
+	return z.do(ctx, command{program: "zfs", args: args, about: s.Name})
+}
+
+func createFilesystem(ctx context.Context, s CreateSpec) error {
+	gozfs.SetRunner(&gozfs.Runner{Timeout: createPatience, Grace: patience})
 	done := make(chan error, 1)
-	go func() { done <- create(s) }()
+	go func() {
+		_, err := gozfs.CreateFilesystem(s.Name, maps.Clone(s.Properties))
+		done <- err
+	}()
 	select {
-	case err = <-done:
+	case err := <-done:
+		var refused *gozfs.Error
+		if errors.As(err, &refused) {
+			return translate("create", s.Name, refused.Stderr, refused.Err)
+		}
+		return err
 	case <-ctx.Done():
 		return fmt.Errorf("making %s: %w", s.Name, ctx.Err())
 	}
-	var refused *gozfs.Error
-	if errors.As(err, &refused) {
-		return translate("create", s.Name, refused.Stderr, refused.Err)
-	}
-	return err
-}
-
-func create(s CreateSpec) error {
-	gozfs.SetRunner(&gozfs.Runner{Timeout: createPatience, Grace: patience})
-	if s.VolumeSize == 0 {
-		_, err := gozfs.CreateFilesystem(s.Name, s.Properties)
-		return err
-	}
-	properties := map[string]string{}
-	for k, v := range s.Properties {
-		properties[k] = v
-	}
-	if _, set := properties["refreservation"]; s.Sparse && !set {
-		properties["refreservation"] = "none"
-	}
-	_, err := gozfs.CreateVolume(s.Name, s.VolumeSize, properties)
-	return err
 }
 
 // Rename renames a dataset that has the guid, within its pool. Between the look at
@@ -146,12 +149,12 @@ func (z *ZFS) DestroyDataset(ctx context.Context, name string, guid uint64) (gon
 	if err := z.AbortReceive(ctx, name); err != nil {
 		return false, err
 	}
-	if err := z.destroyAllSnapshots(ctx, name); err != nil {
+	if err := z.destroyAllSnapshots(ctx, name); has(err, CodeDatasetNotFound) {
+		return false, nil // to abort its first receive was to destroy it
+	} else if err != nil {
 		return false, err
 	}
-	if err := z.expect(ctx, name, guid); has(err, CodeDatasetNotFound) {
-		return false, nil // aborting its first receive destroyed it
-	} else if err != nil {
+	if err := z.expect(ctx, name, guid); err != nil {
 		return false, err
 	}
 	return false, z.do(ctx, command{program: "zfs", args: []string{"destroy", "--", name}, about: name})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -37,7 +38,7 @@ func TestCreate(t *testing.T) {
 	}
 	refused(t, z.Create(ctx, CreateSpec{Name: "nopool/x"}), errdefs.NotFound, CodeDatasetNotFound, "nopool")
 	refused(t, z.Create(ctx, CreateSpec{Name: dataset + "/big", VolumeSize: 1 << 40}), errdefs.ResourceExhausted, CodeNoSpace, dataset+"/big")
-	refused(t, z.Create(ctx, CreateSpec{Name: dataset + "/odd", VolumeSize: 32<<20 + 1}), errdefs.InvalidArgument, CodeZFS, dataset+"/odd")
+	refused(t, z.Create(ctx, CreateSpec{Name: dataset + "/odd", VolumeSize: 32 << 20, Properties: map[string]string{"volblocksize": "5000"}}), errdefs.InvalidArgument, CodeZFS, dataset+"/odd")
 	refused(t, z.Create(ctx, CreateSpec{Name: dataset + "/odd", Properties: map[string]string{"nonsense": "1"}}), errdefs.InvalidArgument, CodeZFS, dataset+"/odd")
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
@@ -119,12 +120,12 @@ func TestDestroyDataset(t *testing.T) {
 	}
 
 	// What is left of a receive goes too.
-	noise(t, dataset, "f", 4, 1)
+	noise(t, dataset, "f", 6, 1)
 	raw(t, "zfs", "snapshot", dataset+"@1")
-	noise(t, dataset, "f", 4, 2)
+	noise(t, dataset, "f", 6, 2)
 	raw(t, "zfs", "snapshot", dataset+"@2")
 	into := ReceiveSpec{Dataset: v, Resumable: true, Unmounted: true}
-	refused(t, transfer(t, z, SendSpec{To: dataset + "@1"}, into, 2<<20), errdefs.Unavailable, CodeStreamBroken, v)
+	refused(t, transfer(t, z, SendSpec{To: dataset + "@1"}, into, 3<<20), errdefs.Unavailable, CodeStreamBroken, v)
 	if _, err := z.DestroyDataset(ctx, v, guidOf(t, v)); err != nil || exists(t, v) {
 		t.Errorf("of a first receive: %v", err)
 	}
@@ -163,13 +164,13 @@ func TestFull(t *testing.T) {
 	raw(t, "zfs", "snapshot", dataset+"@1")
 	raw(t, "zfs", "create", "-o", "quota=5M", "-o", "mountpoint=none", dataset+"/small")
 	into := ReceiveSpec{Dataset: dataset + "/small/r", Resumable: true, Unmounted: true}
-	refused(t, transferToFull(t, z, dataset+"@1", into), errdefs.ResourceExhausted, CodeQuota, into.Dataset)
+	refused(t, transfer(t, z, SendSpec{To: dataset + "@1"}, into, 0), errdefs.ResourceExhausted, CodeQuota, into.Dataset)
 
-	pool := smallPool(t, "64M", 0)
+	pool, _ := smallPool(t, "64M", "100M")
 	into.Dataset = pool + "/r1"
-	fine(t, transferToFull(t, z, dataset+"@1", into))
+	fine(t, transfer(t, z, SendSpec{To: dataset + "@1"}, into, 0))
 	into.Dataset = pool + "/r2"
-	refused(t, transferToFull(t, z, dataset+"@1", into), errdefs.ResourceExhausted, CodeNoSpace, into.Dataset)
+	refused(t, transfer(t, z, SendSpec{To: dataset + "@1"}, into, 0), errdefs.ResourceExhausted, CodeNoSpace, into.Dataset)
 	refused(t, z.Create(ctx, CreateSpec{Name: pool + "/x"}), errdefs.ResourceExhausted, CodeNoSpace, pool)
 	refused(t, z.Snapshot(ctx, SnapshotSpec{Datasets: []string{pool + "/r1"}, Name: "x"}), errdefs.ResourceExhausted, CodeNoSpace, pool)
 	// Room is made by destroying, also when there is none.
@@ -179,58 +180,44 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// transferToFull is transfer where the sender may be left sitting on its stream.
-func transferToFull(t *testing.T, z *ZFS, snapshot string, into ReceiveSpec) error {
+// smallPool makes a pool on a file of a file system of its own, of the sizes.
+func smallPool(t *testing.T, disk, under string) (pool, dir string) {
 	t.Helper()
-	return transfer(t, z, SendSpec{To: snapshot}, into, 0)
-}
-
-// smallPool makes a pool on a file; keep limits what of it can be written, MiB.
-func smallPool(t *testing.T, size string, keep int) string {
-	t.Helper()
-	dir, pool := t.TempDir(), "small"+t.Name()
-	if keep > 0 {
-		raw(t, "mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", dir)
-		t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
-		size = "96M"
-	}
-	raw(t, "truncate", "-s", size, dir+"/disk")
+	dir, pool = t.TempDir(), "small"+t.Name()
+	raw(t, "mount", "-t", "tmpfs", "-o", "size="+under, "tmpfs", dir)
+	t.Cleanup(func() { raw(t, "umount", dir) })
+	raw(t, "truncate", "-s", disk, dir+"/disk")
 	raw(t, "zpool", "create", "-O", "mountpoint=none", pool, dir+"/disk")
-	if keep == 0 {
-		t.Cleanup(func() { raw(t, "zpool", "destroy", "-f", pool) })
-	}
-	return pool
+	t.Cleanup(func() { raw(t, "zpool", "destroy", "-f", pool) })
+	return pool, dir
 }
 
-// TestSuspended takes the disk away from under a pool. It is the last that this
-// pool does.
+// TestSuspended takes the disk away from under a pool, and gives it back.
 func TestSuspended(t *testing.T) {
 	z := New(Config{})
 	ctx := t.Context()
-	pool := smallPool(t, "40M", 40)
+	pool, dir := smallPool(t, "300M", "40M")
 	raw(t, "zfs", "create", "-o", "mountpoint=none", pool+"/a")
-	raw(t, "zfs", "create", "-V", "60M", "-s", pool+"/v")
 	raw(t, "zfs", "snapshot", pool+"/a@1")
 	r := ref(t, pool+"/a@1")
-	fill, stop := context.WithCancel(ctx)
-	defer stop()
 	raw(t, "zfs", "set", "mountpoint="+t.TempDir(), pool+"/a")
-	cmd := exec.CommandContext(fill, "dd", "if=/dev/urandom", "of="+filepath.Join(raw(t, "zfs", "get", "-Ho", "value", "mountpoint", pool+"/a"), "f"), "bs=1M", "count=60")
+	cmd := exec.Command("dd", "if=/dev/urandom", "of="+filepath.Join(raw(t, "zfs", "get", "-Ho", "value", "mountpoint", pool+"/a"), "f"), "bs=1M", "count=60")
 	fine(t, cmd.Start())
+	t.Cleanup(func() { // before anything else waits for the pool
+		raw(t, "mount", "-o", "remount,size=400M", dir)
+		raw(t, "zpool", "clear", pool)
+		_ = cmd.Wait()
+		fine(t, z.Snapshot(context.Background(), SnapshotSpec{Datasets: []string{pool + "/a"}, Name: "after"}))
+	})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		pools, err := z.Pools(ctx)
 		fine(t, err)
-		health := ""
-		for _, p := range pools {
-			if p.Name == pool {
-				health = p.Health
-			}
-		}
-		if health == "SUSPENDED" {
+		i := slices.IndexFunc(pools, func(p Pool) bool { return p.Name == pool })
+		if i >= 0 && pools[i].Health == "SUSPENDED" {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the pool is %s", health)
+			t.Fatalf("the pools are %+v", pools)
 		}
 	}
 	for name, err := range map[string]error{

@@ -192,7 +192,7 @@ func (z *ZFS) EstimateDestroy(ctx context.Context, dataset string, names []strin
 		}
 		names = names[n:]
 		some, err := z.estimate(ctx, command{program: "zfs", args: []string{"destroy", "-nvp", "--", argument}, about: dataset}, "reclaim")
-		if err != nil && !(has(err, CodeDatasetNotFound) && strings.Contains(err.Error(), "could not find any snapshots")) {
+		if err != nil && !strings.Contains(err.Error(), "could not find any snapshots") {
 			return 0, err
 		}
 		bytes += some

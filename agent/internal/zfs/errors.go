@@ -114,6 +114,7 @@ var meanings = []said{
 	{"invalid character", errdefs.InvalidArgument, CodeZFS},
 	{"invalid property", errdefs.InvalidArgument, CodeZFS},
 	{"bad property", errdefs.InvalidArgument, CodeZFS},
+	{"must be power of 2", errdefs.InvalidArgument, CodeZFS},
 	{"must be a multiple", errdefs.InvalidArgument, CodeZFS},
 	{"too long", errdefs.InvalidArgument, CodeZFS},
 	{"not supported", errdefs.Unimplemented, CodeUnsupported},

@@ -228,11 +228,17 @@ func (z *ZFS) fields(ctx context.Context, c command, number int, yield func([]st
 // turn.
 func pipe() (read, write *os.File, err error) {
 	read, write, err = os.Pipe()
-	if err == nil {
-		// Past the limit of pipe-user-pages-soft it keeps the room that it has.
-		_, _ = unix.FcntlInt(write.Fd(), unix.F_SETPIPE_SZ, pipeSize)
+	if err != nil {
+		return nil, nil, err
 	}
-	return read, write, err
+	// Not by Fd, which would make our end wait for ever.
+	if conn, err := read.SyscallConn(); err == nil {
+		_ = conn.Control(func(fd uintptr) {
+			// Past the limit of pipe-user-pages-soft it keeps the room that it has.
+			_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize)
+		})
+	}
+	return read, write, nil
 }
 
 // limited keeps what it is given up to a limit; left is negative when that was

@@ -19,6 +19,7 @@ import (
 // gives what Finish does.
 func transfer(t *testing.T, z *ZFS, s SendSpec, r ReceiveSpec, most int64) error {
 	t.Helper()
+	before := kept(r.Dataset)
 	from, err := z.Send(t.Context(), s)
 	fine(t, err)
 	to, err := z.Receive(t.Context(), r)
@@ -28,6 +29,12 @@ func transfer(t *testing.T, z *ZFS, s SendSpec, r ReceiveSpec, most int64) error
 		stream = io.LimitReader(from, most)
 	}
 	_, copied := io.Copy(to, stream)
+	// Of what is in no transaction yet, nothing is kept.
+	for deadline := time.Now().Add(30 * time.Second); most > 0 && kept(r.Dataset) == before; raw(t, "zpool", "sync", tank) {
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing of %d bytes is kept", most)
+		}
+	}
 	finished := to.Finish()
 	if err := from.Close(); err != nil {
 		t.Errorf("sending %+v: %v", s, err)
@@ -36,6 +43,15 @@ func transfer(t *testing.T, z *ZFS, s SendSpec, r ReceiveSpec, most int64) error
 		return copied
 	}
 	return finished
+}
+
+// kept is how much of a stream has come to stay, as far as the token tells it.
+func kept(dataset string) string {
+	out, _ := exec.Command("zfs", "get", "-Hpo", "value", "receive_resume_token", dataset).Output()
+	if token := strings.TrimSpace(string(out)); token != "-" {
+		return token
+	}
+	return ""
 }
 
 // same demands that two snapshots have one guid and the same content.
@@ -105,18 +121,21 @@ func TestSendAndReceive(t *testing.T) {
 
 	// What is refused.
 	refused(t, transfer(t, z, SendSpec{To: src + "@2"}, into, 0), errdefs.AlreadyExists, CodeDatasetExists, dst)
-	// What is there already is passed over.
-	fine(t, transfer(t, z, step, into, 0))
-	if exists(t, dst+"@2") || guidOf(t, dst+"@planned") != guidOf(t, src+"@2") {
-		t.Error("received twice")
-	}
+	refused(t, transfer(t, z, step, into, 0), errdefs.FailedPrecondition, CodeDestinationModified, dst)
 	refused(t, transfer(t, z, step, ReceiveSpec{Dataset: dataset + "/new"}, 0), errdefs.FailedPrecondition, CodeDestinationModified, dataset+"/new")
 	noise(t, src, "c", 1, 3)
 	raw(t, "zfs", "snapshot", src+"@3")
+	raw(t, "zfs", "set", "readonly=off", "mountpoint="+t.TempDir(), dst)
+	noise(t, dst, "own", 1, 4)
 	raw(t, "zfs", "snapshot", dst+"@own")
 	step = SendSpec{From: src + "@2", To: src + "@3"}
 	refused(t, transfer(t, z, step, into, 0), errdefs.FailedPrecondition, CodeDestinationModified, dst)
-	fine(t, func() error { _, err := z.DestroySnapshot(ctx, ref(t, dst+"@own")); return err }())
+	if _, err := z.DestroySnapshot(ctx, ref(t, dst+"@own")); err != nil {
+		t.Error(err)
+	}
+	refused(t, transfer(t, z, step, into, 0), errdefs.FailedPrecondition, CodeDestinationModified, dst)
+	fine(t, z.Rollback(ctx, ref(t, dst+"@planned")))
+	raw(t, "zfs", "snapshot", dst+"@empty") // one that changes nothing is not in the way
 	fine(t, transfer(t, z, step, into, 0))
 	same(t, src+"@3", dst+"@3")
 
@@ -125,11 +144,11 @@ func TestSendAndReceive(t *testing.T) {
 		kind errdefs.Kind
 		code string
 	}{
-		"no snapshot":        {SendSpec{To: src + "@none"}, errdefs.NotFound, CodeDatasetNotFound},
-		"no bookmark":        {SendSpec{From: src + "#none", To: src + "@3"}, errdefs.NotFound, CodeDatasetNotFound},
-		"backwards":          {SendSpec{From: src + "@3", To: src + "@2"}, errdefs.FailedPrecondition, CodeNotEarlier},
-		"from another":       {SendSpec{From: dst + "@planned", To: src + "@3"}, errdefs.FailedPrecondition, CodeNotEarlier},
-		"no dataset":         {SendSpec{To: dataset + "/none@3"}, errdefs.NotFound, CodeDatasetNotFound},
+		"no snapshot":  {SendSpec{To: src + "@none"}, errdefs.NotFound, CodeDatasetNotFound},
+		"no bookmark":  {SendSpec{From: src + "#none", To: src + "@3"}, errdefs.NotFound, CodeDatasetNotFound},
+		"backwards":    {SendSpec{From: src + "@3", To: src + "@2"}, errdefs.FailedPrecondition, CodeNotEarlier},
+		"from another": {SendSpec{From: dst + "@planned", To: src + "@3"}, errdefs.FailedPrecondition, CodeNotEarlier},
+		"no dataset":   {SendSpec{To: dataset + "/none@3"}, errdefs.NotFound, CodeDatasetNotFound},
 	} {
 		stream, err := z.Send(ctx, c.spec)
 		fine(t, err)
@@ -246,8 +265,13 @@ func TestTokensThatLie(t *testing.T) {
 		t.Errorf("%+v, %v", said, ok)
 	}
 	for _, lie := range [][2]string{
-		{"tank/a/m@1\n", "tank/a\n"}, {"tank/a/m@1\n", "tank/../m@1\n"}, {"tank/a/m@1\n", "\n"}, {"tank/a/m@1\n", "tank/a@1\n\ttoguid = 0x1\n"},
-		{"toguid = 0xc3cc939d71c233d8", "toguid = 0"}, {"toguid = 0xc3cc939d71c233d8", "toguid = 0xc3cc939d71c233d8ff"}, {"\ttoname = tank/a/m@1\n", ""},
+		{"tank/a/m@1\n", "tank/a\n"},
+		{"tank/a/m@1\n", "tank/../m@1\n"},
+		{"tank/a/m@1\n", "\n"},
+		{"tank/a/m@1\n", "tank/a@1\n\ttoguid = 0x1\n"},
+		{"toguid = 0xc3cc939d71c233d8", "toguid = 0"},
+		{"toguid = 0xc3cc939d71c233d8", "toguid = 0xc3cc939d71c233d8ff"},
+		{"\ttoname = tank/a/m@1\n", ""},
 	} {
 		if said, ok := parseToken(strings.Replace(good, lie[0], lie[1], 1)); ok {
 			t.Errorf("with %q: %+v", lie[1], said)
@@ -354,10 +378,13 @@ func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	from, err := z.Send(ctx, SendSpec{To: dataset + "@1"})
 	fine(t, err)
-	if room, err := unix.FcntlInt(from.(*sending).from.Fd(), unix.F_GETPIPE_SZ, 0); err != nil || room != pipeSize {
-		t.Errorf("the pipe has room for %d, %v", room, err)
-	}
-	unix.SetNonblock(int(from.(*sending).from.Fd()), true) //nolint:errcheck // Fd has made it wait; a read ends either way
+	raw, err := from.(*sending).from.SyscallConn()
+	fine(t, err)
+	fine(t, raw.Control(func(fd uintptr) {
+		if room, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err != nil || room != pipeSize {
+			t.Errorf("the pipe has room for %d, %v", room, err)
+		}
+	}))
 	_, err = io.CopyN(io.Discard, from, 2<<20)
 	fine(t, err)
 	cancel()
@@ -401,6 +428,41 @@ func TestCancel(t *testing.T) {
 		}
 		fine(t, z.AbortReceive(t.Context(), dataset+"/"+name))
 	}
+	nobodyAbout(t, dataset)
+}
+
+// TestAbortWhileWriting: a write that waits for zfs does not wait any more.
+func TestAbortWhileWriting(t *testing.T) {
+	z, dataset := room(t)
+	noise(t, dataset, "a", 12, 1)
+	raw(t, "zfs", "snapshot", dataset+"@1")
+	from, err := z.Send(t.Context(), SendSpec{To: dataset + "@1"})
+	fine(t, err)
+	to, err := z.Receive(t.Context(), ReceiveSpec{Dataset: dataset + "/r", Resumable: true, Unmounted: true})
+	fine(t, err)
+	_, err = io.CopyN(to, from, 2<<20)
+	fine(t, err)
+	pid := to.running.cmd.Process.Pid
+	fine(t, unix.Kill(pid, unix.SIGSTOP))
+	written, aborted := make(chan error, 1), make(chan struct{})
+	go func() {
+		_, err := io.Copy(to, from)
+		written <- err
+	}()
+	go func() {
+		to.Abort()
+		close(aborted)
+	}()
+	select {
+	case err = <-written:
+	case <-time.After(5 * time.Second):
+		t.Error("it still writes")
+	}
+	fine(t, unix.Kill(pid, unix.SIGCONT))
+	if <-aborted; err == nil {
+		t.Error("everything was written to a command that stands still")
+	}
+	fine(t, from.Close())
 	nobodyAbout(t, dataset)
 }
 
