@@ -7,6 +7,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
+	"github.com/debvisor/debvisor/controlplane/internal/repldiff/look"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -70,7 +71,7 @@ func failureKind(code string) errdefs.Kind {
 	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED",
 		"VM_CONFLICT", "VM_NOT_PERSISTENT", "VM_PAUSED", "VM_MIGRATING", "VM_ELSEWHERE", "PLACEMENT_CHANGED", "STALE_PLACEMENT",
 		repldiff.SourceReplaced, repldiff.NoSnapshot, repldiff.SameDataset, repldiff.TargetUnrelated, repldiff.Diverged, repldiff.PlanChanged,
-		repldiff.EncryptedUnsafe, repldiff.NameClash, repldiff.NoSpace,
+		repldiff.EncryptedUnsafe, repldiff.NameClash, repldiff.NoSpace, look.TargetPoolNotFound,
 		"DATASET_EXISTS", "DATASET_CHANGED", "DATASET_HAS_CHILDREN", "SNAPSHOT_EXISTS", "SNAPSHOT_HELD", "SNAPSHOT_HAS_CLONES", "NO_SPACE", "QUOTA",
 		"POOL_SUSPENDED", "KEY_NOT_LOADED", "NOT_PERMITTED", "ZFS_UNSUPPORTED", "DESTINATION_MODIFIED":
 		return errdefs.FailedPrecondition

@@ -228,7 +228,7 @@ func TestPlansOfWhatIsThere(t *testing.T) {
 		}
 		return job.GetDecision()
 	}
-	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, ReplicationJob: "j", Partial: true, ResumeToken: "dead"}, "s1")
+	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, AvailableBytes: 1 << 40, ReplicationJob: "j", Partial: true, ResumeToken: "dead"}, "s1")
 	r.zfs.change("b", "tank/x@s1", func(s *agentv1.ZfsSnapshot) { s.Guid, s.CreateTxg = 1001, 1 })
 	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_INCREMENTAL || d.GetCommonGuid() != "1001" || len(d.GetSteps()) != 1 {
 		t.Errorf("with a dead token: %v", d)
@@ -237,19 +237,18 @@ func TestPlansOfWhatIsThere(t *testing.T) {
 	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_RESUME || d.GetEstimatedBytes() != 77 {
 		t.Errorf("with one that is alive: %v", d)
 	}
-	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, ReplicationJob: "j"}, "theirs")
+	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, AvailableBytes: 10, ReplicationJob: "j"})
+	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_REFUSED || !strings.Contains(d.String(), "10 bytes left") {
+		t.Errorf("no room: %v", d)
+	}
+	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, AvailableBytes: 1 << 40, ReplicationJob: "j"}, "theirs")
 	diverged := again()
 	if diverged.GetDivergence() != debvisorv1.Divergence_DIVERGENCE_TARGET_NEWER || diverged.GetSetAside() == "" || !slices.Equal(diverged.GetDestroy(), []string{"@theirs"}) {
 		t.Errorf("diverged: %v", diverged)
 	}
-	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31})
+	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, AvailableBytes: 1 << 40})
 	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_REFUSED || d.GetDivergence() != debvisorv1.Divergence_DIVERGENCE_UNRELATED {
 		t.Errorf("somebody else's: %v", d)
-	}
-	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank", AvailableBytes: 10})
-	r.reportZFS("b")
-	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_REFUSED {
-		t.Errorf("no room: %v", d)
 	}
 }
 
