@@ -96,8 +96,8 @@ func (z *ZFS) Receive(ctx context.Context, s ReceiveSpec) (*Receiver, error) {
 // or STREAM_BROKEN where zfs had all that it wanted.
 func (r *Receiver) Write(p []byte) (int, error) {
 	n, err := r.to.Write(p)
-	if err == nil {
-		return n, nil
+	if err == nil || errors.Is(err, os.ErrClosed) { // closed: Abort or Finish waits for zfs
+		return n, err
 	}
 	if failed := r.Finish(); failed != nil {
 		return n, failed
