@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ func TestMigrateOnZvol(t *testing.T) {
 		g := pooled.use(t).zvolGuest()
 		ask, _ := g.c.follower()
 		// With a fast link all of so small a volume costs less than the standstill of the last increment.
-		g.movedBy(g.c.ended(90*time.Second, ask, g.beginWith(ask, &debvisorv1.MigrateOptions{BandwidthMib: 1000})), "copy-live")
+		g.movedBy(g.c.ended(3*time.Minute, ask, g.beginWith(ask, &debvisorv1.MigrateOptions{BandwidthMib: 1000})), "copy-live")
 		g.arrived()
 		g.volumesOnly(g.to)
 	})
@@ -40,7 +41,7 @@ func TestMigrateOnZvol(t *testing.T) {
 		})
 		before, err := g.HistoryAt(g.from, g.Disks[0])
 		c.must(err)
-		g.movedBy(c.ended(90*time.Second, ask, g.begin(ask)), increments)
+		g.movedBy(c.ended(3*time.Minute, ask, g.begin(ask)), increments)
 		g.volumesOnly(g.to)
 		c.must(errors.Join(g.to.Boot(g.UUID), g.Ticks(c.within(2*time.Minute))))
 		c.must(g.runsOnly(g.to))
@@ -62,7 +63,7 @@ func (m *mover) leavesBehind() {
 	c.must(points.Arm(c.within(10*time.Second), "sendBeforeLastSnapshots", hold))
 	watched := m.neverTwo()
 	id := m.begin(ask)
-	c.must(points.AwaitHit(c.within(60*time.Second), "sendBeforeLastSnapshots"))
+	c.must(points.AwaitHit(c.within(3*time.Minute), "sendBeforeLastSnapshots"))
 	c.must(m.from.Agent.Kill())
 	c.eventually(20*time.Second, "the copy stands still", func() error {
 		if d, err := m.to.Domain(m.UUID); err != nil || d.State != lab.DomainPaused {
@@ -77,11 +78,42 @@ func (m *mover) leavesBehind() {
 		c.t.Errorf("the copy on a volume that is behind was let run: %v", err)
 	}
 	c.must(m.from.Agent.Start())
-	op := c.ended(90*time.Second, ask, id)
+	op := c.ended(3*time.Minute, ask, id)
 	c.must(watched.stop())
 	m.movedBy(op, increments)
 	m.arrived()
 	m.volumesOnly(m.to)
+}
+
+// TestMigrateOnZvolFaults kills an agent at each other step of a move in increments. Only campaigns have the time for it.
+func TestMigrateOnZvolFaults(t *testing.T) {
+	points := []string{"sendAfterRound", "receiveAfterStream", "sendAfterLastSnapshots", "receiveAfterVolumesOpened", "sendAfterVolumeAside"}
+	if os.Getenv("DEBVISOR_CHAOS") == "" {
+		points = nil
+	}
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			c := pooled.use(t)
+			g := c.guestLike(lab.GuestSpec{Name: "struck", Disks: []lab.DiskSpec{{Kind: lab.DiskZvol, MiB: 64}}})
+			ask, _ := c.follower()
+			at := g.from
+			if strings.HasPrefix(point, "receive") {
+				at = g.to
+			}
+			points := at.Failpoints()
+			c.must(points.Arm(c.within(10*time.Second), point, hold))
+			watched := g.neverTwo()
+			// A link so slow that increments are cheaper than all of the volume.
+			id := g.beginWith(ask, &debvisorv1.MigrateOptions{BandwidthMib: 3})
+			c.must(points.AwaitHit(c.within(3*time.Minute), point))
+			c.must(errors.Join(at.Agent.Kill(), at.Agent.Start()))
+			op := c.ended(3*time.Minute, ask, id)
+			c.must(watched.stop())
+			g.movedBy(op, increments)
+			g.arrived()
+			g.volumesOnly(g.to)
+		})
+	}
 }
 
 // zvolGuest is the guest on a volume, as it is now.
@@ -114,7 +146,7 @@ func (m *mover) volumesOnly(at *lab.Node) {
 		var failed []error
 		for _, n := range m.c.Machines {
 			all := slices.DeleteFunc(lines(m.c.zfs(n, "list", "-H", "-o", "name,readonly", "-t", "all", "-r", lab.PoolName)), func(line string) bool {
-				return !strings.Contains(line, "volume") && !strings.Contains(line, "debvisor-incoming") && !strings.Contains(line, "@dvm-")
+				return !strings.Contains(line, m.volume()) && !strings.Contains(line, "debvisor-incoming") && !strings.Contains(line, "@dvm-")
 			})
 			want := []string{m.volume() + "\toff"}
 			if n != at {

@@ -152,6 +152,11 @@ func (s *sender) nobodyWaits() bool {
 		return true
 	case absent:
 		return s.other.GetEnded()
+	case paused, shutoff:
+		if s.other.GetEnded() && !s.other.GetBehind() {
+			return true // it told so once it had all, perhaps to a former process
+		}
+		fallthrough
 	default:
 		return s.cancelled() && s.other.GetReason() != "" // it has given up
 	}

@@ -31,7 +31,7 @@ func (w *World) estimateBy(m *mover, to *host, method debvisorv1.MoveMethod, inc
 	}
 	var disks uint64
 	for _, d := range m.disks {
-		if d.copied && !(increments && d.volume && !d.GetReadOnly()) {
+		if apart := increments && d.volume && !d.GetReadOnly(); d.copied && !apart {
 			disks += d.bytes()
 		}
 	}
