@@ -55,12 +55,13 @@ func (p *pools) Pools(ctx context.Context) ([]zfs.Pool, error) {
 	hang, stubborn, err, health := p.hang, p.stubborn, p.err, p.health
 	p.mu.Unlock()
 	if hang != nil {
+		ended := ctx.Done()
 		if stubborn {
-			ctx = context.Background()
+			ended = nil
 		}
 		select {
 		case <-hang:
-		case <-ctx.Done():
+		case <-ended:
 			return nil, ctx.Err()
 		}
 	}
@@ -255,7 +256,9 @@ func TestAHostWithoutZFS(t *testing.T) {
 				t.Errorf("%s: %v; asked %d times; logged %s", name, inv, p.asked, log)
 			}
 			cancel()
-			<-done
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

@@ -110,7 +110,10 @@ func TestAnswersInPartsKeepPace(t *testing.T) {
 	wait := func(what string) {
 		t.Helper()
 		select {
-		case <-l.ended:
+		case err := <-l.ended:
+			if err == nil {
+				t.Errorf("%s: no reason", what)
+			}
 		case <-time.After(patience):
 			t.Fatalf("%s: the search goes on", what)
 		}

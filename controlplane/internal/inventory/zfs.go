@@ -90,7 +90,7 @@ func (i *Inventory) takeZFS(all bool) (records []*storev1.NodeZFS, gone []string
 	defer i.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(i.nodes)) {
 		z := &i.nodes[id].zfs
-		if !z.urgent && !(all && z.moved) {
+		if !z.urgent && (!all || !z.moved) {
 			continue
 		}
 		z.urgent, z.moved = false, false

@@ -99,10 +99,10 @@ func TestALargeAnswer(t *testing.T) {
 func TestErrorsComeAsTheyAre(t *testing.T) {
 	r := newRig(t, "r1", "r2")
 	r.all[0].lead()
-	a := r.agent(func(_ context.Context, _ *agentv1.Ask, n int) *agentv1.Answer {
+	a := r.agent(func(ctx context.Context, q *agentv1.Ask, n int) *agentv1.Answer {
 		switch n {
 		case 0:
-			return snapshots(1, 1)(nil, nil, 0) //nolint:staticcheck // it asks nothing of the context
+			return snapshots(1, 1)(ctx, q, 0)
 		case 1:
 			return &agentv1.Answer{ErrorCode: "POOL_SUSPENDED", ErrorMessage: "tank is suspended"}
 		}
@@ -268,7 +268,8 @@ func TestOnlyReplicasMayHaveOthersAsk(t *testing.T) {
 		t.Errorf("a follower is asked: %v", err)
 	}
 	for name, bad := range map[string]*agentv1.AskNodeRequest{"node_id": {Ask: list()}, "ask": {NodeId: "n1", Ask: &agentv1.Ask{}}} {
-		if err := ask(leader, follower.shows, bad); !errdefs.Is(err, errdefs.InvalidArgument) || err.(*errdefs.Error).Context["field"] != name {
+		err := ask(leader, follower.shows, bad)
+		if !errdefs.Is(err, errdefs.InvalidArgument) || errdefs.Of(err).Context["field"] != name {
 			t.Errorf("without %s: %v", name, err)
 		}
 	}
