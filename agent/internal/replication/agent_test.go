@@ -154,12 +154,6 @@ func (a *agent) kill() {
 	_ = a.cmd.Process.Kill()
 }
 
-func (a *agent) signal(s syscall.Signal) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_ = a.cmd.Process.Signal(s)
-}
-
 func (a *agent) deaths() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -137,10 +137,12 @@ func TestOneRequestOneSnapshot(t *testing.T) {
 	for _, point := range []string{"", pointSnapshotBefore, pointSnapshotTaken} {
 		j := newJob(t, "dst", false, false)
 		a := startAgent(t, "a", 18000+20*int(numbers.Add(1)), func(c *agentConfig) { c.DieAt = point })
-		task := &agentv1.Task{Id: "op-" + j.id + "/1/zfs-snapshot", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+		task := &agentv1.Task{
+			Id: "op-" + j.id + "/1/zfs-snapshot", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
 			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotCreate{ZfsSnapshotCreate: &agentv1.ZfsSnapshotCreate{
 				Datasets: []string{j.source}, Name: "dv-1", Operation: "op-" + j.id, Label: "nightly", Set: "set-1",
-			}}}}
+			}}},
+		}
 		for attempt := range 2 {
 			task.Id = fmt.Sprintf("op-%s/%d/zfs-snapshot", j.id, attempt)
 			out := a.outcome(task)
@@ -171,8 +173,10 @@ func TestDestroy(t *testing.T) {
 	spec.Snapshots[3].Guid++
 	sh(t, "zfs", "destroy", j.source+"@b")
 	sh(t, "zfs", "hold", "mine", j.source+"@held")
-	out := a.outcome(&agentv1.Task{Id: "op-" + j.id + "/1/zfs-destroy", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
-		Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotDestroy{ZfsSnapshotDestroy: spec}}})
+	out := a.outcome(&agentv1.Task{
+		Id: "op-" + j.id + "/1/zfs-destroy", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+		Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotDestroy{ZfsSnapshotDestroy: spec}},
+	})
 	if out.GetErrorCode() != "" || out.GetZfs().GetDestroyed() != 2 || len(out.GetZfs().GetKept()) != 2 {
 		t.Fatalf("%v", out)
 	}
@@ -194,8 +198,10 @@ func TestRelease(t *testing.T) {
 		if target {
 			a, dataset = j.to, j.target
 		}
-		out := a.outcome(&agentv1.Task{Id: fmt.Sprintf("op-%s/1/replication-release", j.id+dataset), Resource: "replication/" + dataset, Term: &agentv1.Term{Epoch: 1, Revision: 1},
-			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ReplicationRelease{ReplicationRelease: &agentv1.ReplicationRelease{JobId: j.id, Dataset: dataset, Target: target}}}})
+		out := a.outcome(&agentv1.Task{
+			Id: fmt.Sprintf("op-%s/1/replication-release", j.id+dataset), Resource: "replication/" + dataset, Term: &agentv1.Term{Epoch: 1, Revision: 1},
+			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ReplicationRelease{ReplicationRelease: &agentv1.ReplicationRelease{JobId: j.id, Dataset: dataset, Target: target}}},
+		})
 		if got := holds(t, dataset); out.GetErrorCode() != "" || len(got) > 0 {
 			t.Errorf("%v; holds %v", out, got)
 		}

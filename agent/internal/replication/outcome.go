@@ -128,11 +128,3 @@ func untilCancelled(ctx context.Context, run worker.Run) (context.Context, conte
 	}()
 	return ctx, cancel
 }
-
-// unwritten is the outcome where the journal cannot be written, or the agent stops.
-func unwritten(ctx context.Context) *agentv1.TaskOutcome {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return broken(codeInternal, "the agent's journal cannot be written")
-}

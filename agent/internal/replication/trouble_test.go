@@ -174,8 +174,11 @@ func TestRollBack(t *testing.T) {
 		name, point, code string
 		unplanned         bool
 	}{
-		{name: "as planned"}, {name: "died before", point: pointReceiveAside}, {name: "died in the middle", point: pointReceiveRolling},
-		{name: "died after", point: pointReceiveSetAside}, {name: "one that is not planned", unplanned: true, code: CodeTargetChanged},
+		{name: "as planned"},
+		{name: "died before", point: pointReceiveAside},
+		{name: "died in the middle", point: pointReceiveRolling},
+		{name: "died after", point: pointReceiveSetAside},
+		{name: "one that is not planned", unplanned: true, code: CodeTargetChanged},
 	} {
 		j := newJob(t, "dst", false, false).agents()
 		j.write(1, "1")
