@@ -105,6 +105,8 @@ func isNews(t *storev1.Task, r *agentv1.TaskReport) bool {
 	}
 	now := r.GetProgress()
 	return was.GetMigrateReceive().GetRefused() != now.GetMigrateReceive().GetRefused() ||
+		was.GetReplicateReceive().GetAddress() != now.GetReplicateReceive().GetAddress() ||
+		was.GetReplicateReceive().GetRefused() != now.GetReplicateReceive().GetRefused() ||
 		was.GetMigrateReceive().GetTunnelAddress() != now.GetMigrateReceive().GetTunnelAddress() ||
 		was.GetMigrateReceive().GetSide().GetState() != now.GetMigrateReceive().GetSide().GetState() ||
 		was.GetMigrateSend().GetSwitchingOver() != now.GetMigrateSend().GetSwitchingOver() ||
