@@ -115,15 +115,22 @@ func (c *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 		c.log.Error("the replication failed", "error", err)
 		return c.retreat(ctx, outcomeOf(ctx, err))
 	case isCancelled(c.run):
-		out := c.retreat(ctx, cancelled())
-		if out != nil && len(c.steps()) > 0 && c.have == len(c.steps()) {
-			return &agentv1.TaskOutcome{} // it has all, and keeps no more than that
-		}
-		return out
+		return c.unlessWhole(c.retreat(ctx, cancelled()))
+	case c.expired() && c.have == len(c.steps()):
+		return c.unlessWhole(c.retreat(ctx, broken(CodeExpired, "the right to replicate into %s has expired", c.dataset())))
 	case c.expired():
 		return broken(CodeExpired, "the right to replicate into %s has expired; what has arrived can be resumed", c.dataset())
 	}
 	return outcomeOf(ctx, err)
+}
+
+// unlessWhole makes a success of the end of a run that has received all, and keeps
+// no more than that: whether its source has heard is no matter to this side.
+func (c *receiver) unlessWhole(out *agentv1.TaskOutcome) *agentv1.TaskOutcome {
+	if out != nil && c.have == len(c.steps()) {
+		return &agentv1.TaskOutcome{}
+	}
+	return out
 }
 
 // farewell ends a run that is done. A source that has not heard of it, as the agent

@@ -40,7 +40,13 @@ func (d *decision) runPair(job cluster.Entry[*storev1.ReplicationJob]) *step {
 		if s, waiting := d.stop("ending, since the target's task has ended"); waiting {
 			return s
 		}
-	case send.ended() && !send.succeeded():
+	case send.ended() && send.succeeded():
+		// The target has all; if it has not heard so (its agent was away), it makes
+		// an end by itself now.
+		if s, waiting := d.stop("ending on the target"); waiting {
+			return s
+		}
+	case send.ended():
 		if s, waiting := d.stop("ending, since the source's task has ended"); waiting {
 			return s
 		}
