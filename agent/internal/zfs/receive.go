@@ -71,8 +71,9 @@ type Receiver struct {
 	to      *os.File
 }
 
-// Receive begins to receive a stream, without ever rolling the dataset back. What
-// zfs refuses comes from Write or from Finish. The end of ctx ends it; what has
+// Receive begins to receive a stream, without ever rolling the dataset back: an
+// increment is taken where nothing was written since the snapshot that it begins at,
+// be there later snapshots or not. What zfs refuses comes from Write or from Finish. The end of ctx ends it; what has
 // arrived is kept where the spec says so.
 func (z *ZFS) Receive(ctx context.Context, s ReceiveSpec) (*Receiver, error) {
 	args, err := s.args()
