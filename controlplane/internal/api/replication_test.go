@@ -30,7 +30,7 @@ func TestPlanReplication(t *testing.T) {
 	r := startStorage(t)
 	first, err := r.plan("tank/x", "b", nil)
 	d := first.GetDecision()
-	if err != nil || d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_FULL || len(d.GetSteps()) != 2 || d.GetEstimatedBytes() != 5000+5003 || d.GetPlanId() == "" {
+	if err != nil || d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_FULL || len(d.GetSteps()) != 3 || d.GetEstimatedBytes() != 5000+5003 || d.GetPlanId() == "" {
 		t.Fatalf("%v, %v", first, err)
 	}
 	if left := time.Until(time.Unix(d.GetExpiresAt().GetSeconds(), 0)); left < 9*time.Minute || left > 10*time.Minute {
@@ -230,7 +230,7 @@ func TestPlansOfWhatIsThere(t *testing.T) {
 	}
 	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 31, AvailableBytes: 1 << 40, ReplicationJob: "j", Partial: true, ResumeToken: "dead"}, "s1")
 	r.zfs.change("b", "tank/x@s1", func(s *agentv1.ZfsSnapshot) { s.Guid, s.CreateTxg = 1001, 1 })
-	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_INCREMENTAL || d.GetCommonGuid() != "1001" || len(d.GetSteps()) != 1 {
+	if d := again(); d.GetMode() != debvisorv1.ReplicationMode_REPLICATION_MODE_INCREMENTAL || d.GetCommonGuid() != "1001" || len(d.GetSteps()) != 2 {
 		t.Errorf("with a dead token: %v", d)
 	}
 	r.zfs.tokens["dead"] = &agentv1.ZfsSendEstimate{Bytes: 77, To: "tank/x@s2", ToGuid: 1002, FromGuid: 1001}

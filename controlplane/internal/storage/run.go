@@ -198,7 +198,8 @@ func (d *decision) runPlan(job cluster.Entry[*storev1.ReplicationJob]) *step {
 	if s, waiting := d.pausing(); waiting {
 		return s
 	}
-	q := &question{key: d.op.GetId() + "/" + d.attempt(), job: job.Value, more: look.More{Run: true, 
+	q := &question{key: d.op.GetId() + "/" + d.attempt(), job: job.Value, more: look.More{
+		Run:       true,
 		Confirmed: r.GetConfirmedPlan(), Accepted: d.accepted(), Modified: r.GetLastCode() == codeModified,
 	}}
 	a, s := d.answered(q, "asking "+r.GetSource()+" and "+r.GetTarget()+" what they have", func(code, message string) *step {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,8 @@ type Ask func(ctx context.Context, node string, q *agentv1.Ask, part func(*agent
 
 // More is what a run knows besides the records; the zero value is a dry run's.
 type More struct {
+	// Run: the snapshot that a run takes first has been taken; a dry run counts on it.
+	Run bool
 	// Confirmed and Accepted, and Modified, are repldiff.Input's.
 	Confirmed string
 	Accepted  *agentv1.TargetAside
@@ -62,6 +65,9 @@ func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.Replic
 	if err := l.sides(ctx, in); err != nil {
 		return nil, err
 	}
+	if !more.Run && !options.GetNoSnapshot() && in.Source.Dataset != nil {
+		in.Source.Snapshots = append(in.Source.Snapshots, toBeTaken(in))
+	}
 	var err error
 	if in.Token, err = l.token(ctx, in.Target.Dataset.GetResumeToken()); err != nil {
 		return nil, err
@@ -70,10 +76,22 @@ func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.Replic
 	if plan.Refusal != nil || len(plan.Steps) == 0 {
 		return plan, nil
 	}
-	if err := l.estimate(ctx, plan, in.Token); err != nil {
+	if err := l.estimate(ctx, plan, in); err != nil {
 		return nil, err
 	}
 	return plan, l.fit(ctx, plan, in.Target.Dataset)
+}
+
+// toBeTakenName stands for the snapshot that a run takes first, in a dry run. No
+// snapshot has such a name.
+const toBeTakenName = "(new)"
+
+// toBeTaken is the snapshot that a run takes first.
+func toBeTaken(in *repldiff.Input) *agentv1.ZfsSnapshot {
+	return &agentv1.ZfsSnapshot{
+		Dataset: in.Dataset, Name: toBeTakenName, Guid: math.MaxUint64, CreateTxg: math.MaxUint64, Created: in.Now.Unix(),
+		ReferencedBytes: in.Source.Dataset.GetReferencedBytes(),
+	}
 }
 
 // looker asks about one job.
@@ -199,13 +217,41 @@ func Passing(err error) bool {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
+// fresh is about how much a stream to the snapshot will be that a run takes first:
+// up to the newest that there is, and what was written since.
+func (l looker) fresh(ctx context.Context, plan *repldiff.Plan, from string, in *repldiff.Input) (uint64, error) {
+	var newest *agentv1.ZfsSnapshot
+	for _, s := range in.Source.Snapshots {
+		if s.GetName() != toBeTakenName && s.GetCreateTxg() >= newest.GetCreateTxg() {
+			newest = s
+		}
+	}
+	source := in.Source.Dataset
+	switch {
+	case from == "":
+		return source.GetReferencedBytes(), nil
+	case newest == nil || from == "@"+newest.GetName():
+		return source.GetWrittenBytes(), nil
+	}
+	e, err := l.sends(ctx, l.stream(plan, from, newest.GetName()))
+	return e.GetBytes() + source.GetWrittenBytes(), err
+}
+
 // estimate asks how much the steps are. What ZFS cannot tell stays unknown.
-func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, token *agentv1.ZfsSendEstimate) error {
+func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, in *repldiff.Input) error {
 	bytes, total := map[int]uint64{}, uint64(0)
 	n := len(plan.Steps)
+	if last := plan.Steps[n-1]; last.GetTo() == toBeTakenName {
+		n--
+		fresh, err := l.fresh(ctx, plan, last.GetFrom(), in)
+		if err != nil {
+			return err
+		}
+		bytes[n] = fresh
+	}
 	for i, step := range plan.Steps[:min(n, estimated)] {
 		if i == 0 && plan.Decision.GetMode() == debvisorv1.ReplicationMode_REPLICATION_MODE_RESUME {
-			bytes[0] = token.GetBytes()
+			bytes[0] = in.Token.GetBytes()
 			continue
 		}
 		e, err := l.sends(ctx, l.stream(plan, step.GetFrom(), step.GetTo()))
@@ -221,7 +267,7 @@ func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, token *agentv
 		if err != nil {
 			return err
 		}
-		total = e.GetBytes()
+		total = e.GetBytes() // and, with all that was estimated by itself:
 		for _, b := range bytes {
 			total += b
 		}

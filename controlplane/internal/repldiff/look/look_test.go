@@ -180,13 +180,41 @@ func TestPlan(t *testing.T) {
 		if c.set != nil {
 			c.set(d, j)
 		}
-		p, err := Plan(t.Context(), c.ends.ask, d.Snapshot(1), j, More{}, noon)
+		p, err := Plan(t.Context(), c.ends.ask, d.Snapshot(1), j, More{Run: true}, noon)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
 		if got := told(p); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// A dry run counts on the snapshot that the run takes first.
+func TestDryRun(t *testing.T) {
+	source := func(guids ...uint64) *agentv1.ZfsListing {
+		return listing("tank/vm", &agentv1.ZfsDataset{Guid: 1, WrittenBytes: 3, ReferencedBytes: 500}, guids...)
+	}
+	room := &agentv1.ZfsListing{Datasets: []*agentv1.ZfsDataset{{Name: "backup", AvailableBytes: 1000}}}
+	copied := listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", AvailableBytes: 1000}, 1)
+	for _, c := range []struct {
+		name    string
+		ends    *ends
+		options *debvisorv1.ReplicationOptions
+		want    string
+	}{
+		{"no snapshot yet", &ends{source: source(), target: room, bytes: 10}, nil, "full >@(new) 500"},
+		{"nothing new yet", &ends{source: source(1), target: copied, bytes: 10}, nil, "incremental @s1>@(new) 3"},
+		{"what is there, and the new one", &ends{source: source(1, 2), target: copied, bytes: 10}, nil, "incremental @s1>@s2 @s2>@(new) 13"},
+		{"the new one alone", &ends{source: source(1, 2), target: copied, bytes: 10}, &debvisorv1.ReplicationOptions{NewestOnly: true}, "incremental @s1>@(new) 13"},
+		{"none is taken", &ends{source: source(1), target: copied, bytes: 10}, &debvisorv1.ReplicationOptions{NoSnapshot: true}, "nothing 0"},
+	} {
+		j := job()
+		j.Options = encode(t, c.options)
+		p, err := Plan(t.Context(), c.ends.ask, cluster.Empty(), j, More{}, noon)
+		if err != nil || told(p) != c.want {
+			t.Errorf("%s: %s, want %s (%v)", c.name, told(p), c.want, err)
 		}
 	}
 }
@@ -205,7 +233,7 @@ func TestTokens(t *testing.T) {
 			source: listing("tank/vm", &agentv1.ZfsDataset{Guid: 1}, 1, 2, 3), bytes: 10, token: c.token,
 			target: listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", AvailableBytes: 1000, Partial: true, ResumeToken: "1-x"}, 1),
 		}
-		p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{}, noon)
+		p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{Run: true}, noon)
 		if err != nil || told(p) != c.want {
 			t.Errorf("%s: %v, %v; want %s", c.name, told(p), err, c.want)
 		}
@@ -223,7 +251,7 @@ func TestManyStepsAreFewQuestions(t *testing.T) {
 		source: listing("tank/vm", &agentv1.ZfsDataset{Guid: 1}, guids...), bytes: 10,
 		target: listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", AvailableBytes: 1000}, 1),
 	}
-	p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{}, noon)
+	p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{Run: true}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +268,7 @@ func TestNothingIsDecidedOnHalfAnAnswer(t *testing.T) {
 		source: listing("tank/vm", &agentv1.ZfsDataset{Guid: 1}, 1, 2), fails: gone,
 		target: listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", Partial: true, ResumeToken: "1-x"}, 1),
 	}
-	if p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{}, noon); p != nil || !errors.Is(err, gone) || !Passing(err) {
+	if p, err := Plan(t.Context(), e.ask, cluster.Empty(), job(), More{Run: true}, noon); p != nil || !errors.Is(err, gone) || !Passing(err) {
 		t.Errorf("a plan %v, %v", p, err)
 	}
 	for _, node := range []string{"a", "b"} {
