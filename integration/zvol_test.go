@@ -94,7 +94,7 @@ func TestMigrateOnZvolFaults(t *testing.T) {
 	for _, point := range points {
 		t.Run(point, func(t *testing.T) {
 			c := pooled.use(t)
-			g := c.guestLike(lab.GuestSpec{Name: "struck", Disks: []lab.DiskSpec{{Kind: lab.DiskZvol, MiB: 64}}})
+			g := c.guestLike(lab.GuestSpec{Name: "struck", Disks: []lab.DiskSpec{{Kind: lab.DiskZvol, MiB: 128}}})
 			ask, _ := c.follower()
 			at := g.from
 			if strings.HasPrefix(point, "receive") {
