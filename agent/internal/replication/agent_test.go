@@ -69,6 +69,8 @@ type agent struct {
 	stdin   io.WriteCloser
 	reports map[string]*agentv1.TaskReport
 	died    int
+	// away keeps the next process from being started for so long.
+	away time.Duration
 	// nextDieAt is where the next process is killed.
 	nextDieAt string
 	stopped   bool
@@ -118,6 +120,14 @@ func (a *agent) start() {
 	a.group.Go(func() {
 		a.read(out)
 		_ = cmd.Wait()
+		a.mu.Lock()
+		away := a.away
+		if a.cfg.DieAt == "" {
+			away = 0
+		}
+		a.mu.Unlock()
+		timer := time.NewTimer(away)
+		<-timer.C
 		a.mu.Lock()
 		stopped := a.stopped
 		a.died++

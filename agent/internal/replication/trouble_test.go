@@ -286,3 +286,27 @@ func TestExpired(t *testing.T) {
 }
 
 func pairOf(a, b *agentv1.TaskOutcome) []*agentv1.TaskOutcome { return []*agentv1.TaskOutcome{a, b} }
+
+// TestTargetAwayAtTheEnd: a target whose agent was away when the source was done
+// does not hear of it, and makes an end by itself when the leader tells it to end.
+func TestTargetAwayAtTheEnd(t *testing.T) {
+	j := newJob(t, "dst", false, false).agents()
+	j.write(1, "1")
+	j.snapshot("s1")
+	j.to.away = tellWithin + 3*time.Second
+	j.dieAt(pointReceiveReleasing, 0)
+	receive, send := j.tasks(j.steps("", "s1"))
+	j.begin(receive, send)
+	if out := j.from.outcome(send); out.GetErrorCode() != "" || out.GetZfs().GetCursor().GetName() != "s1" {
+		t.Fatalf("%v", out)
+	}
+	before := j.to.deaths()
+	j.until("the target's return", func() bool { return j.to.deaths() > before || j.to.deaths() > 1 })
+	j.to.await(receive, "the address", func(r *agentv1.TaskReport) bool { return r.GetProgress().GetReplicateReceive().GetAddress() != "" })
+	j.to.accept(receive)
+	j.to.say("cancel %s", receive.GetId())
+	if out := j.to.outcome(receive); out.GetErrorCode() != "" {
+		t.Errorf("%v", out)
+	}
+	j.atRest("s1")
+}
