@@ -331,7 +331,7 @@ func (g *giving) parts(ctx context.Context, source io.Reader) (last []byte, n in
 	for i := 0; ; i++ {
 		buf := g.bufs[i%2]
 		most := min(g.pace.Piece(frameSize), g.r.shared.Piece(frameSize))
-		read, err := io.ReadAtLeast(source, buf[headSize:headSize+most], least)
+		read, err := io.ReadAtLeast(source, buf[headSize:headSize+most], min(least, most))
 		if errors.Is(err, io.EOF) {
 			return last, n, nil, nil
 		}
@@ -344,7 +344,7 @@ func (g *giving) parts(ctx context.Context, source io.Reader) (last []byte, n in
 			}
 			g.r.pass(pointSendStream)
 		}
-		last, n, least = buf, read, 1
+		last, n, least = buf, read, max(most/2, 1) // each frame costs system calls on both sides
 		select {
 		case got, ok := <-g.heard.frames:
 			f, err := g.objection(got, ok)
