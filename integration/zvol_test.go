@@ -3,7 +3,6 @@ package integration
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +15,8 @@ import (
 const increments = "zfs-increments"
 
 // TestMigrateOnZvol moves a guest whose disk is a volume of ZFS: in increments, with the source's agent killed when the guest has left and
-// the last increment has not; whole; and shut off.
+// the last increment has not; whole; and shut off. The first needs a lab in which nothing has moved yet: of a link that is not known the
+// planner takes what has fewer bytes.
 func TestMigrateOnZvol(t *testing.T) {
 	t.Run("in increments, the source's agent killed before the last", func(t *testing.T) { pooled.use(t).zvolGuest().leavesBehind() })
 	t.Run("whole", func(t *testing.T) {
@@ -83,37 +83,6 @@ func (m *mover) leavesBehind() {
 	m.movedBy(op, increments)
 	m.arrived()
 	m.volumesOnly(m.to)
-}
-
-// TestMigrateOnZvolFaults kills an agent at each other step of a move in increments. Only campaigns have the time for it.
-func TestMigrateOnZvolFaults(t *testing.T) {
-	points := []string{"sendAfterRound", "receiveAfterStream", "sendAfterLastSnapshots", "receiveAfterVolumesOpened", "sendAfterVolumeAside"}
-	if os.Getenv("DEBVISOR_CHAOS") == "" {
-		points = nil
-	}
-	for _, point := range points {
-		t.Run(point, func(t *testing.T) {
-			c := pooled.use(t)
-			g := c.guestLike(lab.GuestSpec{Name: "struck", Disks: []lab.DiskSpec{{Kind: lab.DiskZvol, MiB: 128}}})
-			ask, _ := c.follower()
-			at := g.from
-			if strings.HasPrefix(point, "receive") {
-				at = g.to
-			}
-			points := at.Failpoints()
-			c.must(points.Arm(c.within(10*time.Second), point, hold))
-			watched := g.neverTwo()
-			// A link so slow that increments are cheaper than all of the volume.
-			id := g.beginWith(ask, &debvisorv1.MigrateOptions{BandwidthMib: 3})
-			c.must(points.AwaitHit(c.within(3*time.Minute), point))
-			c.must(errors.Join(at.Agent.Kill(), at.Agent.Start()))
-			op := c.ended(3*time.Minute, ask, id)
-			c.must(watched.stop())
-			g.movedBy(op, increments)
-			g.arrived()
-			g.volumesOnly(g.to)
-		})
-	}
 }
 
 // zvolGuest is the guest on a volume, as it is now.
