@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -155,7 +156,7 @@ func TestSnapshots(t *testing.T) {
 // for_ is the cluster in the hands of a part of its test.
 func (c *cluster) inPart(t *testing.T) *cluster {
 	part := *c
-	part.t = t
+	part.t, part.apis, part.etcds = t, map[*lab.Replica]*api{}, map[*lab.Replica]*clientv3.Client{}
 	return &part
 }
 
@@ -422,7 +423,7 @@ func TestTenantsOnZFS(t *testing.T) {
 	at := c.running()
 	c.dataset(n, "acme")
 	c.dataset(n, "globex")
-	c.hvctl(at, "tenant", "set", "acme", "--storage", "zfs:"+lab.PoolName+"/acme")
+	c.hvctl(at, "tenant", "set", "acme", "--zfs", lab.PoolName+"/acme")
 	c.hvctl(at, "principal", "set", "acme-ops", "--role", "operator", "--tenant", "acme")
 	v := c.visitor(at, "acme-ops", "")
 	storage := v.storage
