@@ -8,6 +8,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION)
 PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cmd/debvisor-agent
 TOOLS := $(CURDIR)/build/tools
+EVERYBODYS := /var/cache/debvisor# as in integration/machine/cache.go
 UNIT := ./certs/... ./shared/... ./controlplane/... ./agent/... ./integration/imports/...
 
 .PHONY: help deps tools build generate lint test machines unit e2e demo bench chaos fuzz lab lab-down clean
@@ -31,7 +32,7 @@ lint: tools ## vet, golangci-lint, buf lint and breaking, generated code current
 	@.ci/lint $(TOOLS)
 
 machines: deps ## What the machines of tests with ZFS boot from: a kernel, built once on a host in 10 minutes
-	@integration/machine/build.sh $(DEBVISOR_CACHE)
+	@integration/machine/build.sh "$${DEBVISOR_CACHE:-$$(mkdir -p $(EVERYBODYS) 2>/dev/null && test -w $(EVERYBODYS) && echo $(EVERYBODYS) || echo build/cache)}"
 
 unit: machines ## Unit tests with the race detector
 	go test -race -timeout 15m $(UNIT)

@@ -8,19 +8,21 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 //go:embed build.sh kernel.sh kernel.config tools/tools.c
 var sources embed.FS
 
 // Cache is the directory that what machines boot from is kept in: $DEBVISOR_CACHE, else one that all clones share, else, where that
-// cannot be made, build/cache of the module that the working directory is in.
+// cannot be written, build/cache of the module that the working directory is in.
 func Cache() (string, error) {
 	const everybodys = "/var/cache/debvisor"
 	if dir := os.Getenv("DEBVISOR_CACHE"); dir != "" {
 		return dir, nil
 	}
-	if err := os.MkdirAll(everybodys, 0o755); err == nil {
+	if os.MkdirAll(everybodys, 0o755) == nil && unix.Access(everybodys, unix.W_OK) == nil {
 		return everybodys, nil
 	}
 	dir, err := os.Getwd()
