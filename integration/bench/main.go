@@ -21,7 +21,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats or list-nodes; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats, list-nodes or zfs; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -49,7 +49,8 @@ type group struct {
 	measure func(context.Context) error
 }
 
-// run measures everything: first what needs no lab, then the rest on one lab.
+// run measures everything: first what needs no lab, then the rest on a lab
+// of hypervisors, and on one of machines with ZFS.
 func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut string) error {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
@@ -62,9 +63,12 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}, {"plan", b.plans}, {"rbac", b.rbac}, {"frontdoor", b.frontDoor}}); err != nil {
 		return err
 	}
-	if err := b.onLab(ctx, []group{
+	if err := b.onLab(ctx, lab.Options{Nodes: 2, LibvirtTCP: true}, []group{
 		{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes},
 	}); err != nil {
+		return err
+	}
+	if err := b.onLab(ctx, lab.Options{Machines: 2, MachineMiB: 1024, MachinePoolMiB: 8192}, []group{{"zfs", b.zfs}}); err != nil {
 		return err
 	}
 	for _, f := range b.figures {
@@ -91,12 +95,13 @@ func (b *bench) measure(ctx context.Context, groups []group) error {
 	return nil
 }
 
-// onLab brings up one lab for all of the groups.
-func (b *bench) onLab(ctx context.Context, groups []group) (err error) {
+// onLab brings up one lab for all of the groups, with the nodes of the options.
+func (b *bench) onLab(ctx context.Context, options lab.Options, groups []group) (err error) {
 	if !slices.ContainsFunc(groups, b.wanted) {
 		return nil
 	}
-	l, err := lab.New(ctx, lab.Options{Replicas: 3, Nodes: 2, Bin: b.bin, LibvirtTCP: true, Kind: "bench", Log: b.say})
+	options.Replicas, options.Bin, options.Kind, options.Log = 3, b.bin, "bench", b.say
+	l, err := lab.New(ctx, options)
 	if err != nil {
 		return fmt.Errorf("the lab: %w", err)
 	}
