@@ -399,16 +399,16 @@ func (r *replica) byHvctl() {
 	c := r.c
 	at := c.running()
 	c.write(r.from, r.path, 1)
-	if out := c.hvctl(at, "replication", "run", r.job); !strings.Contains(out, r.job) {
+	if out := c.hvctl(at, "replication", "run", r.job); !strings.Contains(out, r.path) {
 		c.t.Errorf("replication run says:\n%s", out)
 	}
 	r.alike()
 	for _, args := range [][]string{
 		{"storage", "list"},
-		{"snapshot", "list", r.path, "--node", r.from.Name},
+		{"snapshot", "list", r.from.Name + ":" + r.path},
 		{"replication", "list"},
 		{"replication", "status", r.job},
-		{"snapshot", "prune", r.path, "--node", r.from.Name, "--keep-last", "1", "--dry-run"},
+		{"snapshot", "prune", r.from.Name + ":" + r.path, "--keep-last", "1", "--dry-run"},
 	} {
 		if out := c.hvctl(at, args...); !strings.Contains(out, r.path) {
 			c.t.Errorf("hvctl %s says:\n%s", strings.Join(args, " "), out)
