@@ -35,12 +35,12 @@ machines: deps ## What the machines of tests with ZFS boot from: a kernel, built
 	@integration/machine/build.sh "$${DEBVISOR_CACHE:-$$(mkdir -p $(EVERYBODYS) 2>/dev/null && test -w $(EVERYBODYS) && echo $(EVERYBODYS) || echo build/cache)}"
 
 unit: machines ## Unit tests with the race detector
-	go test -race -timeout 15m $(UNIT)
+	go test -race -timeout 20m $(UNIT)
 
 e2e: build machines ## End-to-end and fault tests on real libvirt
 	@.ci/failpoint-build
 	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin \
-	  go test -timeout 25m -count=1 -v ./integration/... 2>&1 | .ci/go-test-brief
+	  go test -timeout 45m -count=1 -v ./integration/... 2>&1 | .ci/go-test-brief
 
 test: unit e2e ## Every test
 
