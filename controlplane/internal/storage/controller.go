@@ -120,7 +120,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		if s == nil {
 			continue
 		}
-		took, err := c.take(ctx, l, s)
+		took, err := c.take(ctx, l, s, snapshot.Revision)
 		if err != nil {
 			return again, err
 		}
@@ -133,10 +133,11 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 	return again, nil
 }
 
-// take commits a step and waits until the snapshot has it. A step whose ground
+// take commits a step, decided on the snapshot of that revision, and waits until
+// the snapshot has it. A step whose ground
 // has shifted is no error: it is decided anew. An error is that another leads, or
 // that ctx has ended.
-func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) (took bool, err error) {
+func (c *Controller) take(ctx context.Context, l election.Leadership, s *step, decidedOn int64) (took bool, err error) {
 	holdAt(s.name)
 	s.change.Fence = l.Fence
 	if s.audit != nil {
@@ -149,7 +150,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) (
 		c.log.Debug("the records have changed, deciding anew", "about", s.about, "step", s.name, "key", conflict.Key)
 		waiting, cancel := context.WithTimeout(ctx, c.pace.look)
 		defer cancel()
-		_ = c.view.Await(waiting, c.view.Current().Revision+1) // later is looked at again anyway
+		_ = c.view.Await(waiting, decidedOn+1) // it may be there already; later is looked at again anyway
 		return true, ctx.Err()
 	case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 		return false, err

@@ -32,7 +32,7 @@ func (c *Controller) watch(ctx context.Context, l election.Leadership) error {
 		if s == nil {
 			continue
 		}
-		if _, err := c.take(ctx, l, s); err != nil {
+		if _, err := c.take(ctx, l, s, snapshot.Revision); err != nil {
 			return err
 		}
 	}
