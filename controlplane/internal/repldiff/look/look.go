@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// estimated is the most steps that are estimated one by one; of more the first,
-	// and all others together.
+	// estimated is the most steps that are estimated one by one, a command of zfs each;
+	// of more the first, and all others together.
 	estimated = 16
 	// maxListed bounds what is listed of one end.
 	maxListed = 500_000
@@ -249,7 +249,11 @@ func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, in *repldiff.
 		}
 		bytes[n] = fresh
 	}
-	for i, step := range plan.Steps[:min(n, estimated)] {
+	each := n
+	if n > estimated {
+		each = 1
+	}
+	for i, step := range plan.Steps[:each] {
 		if i == 0 && plan.Decision.GetMode() == debvisorv1.ReplicationMode_REPLICATION_MODE_RESUME {
 			bytes[0] = in.Token.GetBytes()
 			continue
@@ -262,8 +266,8 @@ func (l looker) estimate(ctx context.Context, plan *repldiff.Plan, in *repldiff.
 			bytes[i] = e.GetBytes()
 		}
 	}
-	if n > estimated {
-		e, err := l.sends(ctx, l.stream(plan, "@"+plan.Steps[estimated-1].GetTo(), plan.Steps[n-1].GetTo()))
+	if n > each {
+		e, err := l.sends(ctx, l.stream(plan, "@"+plan.Steps[each-1].GetTo(), plan.Steps[n-1].GetTo()))
 		if err != nil {
 			return err
 		}

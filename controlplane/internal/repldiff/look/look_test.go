@@ -240,7 +240,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestManyStepsAreFewQuestions: of many steps the first are estimated, and the
+// TestManyStepsAreFewQuestions: of many steps the first is estimated, and the
 // others as one.
 func TestManyStepsAreFewQuestions(t *testing.T) {
 	guids := make([]uint64, 100)
@@ -255,7 +255,7 @@ func TestManyStepsAreFewQuestions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if last := e.asked[len(e.asked)-1]; len(p.Steps) != 99 || len(e.asked) != estimated+1 || last != "@s17>@s100" || p.Decision.GetEstimatedBytes() != 170 {
+	if last := e.asked[len(e.asked)-1]; len(p.Steps) != 99 || len(e.asked) != 2 || last != "@s2>@s100" || p.Decision.GetEstimatedBytes() != 20 {
 		t.Errorf("%d steps of %d bytes after %v", len(p.Steps), p.Decision.GetEstimatedBytes(), e.asked)
 	}
 }
