@@ -49,7 +49,7 @@ func (p *pools) syncoid(ctx context.Context) (*syncoid, error) {
 	s := &syncoid{p: p, dir: filepath.Join(p.b.lab.Dir, "shared", "syncoid")}
 	for _, args := range [][]string{{".ci/syncoid-get", "build/tools/syncoid"}, {"cp", "-r", "build/tools/syncoid", s.dir}} {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("Debian's packages: %w: %s", err, out)
+			return nil, fmt.Errorf("unpacking syncoid: %w: %s", err, out)
 		}
 	}
 	own, err := script(ctx, p.from, prepareSource, s.dir)

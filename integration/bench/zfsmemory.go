@@ -36,7 +36,9 @@ for ((i=1; i<$2; i++)); do cp --reflink=always 0 $i; done; zfs snapshot "${1#/}@
 		}
 	}
 	var job string
-	err := lab.Within(time.Minute, "the agents answer", func() (err error) {
+	soon, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := lab.Eventually(soon, "the agents answer", func() (err error) {
 		job, err = p.job(ctx, "ten", "ten")
 		return err
 	})

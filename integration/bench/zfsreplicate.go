@@ -195,7 +195,9 @@ func (p *pools) run(ctx context.Context, job string) (stream, whole time.Duratio
 	if st.GetState() != debvisorv1.ReplicationState_REPL_STATE_SUCCESS {
 		return 0, 0, fmt.Errorf("the run ended so: %v", st)
 	}
-	err = lab.Within(10*time.Second, "the source's agent has logged its stream", func() (err error) {
+	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = lab.Eventually(soon, "the source's agent has logged its stream", func() (err error) {
 		stream, err = streamed(p.from.Agent.LogFile(), before.Size())
 		return err
 	})
