@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/debvisor/debvisor/controlplane/internal/retention"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -104,5 +105,21 @@ func TestWhatAnAgentKeptIsNotAskedForAgain(t *testing.T) {
 	at.answer.key = opID + "/2"
 	if s, q := decide(snapshot, entry, at); told(s, q) != "succeed" || s.op.GetRemoveSnapshots().GetKept() != 5 {
 		t.Errorf("%s: %v", told(s, q), s.op)
+	}
+}
+
+// TestADeletionIsOfGUIDs: what was made anew under a name that is to go, or has the
+// guid elsewhere, is another snapshot.
+func TestADeletionIsOfGUIDs(t *testing.T) {
+	of := func(dataset, name string, guid uint64) retention.Snapshot {
+		return retention.Snapshot{Dataset: dataset, Name: name, GUID: guid, Created: noon, Ours: true}
+	}
+	ids := []*agentv1.ZfsSnapshotID{{Dataset: "tank/vm", Name: "s2", Guid: 2}}
+	others := []retention.Snapshot{of("tank/vm", "s2", 7), of("tank/copy", "s2", 2), of("tank/vm", "renamed", 2)}
+	if going, stays, err := deletion(ids, others, retention.Protection{}, nil, noon); err != nil || len(going) != 0 || stays != 0 {
+		t.Errorf("%v goes, %d stay, %v", going, stays, err)
+	}
+	if going, _, err := deletion(ids, append(others, of("tank/vm", "s2", 2)), retention.Protection{}, nil, noon); err != nil || len(going) != 1 || going[0].GetGuid() != 2 {
+		t.Errorf("%v goes, %v", going, err)
 	}
 }

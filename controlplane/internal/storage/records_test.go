@@ -125,11 +125,17 @@ func (w *world) fact(f []string) {
 		w.job = nil
 	case "deleting":
 		w.job.Deleting = true
-	case "other":
-		for i := range n(1) {
-			id := fmt.Sprint("op-other-", i)
-			w.d.Operations.Put(id, &storev1.Operation{Id: id, Kind: KindRun, State: task.OpRunning, Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{Source: "a", Target: "c"}}}, 3)
+	case "other", "arriving":
+		run := &storev1.Replicate{Source: "a", Target: "c"}
+		if f[0] == "arriving" {
+			run = &storev1.Replicate{Source: "c", Target: "b"}
 		}
+		for i := range n(1) {
+			id := fmt.Sprint("op-", f[0], "-", i)
+			w.d.Operations.Put(id, &storev1.Operation{Id: id, Kind: KindRun, State: task.OpRunning, Detail: &storev1.Operation_Replicate{Replicate: run}}, 3)
+		}
+	case "limit":
+		w.d.Nodes.Put(f[1], &storev1.Node{Id: f[1], ParallelReplications: uint32(n(2))}, 3)
 	case "phase":
 		r.Phase = storev1.ReplicatePhase(storev1.ReplicatePhase_value["REPLICATE_PHASE_"+strings.ToUpper(f[1])])
 	case "attempt":

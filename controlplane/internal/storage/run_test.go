@@ -21,7 +21,15 @@ func TestRuns(t *testing.T) {
 		"nonode b": "fail NODE_NOT_FOUND",
 		"other 1":  "begin",
 		"other 2":  "note waiting for its turn: 2 replications leave a already, as many as may at once",
-		"running":  "fail BROKEN_RECORD",
+		// The limit is each node's own, one for either direction.
+		"arriving 1":                   "begin",
+		"arriving 2":                   "note waiting for its turn: 2 replications arrive on b already, as many as may at once",
+		"arriving 1,other 1":           "begin",
+		"other 2,limit a 3":            "begin",
+		"arriving 1,limit b 1":         "note waiting for its turn: 1 replications arrive on b already, as many as may at once",
+		"arriving 2,limit a 3":         "note waiting for its turn: 2 replications arrive on b already, as many as may at once",
+		"arriving 2,limit b 3,other 1": "begin",
+		"running":                      "fail BROKEN_RECORD",
 
 		"running,phase snapshot":                                                    "task 1/zfs-snapshot",
 		"running,phase snapshot,cancel":                                             "cancelled CANCELLED",
