@@ -405,6 +405,19 @@ func TestPruningFollowsSnapshots(t *testing.T) {
 	}
 }
 
+// TestAChangedPolicyPrunesNothingOfItsFormerDatasets: rules that were written for
+// others do not fall on what a former version of the policy took snapshots of.
+func TestAChangedPolicyPrunesNothingOfItsFormerDatasets(t *testing.T) {
+	spec := &debvisorv1.RetentionPolicySpec{Datasets: refs("tank/y"), Schedule: "every 1h", SnapshotLabel: "l"}
+	record := retentionRecord(t, spec, &storev1.StoragePolicyRun{LastDue: ago(time.Minute), Awaited: []string{"o1"}})
+	record.ChangedAt = ago(0)
+	p := retentionPolicy(cluster.Entry[*storev1.RetentionPolicy]{Value: record, ModRevision: 8})
+	s, _ := decide(viewOf(world(t, "op o1 succeeded a tank/x"), noon), p)
+	if s == nil || len(s.ops) > 0 || len(s.run.GetAwaited()) > 0 || !strings.Contains(s.run.GetLastSkip(), "the policy was changed since") {
+		t.Errorf("got %v, then %v", told(s), s)
+	}
+}
+
 // TestALongRunTakesSeveralTransactions: each subject is dealt with once, and no
 // transaction is larger than etcd takes.
 func TestALongRunTakesSeveralTransactions(t *testing.T) {

@@ -96,9 +96,14 @@ func (d *decision) removal(node string, datasets []string, recursive bool) *stor
 }
 
 // follow prunes what new snapshots have been taken of. Where none could be taken
-// nothing is pruned: old snapshots would go while no new ones come.
+// nothing is pruned: old snapshots would go while no new ones come; nor where the
+// policy was changed since: its rules may be meant for other datasets by now.
 func (d *decision) follow() {
 	d.next.Awaited = nil
+	if n := len(d.run.GetAwaited()); n > 0 && d.changedAt.After(d.lastDue()) {
+		d.skip("nothing is pruned after %d operations that took snapshots: the policy was changed since", n)
+		return
+	}
 	for _, id := range d.run.GetAwaited() {
 		entry, ok := d.snapshot.Operations[id]
 		switch op := entry.Value; {
