@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
@@ -305,6 +307,29 @@ func TestDestruction(t *testing.T) {
 	}
 }
 
+// TestManyWouldBeLost: a plan that speaks of very many snapshots still fits into a
+// record; else its run would stand still for ever.
+func TestManyWouldBeLost(t *testing.T) {
+	in := input(t, "@1 @2 @5", "@1 @2", "")
+	for guid := uint64(100); guid < 20_000; guid++ {
+		in.Target.Snapshots = append(in.Target.Snapshots, &agentv1.ZfsSnapshot{
+			Name: fmt.Sprintf("%0150d", guid), Guid: guid, CreateTxg: guid, Holds: []string{"a", "b"}, Clones: []string{"backup/c"},
+		})
+	}
+	plan := Decide(in)
+	if plan.Aside.GetRenameTo() == "" || len(plan.Decision.GetDestroy()) != MaxDestroyed || proto.Size(plan.Decision) > 300<<10 {
+		t.Errorf("%d bytes, %d to destroy: %.300s", proto.Size(plan.Decision), len(plan.Decision.GetDestroy()), told(plan))
+	}
+	for _, most := range []int{len(in.Target.Snapshots), 2 + MaxDestroyed} {
+		in.Target.Snapshots = in.Target.Snapshots[:most]
+		in.Confirmed = ""
+		in.Confirmed = Decide(in).Decision.GetPlanId()
+		if p := Decide(in); p.Refusal == nil || p.Refusal.Code != PlanChanged || proto.Size(p.Decision)+len(p.Refusal.Message) > 300<<10 {
+			t.Errorf("of %d snapshots: %.300s", most, told(p))
+		}
+	}
+}
+
 func TestWhatCannotBeSetAside(t *testing.T) {
 	for _, name := range []string{"backup", "backup/" + strings.Repeat("x", 240)} {
 		in := input(t, "@1 @2", "@1 written 7", "")
@@ -349,7 +374,10 @@ func TestMarks(t *testing.T) {
 		for _, guid := range c.marks {
 			in.Source.Bookmarks = append(in.Source.Bookmarks, &agentv1.ZfsBookmark{Name: fmt.Sprintf("debvisor-nightly-%x", guid), Guid: guid, CreateTxg: guid})
 		}
-		in.Source.Bookmarks = append(in.Source.Bookmarks, &agentv1.ZfsBookmark{Name: "debvisor-other-1", Guid: 1, CreateTxg: 1})
+		in.Source.Bookmarks = append(
+			in.Source.Bookmarks, &agentv1.ZfsBookmark{Name: "debvisor-other-1", Guid: 1, CreateTxg: 1},
+			&agentv1.ZfsBookmark{Name: "debvisor-nightly-1-1", Guid: 1, CreateTxg: 1}, // of the job "nightly-1"
+		)
 		if p := Decide(in); told(p) != "nothing" || p.Unmarked == c.want {
 			t.Errorf("%s | %s %v: %s, unmarked %v", c.source, c.target, c.marks, told(p), p.Unmarked)
 		}

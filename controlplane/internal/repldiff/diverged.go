@@ -14,6 +14,10 @@ import (
 // maxName is the longest name that ZFS gives a dataset.
 const maxName = 255
 
+// MaxDestroyed is the most snapshots that a confirmed plan destroys, as their list is
+// part of records; maxTold is how many reasons of one sort people are told.
+const MaxDestroyed, maxTold = 500, 20
+
 // AsideName is the name under which a copy is set aside.
 func (in *Input) AsideName() string {
 	return in.TargetDataset + ".diverged-" + in.Now.UTC().Format("20060102t150405")
@@ -27,15 +31,18 @@ func (d *decision) diverged(common *agentv1.ZfsSnapshot, format string, args ...
 	if common != nil {
 		d.setCommon(common)
 	}
-	for _, s := range lost {
+	for _, s := range lost[:min(len(lost), MaxDestroyed)] {
 		d.out.Destroy = append(d.out.Destroy, "@"+s.GetName())
+	}
+	if n := len(lost) - MaxDestroyed; n > 0 {
+		d.because("%d more than can be listed would be destroyed, the newest @%s: no plan does that; destroy them by hand, or let the copy be set aside", n, lost[len(lost)-1].GetName())
 	}
 	if d.Confirmed == "" {
 		d.setAside()
 		return
 	}
 	switch {
-	case common == nil || !d.destroyable(lost):
+	case common == nil || len(lost) > MaxDestroyed || !d.destroyable(lost):
 		d.refuse(PlanChanged, "nothing can be destroyed on the target by plan %s: %s", d.Confirmed, strings.Join(d.out.GetReasons(), "; "))
 	case d.Confirmed != d.id() && !d.accepted(common, lost):
 		d.refuse(PlanChanged, "what would be destroyed on the target is not what plan %s says; look at the plan as it is now (%s)", d.Confirmed, d.id())
@@ -89,20 +96,23 @@ func (d *decision) goBack(common *agentv1.ZfsSnapshot, lost []*agentv1.ZfsSnapsh
 
 // destroyable tells whether nobody else needs what would be lost.
 func (d *decision) destroyable(lost []*agentv1.ZfsSnapshot) bool {
-	free := true
+	needed := 0
+	because := func(format string, args ...any) {
+		if needed++; needed <= maxTold {
+			d.because(format, args...)
+		}
+	}
 	for _, s := range lost {
 		for _, tag := range s.GetHolds() {
 			if tag != HoldTag(d.Job) {
-				d.because("the copy's @%s is held by %s", s.GetName(), tag)
-				free = false
+				because("the copy's @%s is held by %s", s.GetName(), tag)
 			}
 		}
 		for _, clone := range s.GetClones() {
-			d.because("the copy's @%s is cloned by %s", s.GetName(), clone)
-			free = false
+			because("the copy's @%s is cloned by %s", s.GetName(), clone)
 		}
 	}
-	return free
+	return needed == 0
 }
 
 // accepted tells whether what would be lost is what is left of what an earlier

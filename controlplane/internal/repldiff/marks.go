@@ -10,8 +10,12 @@ import (
 // HoldTag is the tag of a job's holds.
 func HoldTag(job string) string { return "debvisor:" + job }
 
-// markPrefix begins the names of a job's bookmarks; the guid follows, in hex.
-func markPrefix(job string) string { return "debvisor-" + job + "-" }
+// isMark tells a job's bookmarks by their names: behind the job there is the guid, in
+// hex, and no more, as "debvisor-j-" also begins those of a job "j-1".
+func isMark(job, name string) bool {
+	guid, ok := strings.CutPrefix(name, "debvisor-"+job+"-")
+	return ok && guid != "" && strings.Trim(guid, "0123456789abcdef") == ""
+}
 
 // marked tells whether a job's holds and bookmarks are those of a snapshot that
 // both ends have, and no others. Where the source has its bookmark only, there is
@@ -19,7 +23,7 @@ func markPrefix(job string) string { return "debvisor-" + job + "-" }
 func (d *decision) marked(guid uint64) bool {
 	bookmarked := false
 	for _, b := range d.Source.Bookmarks {
-		if !strings.HasPrefix(b.GetName(), markPrefix(d.Job)) {
+		if !isMark(d.Job, b.GetName()) {
 			continue
 		}
 		if b.GetGuid() != guid {
