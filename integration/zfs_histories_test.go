@@ -187,18 +187,24 @@ func (h *history) rename() {
 	h.source[i].renamed = true
 }
 
-// rollBack takes the source back to some snapshot. ZFS refuses to go behind the last common one, which is held.
+// rollBack takes the source back to some snapshot. ZFS refuses to go behind the last common one, which is held; of the others that are
+// newer it may have destroyed some by then.
 func (h *history) rollBack() {
 	all := h.c.snapshots(h.from, h.path)
 	i := h.random.IntN(len(all))
 	at := slices.IndexFunc(h.source, func(p point) bool { return p.guid == h.cursor })
 	_, err := h.from.Run(h.c.within(time.Minute), "zfs", "rollback", "-r", h.path+"@"+strings.Fields(all[i])[0])
-	switch {
-	case i < at && err == nil:
-		h.c.t.Errorf("the source could be rolled back behind the last common snapshot")
-	case i >= at && err != nil:
+	if i >= at {
 		h.c.must(err)
-	case i >= at:
 		h.source = h.source[:i+1]
+		return
 	}
+	if err == nil {
+		h.c.t.Errorf("the source could be rolled back behind the last common snapshot")
+	}
+	left := strings.Join(h.c.snapshots(h.from, h.path), "\n") + "\n"
+	h.source = slices.DeleteFunc(h.source, func(p point) bool {
+		newer := slices.IndexFunc(all, func(s string) bool { return strings.HasSuffix(s, " "+p.guid) }) > i
+		return newer && p.guid != h.cursor && !strings.Contains(left, " "+p.guid+"\n")
+	})
 }
