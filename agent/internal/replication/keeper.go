@@ -129,12 +129,19 @@ func (k keeper) releaseAll(ctx context.Context, held []zfs.Snapshot) error {
 func (k keeper) marks(ctx context.Context) ([]zfs.Bookmark, error) {
 	var out []zfs.Bookmark
 	err := k.zfs.Bookmarks(ctx, []string{k.dataset}, false, func(b zfs.Bookmark) error {
-		if strings.HasPrefix(b.Name, k.prefix()) {
+		if k.isMark(b.Name) {
 			out = append(out, b)
 		}
 		return nil
 	})
 	return out, unlessGone(err)
+}
+
+// isMark tells the job's bookmarks by their names: behind the prefix there is the guid
+// and no more, as "debvisor-j-" also begins those of a job "j-1".
+func (k keeper) isMark(name string) bool {
+	guid, ok := strings.CutPrefix(name, k.prefix())
+	return ok && guid != "" && strings.Trim(guid, "0123456789abcdef") == ""
 }
 
 // unmark destroys the job's bookmarks but those of the guids.

@@ -40,6 +40,27 @@ func TestFullAndIncrements(t *testing.T) {
 	}
 }
 
+// TestJobsOfLikeNames: neither a run of a job nor its end touches what another keeps
+// of the same dataset, though the one's name begins the other's.
+func TestJobsOfLikeNames(t *testing.T) {
+	j := newJob(t, "dst", false, false).agents()
+	j.write(1, "1")
+	j.snapshot("s1")
+	other := fmt.Sprintf("%s#debvisor-%s-1-%x", j.source, j.id, guid(t, j.source+"@s1"))
+	sh(t, "zfs", "bookmark", j.source+"@s1", other)
+	j.must(j.steps("", "s1"))
+	end := &agentv1.Task{Id: "op-end/source-1/replication-release", Term: &agentv1.Term{Epoch: 1, Revision: 9}, Resource: "replication/" + j.id, Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ReplicationRelease{
+		ReplicationRelease: &agentv1.ReplicationRelease{JobId: j.id, Dataset: j.source},
+	}}}
+	j.from.accept(end)
+	if out := j.from.outcome(end); out.GetErrorCode() != "" {
+		t.Fatal(out)
+	}
+	if marks := sh(t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source); marks != other {
+		t.Errorf("bookmarks %q; want that of the other job, %s", marks, other)
+	}
+}
+
 // TestManySteps: 65 snapshots in between are all there afterwards.
 func TestManySteps(t *testing.T) {
 	j := newJob(t, "dst", false, false).agents()
@@ -60,7 +81,8 @@ func TestManySteps(t *testing.T) {
 }
 
 // TestEveryPoint kills one of the agents with SIGKILL at every step of increments:
-// each run goes on by itself, and what is left is as if nobody had died.
+// each run goes on by itself, what is left is as if nobody had died, and while somebody
+// is dead the chain holds.
 func TestEveryPoint(t *testing.T) {
 	j := newJob(t, "dst", false, false).agents()
 	j.write(1, "0")
@@ -75,6 +97,7 @@ func TestEveryPoint(t *testing.T) {
 	} {
 		deaths := j.from.deaths() + j.to.deaths()
 		j.dieAt(point, 0)
+		j.eachDeath(func() { j.chained(point) })
 		a, b := fmt.Sprintf("a%d", i), fmt.Sprintf("b%d", i)
 		j.write(3, fmt.Sprint(i))
 		j.snapshot(a)
@@ -84,6 +107,7 @@ func TestEveryPoint(t *testing.T) {
 		if j.from.deaths()+j.to.deaths() != deaths+2 {
 			t.Errorf("%s: nobody died", point)
 		}
+		j.eachDeath(nil)
 		j.kept(b)
 		if guid(t, j.source+"@"+a) != guid(t, j.target+"@"+a) {
 			t.Errorf("%s: the first step's snapshot is another", point)
@@ -93,6 +117,15 @@ func TestEveryPoint(t *testing.T) {
 		}
 	}
 	j.atRest(last)
+}
+
+// eachDeath has something done whenever one of the agents is dead.
+func (j *job) eachDeath(do func()) {
+	for _, a := range []*agent{j.from, j.to} {
+		a.mu.Lock()
+		a.dead = do
+		a.mu.Unlock()
+	}
 }
 
 // TestFirstCopyKilled kills the agents in the middle of a first copy, where nothing
