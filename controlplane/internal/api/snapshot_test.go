@@ -491,6 +491,42 @@ func TestPrune(t *testing.T) {
 	refusedAs(t, "a node that does not answer", err, "NO_SESSION")
 }
 
+// TestPruneStopsAtAnothersDatasets: what lies in a tenant's dataset and is another's
+// is neither told of nor pruned, though all below is asked for.
+func TestPruneStopsAtAnothersDatasets(t *testing.T) {
+	w := startWorld(t)
+	acme := w.of["acme"]
+	w.zfs.dataset("a", &agentv1.ZfsDataset{Name: acme.pool + "/d", Guid: 70}, "s1", "s2")
+	w.zfs.dataset("a", &agentv1.ZfsDataset{Name: acme.pool + "/d/inner", Guid: 71}, "s1", "s2")
+	w.reportZFS("a")
+	w.put(store.PutJSON(store.TenantKey("inner"), &storev1.Tenant{
+		Storage: []*storev1.TenantStorage{{Backend: "zfs", Pool: acme.pool, Name: "d/inner"}},
+	}))
+	confined := debvisorv1.NewStorageServiceClient(w.caller("operator", acme.tenant).conn)
+	req := &debvisorv1.PruneRequest{Dataset: ds(acme.pool + "/d"), Policy: &debvisorv1.RetentionPolicy{KeepLast: 1}, Recursive: true}
+	plan, err := confined.PlanPrune(t.Context(), req)
+	if err != nil || len(plan.GetVerdicts()) != 6 {
+		t.Fatalf("%v, %v", plan, err)
+	}
+	for _, v := range plan.GetVerdicts() {
+		if v.GetSnapshot().GetDataset().GetName() == "d/inner" {
+			t.Errorf("it is told of another's %v", v)
+		}
+	}
+	if _, err := confined.PlanPrune(t.Context(), &debvisorv1.PruneRequest{Dataset: ds(acme.pool + "/d/inner"), Policy: req.GetPolicy()}); code(err) != "DATASET_NOT_FOUND" {
+		t.Errorf("another's dataset itself: %v", err)
+	}
+	begun, err := confined.PruneSnapshots(notWaiting(t, "below"), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removal := w.view.Current().Operations[begun.GetOperationId()].Value.GetRemoveSnapshots()
+	want := []string{acme.pool + "/d", acme.pool + "/d/x", acme.pool + "/d/y"}
+	if got := slices.Sorted(slices.Values(removal.GetDatasets())); removal.GetRecursive() || !slices.Equal(got, want) {
+		t.Errorf("what is to be pruned: %v; want %v and nothing below", removal, want)
+	}
+}
+
 func TestListStorage(t *testing.T) {
 	r := startStorage(t)
 	const web = "11111111-1111-4111-8111-111111111111"
