@@ -63,7 +63,7 @@ type Streams struct {
 	conns    *connSet
 
 	mu      sync.Mutex
-	current net.Conn // the source's last
+	current *handed // the source's last
 	refused uint32
 	last    string
 }
@@ -201,17 +201,28 @@ func (s *Streams) open(far *tls.Conn) error {
 	return far.SetDeadline(time.Time{})
 }
 
-// hand gives the connection to Accept's caller, in the place of the former one.
+// handed is a connection of the source's; replaced is closed once there is another.
+type handed struct {
+	net.Conn
+	replaced chan struct{}
+}
+
+// hand gives the connection to Accept's caller, in the place of the former one. One
+// that was replaced before it was accepted waits no longer: a source may dial as often
+// as it likes while the caller is busy, and each has a buffer of its own.
 func (s *Streams) hand(ctx context.Context, c net.Conn) {
+	mine := &handed{c, make(chan struct{})}
 	s.mu.Lock()
 	former := s.current
-	s.current = c
+	s.current = mine
 	s.mu.Unlock()
 	if former != nil {
+		close(former.replaced)
 		_ = former.Close()
 	}
 	select {
 	case s.ready <- c:
+	case <-mine.replaced:
 	case <-ctx.Done():
 		_ = c.Close()
 	}

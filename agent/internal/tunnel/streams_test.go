@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -90,5 +91,39 @@ func TestStreams(t *testing.T) {
 	}
 	if _, err := DialStream(ctx, s.Address(), StreamRight{ID: "r-1", Cluster: "testing", Peer: "c", Certificates: p.reloader("a")}); err == nil {
 		t.Error("another target than was asked for")
+	}
+}
+
+// TestManyDials: of connections that nobody has accepted yet only the last counts,
+// and no other is kept.
+func TestManyDials(t *testing.T) {
+	p := newPair(t)
+	s := p.streams("r-1", 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	right := StreamRight{ID: "r-1", Cluster: "testing", Peer: "b", Certificates: p.reloader("a")}
+	var last net.Conn
+	for range 5 {
+		conn, err := DialStream(ctx, s.Address(), right)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if last != nil {
+			if _, err := last.Read(make([]byte, 1)); err == nil { // it is closed once the next is there
+				t.Fatal("the former connection goes on")
+			}
+		}
+		last = conn
+	}
+	in, err := s.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := last.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(io.LimitReader(in, 5)); string(got) != "hello" || err != nil {
+		t.Errorf("accepted another than the last: %q, %v", got, err)
 	}
 }
