@@ -33,6 +33,10 @@ const (
 // TargetPoolNotFound is the refusal of a copy in a pool that the target has not.
 const TargetPoolNotFound = "TARGET_POOL_NOT_FOUND"
 
+// TargetInUse is the refusal to set aside, or to take back, a copy that something on
+// the target depends on.
+const TargetInUse = "TARGET_IN_USE"
+
 // Ask puts a question to a node's agent; the answer comes in parts. Errors are
 // Unavailable, DeadlineExceeded and ResourceExhausted for what passes, and
 // FailedPrecondition with the agent's code.
@@ -73,6 +77,9 @@ func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.Replic
 		return nil, err
 	}
 	plan := repldiff.Decide(in)
+	if why := l.inUse(plan.Aside); why != "" {
+		plan.Refuse(TargetInUse, why)
+	}
 	if plan.Refusal != nil || len(plan.Steps) == 0 {
 		return plan, nil
 	}
@@ -99,6 +106,33 @@ type looker struct {
 	ask      Ask
 	snapshot *cluster.Snapshot
 	job      *storev1.ReplicationJob
+}
+
+// inUse is why a copy may be neither set aside nor taken back: a VM there has a disk
+// on it (somebody has let it take the source's place), or another job's copy lies
+// below it and would go along. Empty: nothing is known of.
+func (l looker) inUse(aside *agentv1.TargetAside) string {
+	if aside == nil {
+		return ""
+	}
+	target := l.job.GetTargetDataset()
+	for _, vm := range l.snapshot.VMsOn(l.job.GetTarget()) {
+		domain := &agentv1.Domain{}
+		if proto.Unmarshal(vm.Value.GetDomain(), domain) != nil {
+			continue
+		}
+		for _, d := range domain.GetDisks() {
+			if d.GetZfsDataset() == target || strings.HasPrefix(d.GetZfsDataset(), target+"/") {
+				return fmt.Sprintf("the copy %s has diverged and is left as it is: VM %s has its disk %s on it", target, vm.Value.GetUuid(), d.GetTarget())
+			}
+		}
+	}
+	for id, other := range l.snapshot.Replications {
+		if aside.GetRenameTo() != "" && other.Value.GetTarget() == l.job.GetTarget() && strings.HasPrefix(other.Value.GetTargetDataset(), target+"/") {
+			return fmt.Sprintf("the copy %s has diverged and is left as it is: the copy of job %s lies below it, and would be set aside with it", target, id)
+		}
+	}
+	return ""
 }
 
 // unsafe is why one of the two ends must not have to do with encrypted streams.

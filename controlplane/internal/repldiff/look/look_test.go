@@ -191,6 +191,38 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// A copy that something depends on is neither set aside nor taken back.
+func TestCopiesInUse(t *testing.T) {
+	for _, c := range []struct {
+		name, want string
+		set        func(d *cluster.Draft)
+	}{
+		{"nobody's", "full >@s1 @s1>@s2 20", func(d *cluster.Draft) {
+			d.VMs.Put("u", &storev1.VM{Uuid: "u", Node: "a", Domain: encode(t, &agentv1.Domain{Disks: []*debvisorv1.VMDisk{{ZfsDataset: "backup/x/vm"}}})}, 1)
+			d.Replications.Put("k", &storev1.ReplicationJob{Id: "k", Target: "b", TargetDataset: "backup/x/vm2"}, 1)
+		}},
+		{"a VM's disk", "refused TARGET_IN_USE 0", func(d *cluster.Draft) {
+			d.VMs.Put("u", &storev1.VM{Uuid: "u", Node: "b", Domain: encode(t, &agentv1.Domain{Disks: []*debvisorv1.VMDisk{{ZfsDataset: "backup/x/vm"}}})}, 1)
+		}},
+		{"another copy below it", "refused TARGET_IN_USE 0", func(d *cluster.Draft) {
+			d.Replications.Put("k", &storev1.ReplicationJob{Id: "k", Target: "b", TargetDataset: "backup/x/vm/disk"}, 1)
+		}},
+	} {
+		target := listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", WrittenBytes: 7, AvailableBytes: 1000}, 1)
+		target.Datasets = append(target.Datasets, &agentv1.ZfsDataset{Name: "backup/x", AvailableBytes: 1000})
+		both := &ends{source: listing("tank/vm", &agentv1.ZfsDataset{Guid: 1}, 1, 2), target: target, bytes: 10}
+		d := cluster.Empty().Draft()
+		c.set(d)
+		p, err := Plan(t.Context(), both.ask, d.Snapshot(1), job(), More{Run: true}, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := told(p); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 // A dry run counts on the snapshot that the run takes first.
 func TestDryRun(t *testing.T) {
 	source := func(guids ...uint64) *agentv1.ZfsListing {
