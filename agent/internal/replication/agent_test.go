@@ -71,6 +71,8 @@ type agent struct {
 	died    int
 	// away keeps the next process from being started for so long.
 	away time.Duration
+	// dead is called while there is no process, after one has died.
+	dead func()
 	// nextDieAt is where the next process is killed.
 	nextDieAt string
 	stopped   bool
@@ -121,11 +123,14 @@ func (a *agent) start() {
 		a.read(out)
 		_ = cmd.Wait()
 		a.mu.Lock()
-		away := a.away
+		away, dead := a.away, a.dead
 		if a.cfg.DieAt == "" {
 			away = 0
 		}
 		a.mu.Unlock()
+		if dead != nil {
+			dead()
+		}
 		timer := time.NewTimer(away)
 		<-timer.C
 		a.mu.Lock()

@@ -256,6 +256,31 @@ func (j *job) kept(cursor string) {
 	}
 }
 
+// chained makes sure that some snapshot is held on both sides, and that of one which
+// the target holds the source has a bookmark. It fits every moment between two runs'
+// ends, whichever agent is dead: the other does not go back.
+func (j *job) chained(when string) {
+	held, marked := map[string][]string{}, []string(nil)
+	for _, line := range strings.Split(try("zfs", "list", "-Hp", "-o", "name,guid,userrefs", "-d", "1", "-t", "snapshot,bookmark", j.source, j.target), "\n") {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			j.t.Errorf("%s: %q", when, line)
+			return
+		}
+		if dataset, _, snapshot := strings.Cut(f[0], "@"); !snapshot {
+			marked = append(marked, f[1])
+		} else if f[2] != "0" {
+			held[dataset] = append(held[dataset], f[1])
+		}
+	}
+	both := func(a, b []string) bool {
+		return slices.ContainsFunc(a, func(one string) bool { return slices.Contains(b, one) })
+	}
+	if !both(held[j.source], held[j.target]) || !both(marked, held[j.target]) {
+		j.t.Errorf("%s: held are %v, bookmarks are of %v", when, held, marked)
+	}
+}
+
 // same compares snapshots by guid and by content.
 func (j *job) same(names ...string) {
 	j.t.Helper()

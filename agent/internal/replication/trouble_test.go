@@ -172,13 +172,14 @@ func TestSetAside(t *testing.T) {
 func TestRollBack(t *testing.T) {
 	for _, c := range []struct {
 		name, point, code string
-		unplanned         bool
+		unplanned, other  bool
 	}{
 		{name: "as planned"},
 		{name: "died before", point: pointReceiveAside},
 		{name: "died in the middle", point: pointReceiveRolling},
 		{name: "died after", point: pointReceiveSetAside},
 		{name: "one that is not planned", unplanned: true, code: CodeTargetChanged},
+		{name: "another dataset with the same snapshots", other: true, code: CodeTargetChanged},
 	} {
 		j := newJob(t, "dst", false, false).agents()
 		j.write(1, "1")
@@ -197,6 +198,9 @@ func TestRollBack(t *testing.T) {
 		j.snapshot("s2")
 		j.edit = func(_ *agentv1.ReplicateSend, in *agentv1.ReplicateReceive) {
 			in.Aside = &agentv1.TargetAside{Guid: guid(t, j.target), KeepGuid: guid(t, j.target+"@s1"), Destroy: lost}
+			if c.other {
+				in.Aside.Guid = guid(t, j.source)
+			}
 		}
 		if c.point != "" {
 			j.dieAt(c.point, 0)
