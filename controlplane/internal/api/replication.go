@@ -36,6 +36,7 @@ func (s *storageService) PlanZfsReplication(ctx context.Context, req *debvisorv1
 	if err != nil {
 		return nil, err
 	}
+	_, known := everyJob(scope.Snapshot())[job.GetId()]
 	plan, err := s.decide(ctx, scope, job)
 	if err != nil {
 		return nil, err
@@ -53,6 +54,10 @@ func (s *storageService) PlanZfsReplication(ctx context.Context, req *debvisorv1
 		was, exists := everyJob(snapshot)[job.GetId()]
 		if exists && pairOf(was.Value) != pairOf(job) {
 			return store.Change{}, otherPlan(scope, was.Value)
+		}
+		if !exists && known {
+			// What was copied of its record is not so any more.
+			return store.Change{}, errdefs.New(errdefs.Aborted, "JOB_CHANGED", "replication job %s was deleted at that moment; try again", job.GetId()).With("job", job.GetId()).WithRetry(time.Second)
 		}
 		if !exists {
 			if err := fits(scope, everyJob(snapshot), "target_dataset", job.GetId(), pairOf(job)); err != nil {

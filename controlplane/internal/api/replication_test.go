@@ -96,6 +96,29 @@ func TestPlanReplication(t *testing.T) {
 }
 
 // What is replicated on must not come back to where it came from.
+// TestAJobThatIsDeletedWhileItIsPlanned does not come back, with the cursor and the
+// policy of its former life.
+func TestAJobThatIsDeletedWhileItIsPlanned(t *testing.T) {
+	r := startStorage(t)
+	first, err := r.plan("tank/x", "b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := store.ReplicationKey(first.GetJobId())
+	r.zfs.before = func() {
+		if _, err := r.store.Commit(t.Context(), store.Change{Deletes: []string{key}}); err != nil {
+			t.Error(err)
+		}
+	}
+	if again, err := r.plan("tank/x", "b", nil); err == nil || !strings.Contains(err.Error(), "was deleted at that moment") {
+		t.Errorf("%v, %v", again, err)
+	}
+	r.zfs.before = nil
+	if n := len(r.view.Current().Replications); n != 0 {
+		t.Errorf("%d jobs", n)
+	}
+}
+
 func TestReplicationLoops(t *testing.T) {
 	r := startStorage(t)
 	r.zfs.dataset("b", &agentv1.ZfsDataset{Name: "tank/x", Guid: 21, ReplicationJob: "ab"}, "s")

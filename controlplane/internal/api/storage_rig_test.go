@@ -25,6 +25,8 @@ type zfsNodes struct {
 	tokens map[string]*agentv1.ZfsSendEstimate
 	asked  []string
 	txg    uint64
+	// before, unless nil, is called before each answer.
+	before func()
 }
 
 func newZFSNodes() *zfsNodes {
@@ -65,6 +67,9 @@ func (z *zfsNodes) change(node, full string, by func(*agentv1.ZfsSnapshot)) {
 func (z *zfsNodes) Ask(ctx context.Context, node string, q *agentv1.Ask, part func(*agentv1.Answer) error) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	if z.before != nil {
+		z.before()
+	}
 	all, ok := z.nodes[node]
 	if !ok || z.silent[node] {
 		return errdefs.New(errdefs.Unavailable, "NO_SESSION", "the agent of node %s is not heard", node)
