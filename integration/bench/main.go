@@ -68,7 +68,7 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 	}); err != nil {
 		return err
 	}
-	if err := b.onLab(ctx, lab.Options{Machines: 2, MachineMiB: 1024, MachinePoolMiB: 8192}, []group{{"zfs", b.zfs}}); err != nil {
+	if err := b.onLab(ctx, lab.Options{Machines: 2, MachineMiB: 1024, MachinePoolMiB: 32768}, []group{{"zfs", b.zfs}}); err != nil {
 		return err
 	}
 	for _, f := range b.figures {

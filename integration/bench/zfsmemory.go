@@ -48,7 +48,9 @@ for ((i=1; i<$2; i++)); do cp --reflink=always 0 $i; done; zfs snapshot "${1#/}@
 	begun := time.Now()
 	before, most, err := p.growth(ctx, machines, func() error {
 		stream, _, err := p.run(ctx, job)
-		p.b.say("10 GiB in %.0f s, %.0f MiB/s", stream.Seconds(), tenMiB/stream.Seconds())
+		if err == nil {
+			p.b.say("10 GiB in %.0f s, %.0f MiB/s", stream.Seconds(), tenMiB/stream.Seconds())
+		}
 		return err
 	})
 	if err != nil {
