@@ -8,6 +8,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -95,7 +96,7 @@ func (w *Witness) look(s *cluster.Snapshot, first bool) {
 func (w *Witness) operations(s *cluster.Snapshot, first bool) {
 	for id, entry := range s.Operations {
 		op := entry.Value
-		if w.seen[id] || op.GetPrincipal() != system && op.GetParent() == "" {
+		if w.seen[id] || op.GetPrincipal() != system && op.GetParent() == "" && !scheduled(op) {
 			continue
 		}
 		w.seen[id] = true
@@ -143,8 +144,22 @@ func controller(op *storev1.Operation) string {
 		return "drain"
 	case op.GetPower() != nil:
 		return "power"
+	case op.GetReplicate() != nil:
+		return "replication"
+	case op.GetTakeSnapshots() != nil, op.GetRemoveSnapshots() != nil:
+		return "storage"
 	}
 	return "operations"
+}
+
+// scheduled tells whether a policy's time had come: its operations bear the name
+// of the call that made the policy, which begins none of these kinds.
+func scheduled(op *storev1.Operation) bool {
+	switch op.GetMethod() {
+	case debvisorv1.StorageService_SetRetentionPolicy_FullMethodName, debvisorv1.StorageService_SetReplicationPolicy_FullMethodName:
+		return op.GetTakeSnapshots() != nil || op.GetRemoveSnapshots() != nil || op.GetKind() == "replication.run"
+	}
+	return false
 }
 
 func liveness(l storev1.NodeLiveness) string {
@@ -155,7 +170,11 @@ func liveness(l storev1.NodeLiveness) string {
 func (w *Witness) operation(op *storev1.Operation) {
 	e := &Event{TraceID: op.GetTraceId(), Operation: op.GetId(), Reason: "ordered by the cluster itself"}
 	who := "inventory"
-	if op.GetParent() != "" {
+	switch {
+	case scheduled(op):
+		who = "schedule"
+		e.Reason = "a policy's time has come; " + op.GetPrincipal() + " made it so"
+	case op.GetParent() != "":
 		who = "drain"
 		e.Reason = fmt.Sprintf("a move of %s, which %s began", op.GetParent(), op.GetPrincipal())
 	}
@@ -172,6 +191,29 @@ func arguments(op *storev1.Operation) string {
 		return fmt.Sprintf("vm=%s node=%s", op.GetPower().GetVmName(), op.GetPower().GetNode())
 	case op.GetEvacuate().GetNode() != "":
 		return "node=" + op.GetEvacuate().GetNode()
+	}
+	return ofStorage(op)
+}
+
+// mostDatasets is how many datasets of an operation are named.
+const mostDatasets = 5
+
+func ofStorage(op *storev1.Operation) string {
+	named := func(node string, datasets []string) string {
+		text := "node=" + node + " datasets=" + strings.Join(datasets[:min(len(datasets), mostDatasets)], ",")
+		if more := len(datasets) - mostDatasets; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		return text
+	}
+	switch {
+	case op.GetTakeSnapshots() != nil:
+		return named(op.GetTakeSnapshots().GetNode(), op.GetTakeSnapshots().GetDatasets()) + " name=" + op.GetTakeSnapshots().GetName()
+	case op.GetRemoveSnapshots() != nil:
+		return named(op.GetRemoveSnapshots().GetNode(), op.GetRemoveSnapshots().GetDatasets())
+	case op.GetReplicate() != nil:
+		r := op.GetReplicate()
+		return fmt.Sprintf("job=%s source=%s:%s target=%s:%s", r.GetJobId(), r.GetSource(), r.GetDataset(), r.GetTarget(), r.GetTargetDataset())
 	}
 	return ""
 }

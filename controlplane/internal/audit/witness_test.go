@@ -81,6 +81,27 @@ func TestWitness(t *testing.T) {
 			}, 1)
 		}, []string{"system:migrate migrate vm=web source=a target=b op-2 FAILED the end of what ada asked for"}},
 		{func(*cluster.Draft) {}, nil},
+		{func(d *cluster.Draft) { // what a policy's time begins, and what a caller does
+			d.Operations.Put("op-7", &storev1.Operation{
+				Id: "op-7", Kind: "snapshot.prune", State: task.OpPending, Principal: "ada", Method: "/debvisor.v1.StorageService/SetRetentionPolicy",
+				Detail: &storev1.Operation_RemoveSnapshots{RemoveSnapshots: &storev1.RemoveSnapshots{Node: "a", Datasets: []string{"tank/x"}}},
+			}, 1)
+			d.Operations.Put("op-8", &storev1.Operation{
+				Id: "op-8", Kind: "replication.run", State: task.OpPending, Principal: "ada", Method: "/debvisor.v1.StorageService/SetReplicationPolicy",
+				Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{JobId: "j", Source: "a", Dataset: "tank/x", Target: "b", TargetDataset: "back/x"}},
+			}, 1)
+			d.Operations.Put("op-9", &storev1.Operation{
+				Id: "op-9", Kind: "replication.run", State: task.OpPending, Principal: "ada", Method: "/debvisor.v1.StorageService/RunZfsReplication",
+				Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{JobId: "j"}},
+			}, 1)
+			d.Operations.Put("op-10", &storev1.Operation{
+				Id: "op-10", Kind: "replication.delete", State: task.OpPending, Principal: "ada", Method: "/debvisor.v1.StorageService/SetReplicationPolicy",
+				Detail: &storev1.Operation_Replicate{Replicate: &storev1.Replicate{JobId: "j"}},
+			}, 1)
+		}, []string{
+			"system:schedule snapshot.prune node=a datasets=tank/x op-7  a policy's time has come; ada made it so",
+			"system:schedule replication.run job=j source=a:tank/x target=b:back/x op-8  a policy's time has come; ada made it so",
+		}},
 	} {
 		s, h = record(step.change)(s), nil
 		w.look(s, i == 0)
