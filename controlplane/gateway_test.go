@@ -23,6 +23,7 @@ import (
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 )
 
 // https is a client of a replica's gateway, with a pair of files or none.
@@ -112,7 +113,7 @@ func (s signer) sign(t *testing.T, principal string) string {
 func gatewayUnderTest(t *testing.T) (r *replicaUnderTest, operator *http.Client, key string, issuer signer) {
 	t.Helper()
 	r = newReplica(t)
-	r.cfg.GatewayListen = freeAddress(t)
+	r.cfg.GatewayListen = storetest.FreeAddress(t)
 	r.cfg.JWT.Key = filepath.Join(r.home.Dir, "jwt.pem")
 	issuer = newSigner(t, r.cfg.JWT.Key)
 	r.start()
@@ -289,7 +290,7 @@ func TestLimitsOnTheGateway(t *testing.T) {
 // hold up the end, and ends in a problem.
 func TestTheGatewayStopsWithItsReplica(t *testing.T) {
 	r := newReplica(t)
-	r.cfg.GatewayListen = freeAddress(t)
+	r.cfg.GatewayListen = storetest.FreeAddress(t)
 	stop := r.start()
 	r.awaitLeader(r.dial(r.cfg.Listen, r.home.Operator()))
 	last, end := r.follow(r.https(r.home.Operator()), "")

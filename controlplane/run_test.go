@@ -55,24 +55,14 @@ func newReplica(t *testing.T) *replicaUnderTest {
 	t.Helper()
 	dir := storetest.Dir(t)
 	r := &replicaUnderTest{t: t, home: members.Home{Dir: filepath.Join(dir, "d")}, log: &buffer{}}
-	if _, err := members.Init(r.home, members.Options{Name: "r1", Cluster: "testing", PeerListen: freeAddress(t)}); err != nil {
+	if _, err := members.Init(r.home, members.Options{Name: "r1", Cluster: "testing", PeerListen: storetest.FreeAddress(t)}); err != nil {
 		t.Fatal(err)
 	}
 	r.cfg = Config{
-		DataDir: r.home.Dir, Listen: freeAddress(t), AgentsListen: freeAddress(t), AuditLog: filepath.Join(dir, "audit.log"),
+		DataDir: r.home.Dir, Listen: storetest.FreeAddress(t), AgentsListen: storetest.FreeAddress(t), AuditLog: filepath.Join(dir, "audit.log"),
 		PerMinute: 100_000, LeaderTTL: time.Second, Log: hclog.New(&hclog.LoggerOptions{Output: r.log}),
 	}
 	return r
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // start runs the replica; stop ends it and gives what Run returned.

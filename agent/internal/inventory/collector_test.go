@@ -470,7 +470,7 @@ func TestDirtyRatesInTurn(t *testing.T) {
 		}
 		c.Inventory(true)
 		busy.Store(false)
-		time.Sleep(2*dirtyTick + time.Second)
+		time.Sleep(2*dirtyTick + 2*time.Second) // each takes a second
 		if got := l.measured(); got != "ab" {
 			t.Errorf("measured: %s", got)
 		}

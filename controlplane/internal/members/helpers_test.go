@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
@@ -33,17 +33,7 @@ func newHome(t *testing.T) members.Home {
 
 func options(t *testing.T, name string) members.Options {
 	t.Helper()
-	return members.Options{Name: name, Cluster: "testing", PeerListen: freeAddress(t)}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = listener.Close() }()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
+	return members.Options{Name: name, Cluster: "testing", PeerListen: storetest.FreeAddress(t)}
 }
 
 func openHome(t *testing.T, home members.Home) *members.Member {

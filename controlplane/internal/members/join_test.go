@@ -15,6 +15,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -135,7 +136,7 @@ func TestJoinCanBeRepeated(t *testing.T) {
 
 	token = first.token(t)
 	home = newHome(t)
-	_, err = members.Join(t.Context(), home, first.address, first.token(t), members.Options{Name: "r1", PeerListen: freeAddress(t)})
+	_, err = members.Join(t.Context(), home, first.address, first.token(t), members.Options{Name: "r1", PeerListen: storetest.FreeAddress(t)})
 	wantCode(t, "a name that is taken", err, "REPLICA_EXISTS")
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)

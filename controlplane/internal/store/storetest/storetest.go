@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,7 +60,7 @@ func Configs(t testing.TB, n int) []store.EmbeddedConfig {
 	configs := make([]store.EmbeddedConfig, n)
 	for i := range configs {
 		name := fmt.Sprintf("r%d", i+1)
-		address := freeAddress(t)
+		address := FreeAddress(t)
 		peers[name] = "https://" + address
 		configs[i] = store.EmbeddedConfig{
 			Name: name, DataDir: filepath.Join(dir, name), PeerListen: address, Peers: peers,
@@ -115,13 +116,22 @@ func StartAll(t testing.TB, configs []store.EmbeddedConfig) []*store.Embedded {
 	return members
 }
 
-// freeAddress is a loopback address that nothing listened on a moment ago.
-func freeAddress(t testing.TB) string {
+// FreeAddress is a loopback address that nothing listened on a moment ago, with a
+// port that the kernel gives to nobody by itself: connections of tests beside this
+// one take those.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const from, to = 12000, 32000
+	var err error
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", from+rand.IntN(to-from))
+		var l net.Listener
+		if l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err == nil {
+			if err = l.Close(); err == nil {
+				return address
+			}
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal(err)
+	return ""
 }
