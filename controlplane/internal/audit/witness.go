@@ -29,10 +29,10 @@ type Adder interface {
 
 // Witness writes to the leader's audit log what the cluster does by itself, so
 // that "who did this?" has an answer there: that it leads, the operations that
-// it orders, also those that have ended before it looks, the moves that an
-// evacuation begins, the ends of all operations, whoever asked for them, nodes
-// that fall silent and are heard again. It tells within
-// a second or two of the record; what is new when a term begins may be told by
+// it orders, also those that have ended before it looks, what the schedules of
+// storage policies begin, the moves that an evacuation begins, the ends of all
+// operations, whoever asked for them, nodes that fall silent and are heard again.
+// It tells within a second or two of the record; what is new when a term begins may be told by
 // two leaders, rather than by none.
 type Witness struct {
 	Log     Adder
