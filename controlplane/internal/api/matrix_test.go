@@ -152,6 +152,25 @@ func moveFixtures() map[string]fixture {
 			request: func(o *objects) proto.Message { return &debvisorv1.VMRef{VmId: o.vm} },
 			scoped:  true, found: codes.Unimplemented,
 		},
+		debvisorv1.MigrationService_PlanFailover_FullMethodName: {
+			request: func(o *objects) proto.Message {
+				return &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: o.vm}}
+			},
+			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+		},
+		debvisorv1.MigrationService_ExecuteFailover_FullMethodName: {
+			request: func(o *objects) proto.Message {
+				return &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: o.vm}}
+			},
+			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+		},
+		debvisorv1.MigrationService_ListLostCopies_FullMethodName: {request: always(&debvisorv1.Empty{}), found: codes.Unimplemented},
+		debvisorv1.MigrationService_ReverseReplication_FullMethodName: {
+			request: func(o *objects) proto.Message {
+				return &debvisorv1.LostCopyRef{Vm: &debvisorv1.VMRef{VmId: o.vm}, Node: nodeRef("a")}
+			},
+			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+		},
 		debvisorv1.MigrationService_PlanEvacuation_FullMethodName: {request: always(&debvisorv1.EvacuationPlanRequest{Node: nodeRef("a")})},
 		debvisorv1.MigrationService_PlanRebalance_FullMethodName:  {request: always(&debvisorv1.RebalancePlanRequest{})},
 		debvisorv1.MigrationService_ListPlans_FullMethodName:      {request: always(&debvisorv1.Empty{})},
@@ -209,6 +228,16 @@ func storageFixtures() map[string]fixture {
 		}),
 		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: snapshot(d), NewImage: d}
+		}),
+		debvisorv1.StorageService_PlanClone_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: snapshot(d), NewImage: d}
+		}),
+		debvisorv1.StorageService_ListImages_FullMethodName: {request: always(&debvisorv1.ImageFilter{}), found: codes.Unimplemented},
+		debvisorv1.StorageService_FlattenImage_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.ImageRef{Image: d}
+		}),
+		debvisorv1.StorageService_DeleteImage_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+			return &debvisorv1.ImageRef{Image: d}
 		}),
 		debvisorv1.StorageService_RunZfsReplication_FullMethodName:     job(codes.Aborted),
 		debvisorv1.StorageService_DeleteReplication_FullMethodName:     job(codes.Aborted),

@@ -156,14 +156,18 @@ func tenantMethods() map[string]Rule {
 		debvisorv1.OperationService_WatchOperation_FullMethodName:  ownRead("operation:get"),
 		debvisorv1.OperationService_CancelOperation_FullMethodName: ownChange("operation:cancel"),
 
-		debvisorv1.MigrationService_PrepareMigration_FullMethodName: ownRead("migration:plan"),
-		debvisorv1.MigrationService_MigrateVM_FullMethodName:        ownChange("migration:execute"),
-		debvisorv1.MigrationService_FailoverVM_FullMethodName:       ownChange("migration:failover"),
-		debvisorv1.MigrationService_PlanEvacuation_FullMethodName:   ownRead("migration:plan"),
-		debvisorv1.MigrationService_PlanRebalance_FullMethodName:    read("migration:plan"),
-		debvisorv1.MigrationService_GetPlan_FullMethodName:          ownRead("migration:plan"),
-		debvisorv1.MigrationService_ListPlans_FullMethodName:        ownRead("migration:plan"),
-		debvisorv1.MigrationService_ExecutePlan_FullMethodName:      ownChange("migration:execute"),
+		debvisorv1.MigrationService_PrepareMigration_FullMethodName:   ownRead("migration:plan"),
+		debvisorv1.MigrationService_MigrateVM_FullMethodName:          ownChange("migration:execute"),
+		debvisorv1.MigrationService_FailoverVM_FullMethodName:         ownChange("migration:failover"),
+		debvisorv1.MigrationService_PlanFailover_FullMethodName:       ownRead("migration:plan"),
+		debvisorv1.MigrationService_ExecuteFailover_FullMethodName:    ownChange("migration:failover"),
+		debvisorv1.MigrationService_ListLostCopies_FullMethodName:     ownRead("migration:lost:list"),
+		debvisorv1.MigrationService_ReverseReplication_FullMethodName: ownChange("storage:replication:plan"),
+		debvisorv1.MigrationService_PlanEvacuation_FullMethodName:     ownRead("migration:plan"),
+		debvisorv1.MigrationService_PlanRebalance_FullMethodName:      read("migration:plan"),
+		debvisorv1.MigrationService_GetPlan_FullMethodName:            ownRead("migration:plan"),
+		debvisorv1.MigrationService_ListPlans_FullMethodName:          ownRead("migration:plan"),
+		debvisorv1.MigrationService_ExecutePlan_FullMethodName:        ownChange("migration:execute"),
 
 		debvisorv1.StorageService_CreateSnapshot_FullMethodName:            ownChange("storage:snapshot:create"),
 		debvisorv1.StorageService_PruneSnapshots_FullMethodName:            ownChange("storage:snapshot:delete"),
@@ -186,6 +190,10 @@ func tenantMethods() map[string]Rule {
 		debvisorv1.StorageService_DeleteReplication_FullMethodName:         ownChange("storage:replication:delete"),
 		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: ownChange("storage:clone:template"),
 		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName:      ownChange("storage:clone:create"),
+		debvisorv1.StorageService_PlanClone_FullMethodName:                 ownRead("storage:image:list"),
+		debvisorv1.StorageService_ListImages_FullMethodName:                ownRead("storage:image:list"),
+		debvisorv1.StorageService_FlattenImage_FullMethodName:              ownChange("storage:clone:flatten"),
+		debvisorv1.StorageService_DeleteImage_FullMethodName:               ownChange("storage:clone:delete"),
 	}
 }
 

@@ -22,7 +22,7 @@ func builtin(role string) []string {
 			"node:list", "storage:snapshot:list", "migration:plan",
 			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "cluster:get", "reflection:get",
 			"key:list", "certificate:list", "role:list", "role:get", "principal:list", "principal:get", "tenant:list",
-			"storage:list", "storage:retention:list", "storage:replication:list", "storage:replication:status",
+			"storage:list", "storage:image:list", "migration:lost:list", "storage:retention:list", "storage:replication:list", "storage:replication:status",
 		}
 	}
 	return nil

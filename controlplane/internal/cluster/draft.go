@@ -31,6 +31,10 @@ type Draft struct {
 	Revoked    *Table[string]
 	ZFS        *Table[*storev1.NodeZFS]
 
+	Ceph        *Table[*storev1.NodeCeph]
+	Definitions *Table[*storev1.Definition]
+	LostCopies  *Table[*storev1.LostCopy]
+
 	Replications        *Table[*storev1.ReplicationJob]
 	RetentionPolicies   *Table[*storev1.RetentionPolicy]
 	ReplicationPolicies *Table[*storev1.ReplicationPolicy]
@@ -64,6 +68,10 @@ func (s *Snapshot) Draft() *Draft {
 		KeyUses:    newTable(s.KeyUses, nil),
 		AuditHeads: newTable(s.AuditHeads, nil),
 		ZFS:        newTable(s.ZFS, nil),
+
+		Ceph:        newTable(s.Ceph, nil),
+		Definitions: newTable(s.Definitions, nil),
+		LostCopies:  newTable(s.LostCopies, nil),
 
 		Replications:        newTable(s.Replications, nil),
 		RetentionPolicies:   newTable(s.RetentionPolicies, nil),
@@ -150,6 +158,10 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		KeyUses:    d.KeyUses.entries,
 		AuditHeads: d.AuditHeads.entries,
 		ZFS:        d.ZFS.entries,
+
+		Ceph:        d.Ceph.entries,
+		Definitions: d.Definitions.entries,
+		LostCopies:  d.LostCopies.entries,
 
 		Replications:        d.Replications.entries,
 		RetentionPolicies:   d.RetentionPolicies.entries,

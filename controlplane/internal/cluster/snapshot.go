@@ -67,6 +67,13 @@ type Snapshot struct {
 	AuditHeads map[string]Entry[*storev1.AuditHead]
 	// ZFS is what each node last reported of its own, by node.
 	ZFS map[string]Entry[*storev1.NodeZFS]
+	// Ceph is what each node last reported of its Ceph cluster, by node.
+	Ceph map[string]Entry[*storev1.NodeCeph]
+	// Definitions are libvirt's of VMs, by UUID.
+	Definitions map[string]Entry[*storev1.Definition]
+	// LostCopies are copies of VMs that were brought back elsewhere, by the VM's
+	// UUID, "/" and the node that has lost it.
+	LostCopies map[string]Entry[*storev1.LostCopy]
 	// Replications are replication jobs, by id.
 	Replications map[string]Entry[*storev1.ReplicationJob]
 	// RetentionPolicies and ReplicationPolicies are by name.
@@ -118,6 +125,10 @@ func Empty() *Snapshot {
 		AuditHeads: map[string]Entry[*storev1.AuditHead]{},
 		Revoked:    map[string]Entry[string]{},
 		ZFS:        map[string]Entry[*storev1.NodeZFS]{},
+
+		Ceph:        map[string]Entry[*storev1.NodeCeph]{},
+		Definitions: map[string]Entry[*storev1.Definition]{},
+		LostCopies:  map[string]Entry[*storev1.LostCopy]{},
 
 		Replications:        map[string]Entry[*storev1.ReplicationJob]{},
 		RetentionPolicies:   map[string]Entry[*storev1.RetentionPolicy]{},

@@ -26,6 +26,10 @@ const (
 	auditHeads = "audit/"
 	replicas   = "replicas/"
 	nodeZFS    = "zfs/"
+	nodeCeph   = "ceph/"
+	// definitions are of VMs, by UUID; lostCopies by UUID and node.
+	definitions = "definitions/"
+	lostCopies  = "lostcopies/"
 	// replications holds replication jobs.
 	replications = "replication/"
 	policies     = "policies/"
@@ -58,6 +62,15 @@ func PlanKey(id string) string { return prefix + plans + id }
 
 // NodeZFSKey is where a node's ZFS is, as last reported.
 func NodeZFSKey(node string) string { return prefix + nodeZFS + node }
+
+// NodeCephKey is where a node's view of its Ceph cluster is, as last reported.
+func NodeCephKey(node string) string { return prefix + nodeCeph + node }
+
+// DefinitionKey is where libvirt's definition of a VM is.
+func DefinitionKey(uuid string) string { return prefix + definitions + uuid }
+
+// LostCopyKey is where a copy of a VM is noted that a lost node has.
+func LostCopyKey(uuid, node string) string { return prefix + lostCopies + uuid + "/" + node }
 
 // ReplicationKey is where a replication job is.
 func ReplicationKey(job string) string { return prefix + replications + job }

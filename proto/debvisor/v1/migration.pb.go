@@ -1705,9 +1705,18 @@ func (x *MigrationResult) GetEstimate() *MoveEstimate {
 
 // FailoverResult is the end of a failover.
 type FailoverResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Status      StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message     string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Source      *NodeRef               `protobuf:"bytes,17,opt,name=source,proto3" json:"source,omitempty"`
+	Target      *NodeRef               `protobuf:"bytes,18,opt,name=target,proto3" json:"target,omitempty"`
+	// What the proof rests on, for people.
+	Proof []string `protobuf:"bytes,19,rep,name=proof,proto3" json:"proof,omitempty"`
+	// How old the data was that the VM went on from, seconds; 0 on RBD.
+	DataAgeSeconds uint64 `protobuf:"varint,20,opt,name=data_age_seconds,json=dataAgeSeconds,proto3" json:"data_age_seconds,omitempty"`
+	// From submission to the guest running, milliseconds.
+	DurationMs    uint64 `protobuf:"varint,21,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1756,11 +1765,615 @@ func (x *FailoverResult) GetMessage() string {
 	return ""
 }
 
+func (x *FailoverResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *FailoverResult) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *FailoverResult) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *FailoverResult) GetProof() []string {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *FailoverResult) GetDataAgeSeconds() uint64 {
+	if x != nil {
+		return x.DataAgeSeconds
+	}
+	return 0
+}
+
+func (x *FailoverResult) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+// FailoverRequest asks for a failover.
+type FailoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Empty: the planner chooses.
+	Target *NodeRef `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// The caller's word that the VM's node is powered off. Without it, a VM with
+	// disks on ZFS is not brought back. It is audited with the caller's name.
+	NodeIsOff bool `protobuf:"varint,3,opt,name=node_is_off,json=nodeIsOff,proto3" json:"node_is_off,omitempty"`
+	// How old the replicas of disks on ZFS may be, seconds; 0: as old as the VM
+	// policy's rpo_seconds allows, which has to say something then.
+	AcceptDataLossSeconds uint64 `protobuf:"varint,4,opt,name=accept_data_loss_seconds,json=acceptDataLossSeconds,proto3" json:"accept_data_loss_seconds,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *FailoverRequest) Reset() {
+	*x = FailoverRequest{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverRequest) ProtoMessage() {}
+
+func (x *FailoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverRequest.ProtoReflect.Descriptor instead.
+func (*FailoverRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FailoverRequest) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *FailoverRequest) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *FailoverRequest) GetNodeIsOff() bool {
+	if x != nil {
+		return x.NodeIsOff
+	}
+	return false
+}
+
+func (x *FailoverRequest) GetAcceptDataLossSeconds() uint64 {
+	if x != nil {
+		return x.AcceptDataLossSeconds
+	}
+	return 0
+}
+
+// FailoverPlan is what a failover would do.
+type FailoverPlan struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// The verdict and its reasons, for people.
+	Message string        `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Reasons []*PlanReason `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	Source  *NodeRef      `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Target  *NodeRef      `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	// Every node that was looked at, best first.
+	Nodes []*NodeVerdict `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// What the proof rests on, or would.
+	Proof          []string        `protobuf:"bytes,7,rep,name=proof,proto3" json:"proof,omitempty"`
+	Disks          []*FailoverDisk `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`
+	DataAgeSeconds uint64          `protobuf:"varint,9,opt,name=data_age_seconds,json=dataAgeSeconds,proto3" json:"data_age_seconds,omitempty"`
+	Vm             *VMRef          `protobuf:"bytes,10,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmName         string          `protobuf:"bytes,11,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FailoverPlan) Reset() {
+	*x = FailoverPlan{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverPlan) ProtoMessage() {}
+
+func (x *FailoverPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverPlan.ProtoReflect.Descriptor instead.
+func (*FailoverPlan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *FailoverPlan) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *FailoverPlan) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *FailoverPlan) GetReasons() []*PlanReason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetSource() *NodeRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetTarget() *NodeRef {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetNodes() []*NodeVerdict {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetProof() []string {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetDisks() []*FailoverDisk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetDataAgeSeconds() uint64 {
+	if x != nil {
+		return x.DataAgeSeconds
+	}
+	return 0
+}
+
+func (x *FailoverPlan) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *FailoverPlan) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+// FailoverDisk is what becomes of one disk.
+type FailoverDisk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's name of it, such as "vda".
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// The image, or the source's dataset.
+	Source *DatasetRef `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// The replica that takes its place; absent: the image itself.
+	Replica  *DatasetRef `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	JobId    string      `protobuf:"bytes,4,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Snapshot string      `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// How old the snapshot is, seconds.
+	AgeSeconds    uint64 `protobuf:"varint,6,opt,name=age_seconds,json=ageSeconds,proto3" json:"age_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverDisk) Reset() {
+	*x = FailoverDisk{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverDisk) ProtoMessage() {}
+
+func (x *FailoverDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverDisk.ProtoReflect.Descriptor instead.
+func (*FailoverDisk) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *FailoverDisk) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *FailoverDisk) GetSource() *DatasetRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *FailoverDisk) GetReplica() *DatasetRef {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *FailoverDisk) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *FailoverDisk) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *FailoverDisk) GetAgeSeconds() uint64 {
+	if x != nil {
+		return x.AgeSeconds
+	}
+	return 0
+}
+
+// LostCopyRef names a lost copy.
+type LostCopyRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Node          *NodeRef               `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostCopyRef) Reset() {
+	*x = LostCopyRef{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostCopyRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostCopyRef) ProtoMessage() {}
+
+func (x *LostCopyRef) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostCopyRef.ProtoReflect.Descriptor instead.
+func (*LostCopyRef) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *LostCopyRef) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *LostCopyRef) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+// LostCopyList is lost copies, by VM and node.
+type LostCopyList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copies        []*LostCopy            `protobuf:"bytes,1,rep,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostCopyList) Reset() {
+	*x = LostCopyList{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostCopyList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostCopyList) ProtoMessage() {}
+
+func (x *LostCopyList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostCopyList.ProtoReflect.Descriptor instead.
+func (*LostCopyList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *LostCopyList) GetCopies() []*LostCopy {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+// LostCopy is a copy of a VM on a node that has lost it.
+type LostCopy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VMRef                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmName        string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Node          *NodeRef               `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	BroughtBackOn *NodeRef               `protobuf:"bytes,4,opt,name=brought_back_on,json=broughtBackOn,proto3" json:"brought_back_on,omitempty"`
+	OperationId   string                 `protobuf:"bytes,5,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	At            *Timestamp             `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
+	// awaited, discarding, unfencing or gone.
+	State string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	// What is on the blocklist because of it.
+	Blocklisted []string `protobuf:"bytes,8,rep,name=blocklisted,proto3" json:"blocklisted,omitempty"`
+	Proof       []string `protobuf:"bytes,9,rep,name=proof,proto3" json:"proof,omitempty"`
+	LastError   string   `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Its disks' data can be replicated back (ReverseReplication).
+	ReverseOffered bool `protobuf:"varint,11,opt,name=reverse_offered,json=reverseOffered,proto3" json:"reverse_offered,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LostCopy) Reset() {
+	*x = LostCopy{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostCopy) ProtoMessage() {}
+
+func (x *LostCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
+func (*LostCopy) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *LostCopy) GetVm() *VMRef {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *LostCopy) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *LostCopy) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *LostCopy) GetBroughtBackOn() *NodeRef {
+	if x != nil {
+		return x.BroughtBackOn
+	}
+	return nil
+}
+
+func (x *LostCopy) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *LostCopy) GetAt() *Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *LostCopy) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *LostCopy) GetBlocklisted() []string {
+	if x != nil {
+		return x.Blocklisted
+	}
+	return nil
+}
+
+func (x *LostCopy) GetProof() []string {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *LostCopy) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *LostCopy) GetReverseOffered() bool {
+	if x != nil {
+		return x.ReverseOffered
+	}
+	return false
+}
+
+// ReverseReplicationResult is the jobs that were made.
+type ReverseReplicationResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jobs          []*ReplicationJob      `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReverseReplicationResult) Reset() {
+	*x = ReverseReplicationResult{}
+	mi := &file_debvisor_v1_migration_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReverseReplicationResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReverseReplicationResult) ProtoMessage() {}
+
+func (x *ReverseReplicationResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_migration_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReverseReplicationResult.ProtoReflect.Descriptor instead.
+func (*ReverseReplicationResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_migration_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ReverseReplicationResult) GetJobs() []*ReplicationJob {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
 var File_debvisor_v1_migration_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/v1/migration.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\xbb\x03\n" +
+	"\x1bdebvisor/v1/migration.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x19debvisor/v1/storage.proto\"\xbb\x03\n" +
 	"\x0eMigrateOptions\x12.\n" +
 	"\rbandwidth_mib\x18\x01 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\fbandwidthMib\x124\n" +
 	"\x10deadline_seconds\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\x80\xa3\x05R\x0fdeadlineSeconds\x12F\n" +
@@ -1891,10 +2504,64 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\vduration_ms\x18\x14 \x01(\x04R\n" +
 	"durationMs\x12/\n" +
 	"\x06method\x18\x15 \x01(\x0e2\x17.debvisor.v1.MoveMethodR\x06method\x125\n" +
-	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\"[\n" +
+	"\bestimate\x18\x16 \x01(\v2\x19.debvisor.v1.MoveEstimateR\bestimate\"\xbb\x02\n" +
 	"\x0eFailoverResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*s\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\x12,\n" +
+	"\x06source\x18\x11 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x12 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12\x14\n" +
+	"\x05proof\x18\x13 \x03(\tR\x05proof\x12(\n" +
+	"\x10data_age_seconds\x18\x14 \x01(\x04R\x0edataAgeSeconds\x12\x1f\n" +
+	"\vduration_ms\x18\x15 \x01(\x04R\n" +
+	"durationMs\"\xc4\x01\n" +
+	"\x0fFailoverRequest\x12*\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12,\n" +
+	"\x06target\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12\x1e\n" +
+	"\vnode_is_off\x18\x03 \x01(\bR\tnodeIsOff\x127\n" +
+	"\x18accept_data_loss_seconds\x18\x04 \x01(\x04R\x15acceptDataLossSeconds\"\xaf\x03\n" +
+	"\fFailoverPlan\x12\x18\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x121\n" +
+	"\areasons\x18\x03 \x03(\v2\x17.debvisor.v1.PlanReasonR\areasons\x12,\n" +
+	"\x06source\x18\x04 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
+	"\x06target\x18\x05 \x01(\v2\x14.debvisor.v1.NodeRefR\x06target\x12.\n" +
+	"\x05nodes\x18\x06 \x03(\v2\x18.debvisor.v1.NodeVerdictR\x05nodes\x12\x14\n" +
+	"\x05proof\x18\a \x03(\tR\x05proof\x12/\n" +
+	"\x05disks\x18\b \x03(\v2\x19.debvisor.v1.FailoverDiskR\x05disks\x12(\n" +
+	"\x10data_age_seconds\x18\t \x01(\x04R\x0edataAgeSeconds\x12\"\n" +
+	"\x02vm\x18\n" +
+	" \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
+	"\avm_name\x18\v \x01(\tR\x06vmName\"\xde\x01\n" +
+	"\fFailoverDisk\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12/\n" +
+	"\x06source\x18\x02 \x01(\v2\x17.debvisor.v1.DatasetRefR\x06source\x121\n" +
+	"\areplica\x18\x03 \x01(\v2\x17.debvisor.v1.DatasetRefR\areplica\x12\x15\n" +
+	"\x06job_id\x18\x04 \x01(\tR\x05jobId\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\tR\bsnapshot\x12\x1f\n" +
+	"\vage_seconds\x18\x06 \x01(\x04R\n" +
+	"ageSeconds\"k\n" +
+	"\vLostCopyRef\x12*\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x120\n" +
+	"\x04node\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\"=\n" +
+	"\fLostCopyList\x12-\n" +
+	"\x06copies\x18\x01 \x03(\v2\x15.debvisor.v1.LostCopyR\x06copies\"\x90\x03\n" +
+	"\bLostCopy\x12\"\n" +
+	"\x02vm\x18\x01 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12(\n" +
+	"\x04node\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12<\n" +
+	"\x0fbrought_back_on\x18\x04 \x01(\v2\x14.debvisor.v1.NodeRefR\rbroughtBackOn\x12!\n" +
+	"\foperation_id\x18\x05 \x01(\tR\voperationId\x12&\n" +
+	"\x02at\x18\x06 \x01(\v2\x16.debvisor.v1.TimestampR\x02at\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12 \n" +
+	"\vblocklisted\x18\b \x03(\tR\vblocklisted\x12\x14\n" +
+	"\x05proof\x18\t \x03(\tR\x05proof\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\n" +
+	" \x01(\tR\tlastError\x12'\n" +
+	"\x0freverse_offered\x18\v \x01(\bR\x0ereverseOffered\"K\n" +
+	"\x18ReverseReplicationResult\x12/\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x1b.debvisor.v1.ReplicationJobR\x04jobs*s\n" +
 	"\n" +
 	"MoveMethod\x12\x1b\n" +
 	"\x17MOVE_METHOD_UNSPECIFIED\x10\x00\x12\x14\n" +
@@ -1904,12 +2571,16 @@ const file_debvisor_v1_migration_proto_rawDesc = "" +
 	"\x0eDeadlineAction\x12\x1f\n" +
 	"\x1bDEADLINE_ACTION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16DEADLINE_ACTION_CANCEL\x10\x01\x12\x19\n" +
-	"\x15DEADLINE_ACTION_PAUSE\x10\x022\xa7\x04\n" +
+	"\x15DEADLINE_ACTION_PAUSE\x10\x022\xd6\x06\n" +
 	"\x10MigrationService\x12P\n" +
 	"\x10PrepareMigration\x12\x1a.debvisor.v1.VMMigratePlan\x1a .debvisor.v1.MigrationPlanResult\x12E\n" +
 	"\tMigrateVM\x12\x1a.debvisor.v1.VMMigrateSpec\x1a\x1c.debvisor.v1.MigrationResult\x12=\n" +
 	"\n" +
 	"FailoverVM\x12\x12.debvisor.v1.VMRef\x1a\x1b.debvisor.v1.FailoverResult\x12G\n" +
+	"\fPlanFailover\x12\x1c.debvisor.v1.FailoverRequest\x1a\x19.debvisor.v1.FailoverPlan\x12L\n" +
+	"\x0fExecuteFailover\x12\x1c.debvisor.v1.FailoverRequest\x1a\x1b.debvisor.v1.FailoverResult\x12?\n" +
+	"\x0eListLostCopies\x12\x12.debvisor.v1.Empty\x1a\x19.debvisor.v1.LostCopyList\x12U\n" +
+	"\x12ReverseReplication\x12\x18.debvisor.v1.LostCopyRef\x1a%.debvisor.v1.ReverseReplicationResult\x12G\n" +
 	"\x0ePlanEvacuation\x12\".debvisor.v1.EvacuationPlanRequest\x1a\x11.debvisor.v1.Plan\x12E\n" +
 	"\rPlanRebalance\x12!.debvisor.v1.RebalancePlanRequest\x1a\x11.debvisor.v1.Plan\x122\n" +
 	"\aGetPlan\x12\x14.debvisor.v1.PlanRef\x1a\x11.debvisor.v1.Plan\x126\n" +
@@ -1929,107 +2600,144 @@ func file_debvisor_v1_migration_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_v1_migration_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_debvisor_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_debvisor_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_debvisor_v1_migration_proto_goTypes = []any{
-	(MoveMethod)(0),               // 0: debvisor.v1.MoveMethod
-	(DeadlineAction)(0),           // 1: debvisor.v1.DeadlineAction
-	(*MigrateOptions)(nil),        // 2: debvisor.v1.MigrateOptions
-	(*MoveEstimate)(nil),          // 3: debvisor.v1.MoveEstimate
-	(*ScorePart)(nil),             // 4: debvisor.v1.ScorePart
-	(*DiskAction)(nil),            // 5: debvisor.v1.DiskAction
-	(*EvacuationPlanRequest)(nil), // 6: debvisor.v1.EvacuationPlanRequest
-	(*RebalancePlanRequest)(nil),  // 7: debvisor.v1.RebalancePlanRequest
-	(*PlanRef)(nil),               // 8: debvisor.v1.PlanRef
-	(*PlanList)(nil),              // 9: debvisor.v1.PlanList
-	(*Plan)(nil),                  // 10: debvisor.v1.Plan
-	(*MovePlan)(nil),              // 11: debvisor.v1.MovePlan
-	(*PlannedMove)(nil),           // 12: debvisor.v1.PlannedMove
-	(*BlockedVM)(nil),             // 13: debvisor.v1.BlockedVM
-	(*PlanExecution)(nil),         // 14: debvisor.v1.PlanExecution
-	(*VMMigratePlan)(nil),         // 15: debvisor.v1.VMMigratePlan
-	(*MigrationPlanResult)(nil),   // 16: debvisor.v1.MigrationPlanResult
-	(*NodeVerdict)(nil),           // 17: debvisor.v1.NodeVerdict
-	(*PlanReason)(nil),            // 18: debvisor.v1.PlanReason
-	(*VMMigrateSpec)(nil),         // 19: debvisor.v1.VMMigrateSpec
-	(*MigrationResult)(nil),       // 20: debvisor.v1.MigrationResult
-	(*FailoverResult)(nil),        // 21: debvisor.v1.FailoverResult
-	(*NodeRef)(nil),               // 22: debvisor.v1.NodeRef
-	(*Timestamp)(nil),             // 23: debvisor.v1.Timestamp
-	(*VMRef)(nil),                 // 24: debvisor.v1.VMRef
-	(StatusCode)(0),               // 25: debvisor.v1.StatusCode
-	(*Empty)(nil),                 // 26: debvisor.v1.Empty
+	(MoveMethod)(0),                  // 0: debvisor.v1.MoveMethod
+	(DeadlineAction)(0),              // 1: debvisor.v1.DeadlineAction
+	(*MigrateOptions)(nil),           // 2: debvisor.v1.MigrateOptions
+	(*MoveEstimate)(nil),             // 3: debvisor.v1.MoveEstimate
+	(*ScorePart)(nil),                // 4: debvisor.v1.ScorePart
+	(*DiskAction)(nil),               // 5: debvisor.v1.DiskAction
+	(*EvacuationPlanRequest)(nil),    // 6: debvisor.v1.EvacuationPlanRequest
+	(*RebalancePlanRequest)(nil),     // 7: debvisor.v1.RebalancePlanRequest
+	(*PlanRef)(nil),                  // 8: debvisor.v1.PlanRef
+	(*PlanList)(nil),                 // 9: debvisor.v1.PlanList
+	(*Plan)(nil),                     // 10: debvisor.v1.Plan
+	(*MovePlan)(nil),                 // 11: debvisor.v1.MovePlan
+	(*PlannedMove)(nil),              // 12: debvisor.v1.PlannedMove
+	(*BlockedVM)(nil),                // 13: debvisor.v1.BlockedVM
+	(*PlanExecution)(nil),            // 14: debvisor.v1.PlanExecution
+	(*VMMigratePlan)(nil),            // 15: debvisor.v1.VMMigratePlan
+	(*MigrationPlanResult)(nil),      // 16: debvisor.v1.MigrationPlanResult
+	(*NodeVerdict)(nil),              // 17: debvisor.v1.NodeVerdict
+	(*PlanReason)(nil),               // 18: debvisor.v1.PlanReason
+	(*VMMigrateSpec)(nil),            // 19: debvisor.v1.VMMigrateSpec
+	(*MigrationResult)(nil),          // 20: debvisor.v1.MigrationResult
+	(*FailoverResult)(nil),           // 21: debvisor.v1.FailoverResult
+	(*FailoverRequest)(nil),          // 22: debvisor.v1.FailoverRequest
+	(*FailoverPlan)(nil),             // 23: debvisor.v1.FailoverPlan
+	(*FailoverDisk)(nil),             // 24: debvisor.v1.FailoverDisk
+	(*LostCopyRef)(nil),              // 25: debvisor.v1.LostCopyRef
+	(*LostCopyList)(nil),             // 26: debvisor.v1.LostCopyList
+	(*LostCopy)(nil),                 // 27: debvisor.v1.LostCopy
+	(*ReverseReplicationResult)(nil), // 28: debvisor.v1.ReverseReplicationResult
+	(*NodeRef)(nil),                  // 29: debvisor.v1.NodeRef
+	(*Timestamp)(nil),                // 30: debvisor.v1.Timestamp
+	(*VMRef)(nil),                    // 31: debvisor.v1.VMRef
+	(StatusCode)(0),                  // 32: debvisor.v1.StatusCode
+	(*DatasetRef)(nil),               // 33: debvisor.v1.DatasetRef
+	(*ReplicationJob)(nil),           // 34: debvisor.v1.ReplicationJob
+	(*Empty)(nil),                    // 35: debvisor.v1.Empty
 }
 var file_debvisor_v1_migration_proto_depIdxs = []int32{
 	1,  // 0: debvisor.v1.MigrateOptions.on_deadline:type_name -> debvisor.v1.DeadlineAction
-	22, // 1: debvisor.v1.EvacuationPlanRequest.node:type_name -> debvisor.v1.NodeRef
-	22, // 2: debvisor.v1.RebalancePlanRequest.nodes:type_name -> debvisor.v1.NodeRef
+	29, // 1: debvisor.v1.EvacuationPlanRequest.node:type_name -> debvisor.v1.NodeRef
+	29, // 2: debvisor.v1.RebalancePlanRequest.nodes:type_name -> debvisor.v1.NodeRef
 	10, // 3: debvisor.v1.PlanList.plans:type_name -> debvisor.v1.Plan
-	23, // 4: debvisor.v1.Plan.created_at:type_name -> debvisor.v1.Timestamp
-	23, // 5: debvisor.v1.Plan.expires_at:type_name -> debvisor.v1.Timestamp
+	30, // 4: debvisor.v1.Plan.created_at:type_name -> debvisor.v1.Timestamp
+	30, // 5: debvisor.v1.Plan.expires_at:type_name -> debvisor.v1.Timestamp
 	16, // 6: debvisor.v1.Plan.migration:type_name -> debvisor.v1.MigrationPlanResult
 	11, // 7: debvisor.v1.Plan.moves:type_name -> debvisor.v1.MovePlan
-	22, // 8: debvisor.v1.MovePlan.node:type_name -> debvisor.v1.NodeRef
+	29, // 8: debvisor.v1.MovePlan.node:type_name -> debvisor.v1.NodeRef
 	12, // 9: debvisor.v1.MovePlan.moves:type_name -> debvisor.v1.PlannedMove
 	13, // 10: debvisor.v1.MovePlan.blocked:type_name -> debvisor.v1.BlockedVM
 	3,  // 11: debvisor.v1.MovePlan.estimate:type_name -> debvisor.v1.MoveEstimate
-	24, // 12: debvisor.v1.PlannedMove.vm:type_name -> debvisor.v1.VMRef
-	22, // 13: debvisor.v1.PlannedMove.source:type_name -> debvisor.v1.NodeRef
-	22, // 14: debvisor.v1.PlannedMove.target:type_name -> debvisor.v1.NodeRef
+	31, // 12: debvisor.v1.PlannedMove.vm:type_name -> debvisor.v1.VMRef
+	29, // 13: debvisor.v1.PlannedMove.source:type_name -> debvisor.v1.NodeRef
+	29, // 14: debvisor.v1.PlannedMove.target:type_name -> debvisor.v1.NodeRef
 	0,  // 15: debvisor.v1.PlannedMove.method:type_name -> debvisor.v1.MoveMethod
 	3,  // 16: debvisor.v1.PlannedMove.estimate:type_name -> debvisor.v1.MoveEstimate
-	24, // 17: debvisor.v1.BlockedVM.vm:type_name -> debvisor.v1.VMRef
+	31, // 17: debvisor.v1.BlockedVM.vm:type_name -> debvisor.v1.VMRef
 	18, // 18: debvisor.v1.BlockedVM.reasons:type_name -> debvisor.v1.PlanReason
-	25, // 19: debvisor.v1.PlanExecution.status:type_name -> debvisor.v1.StatusCode
-	24, // 20: debvisor.v1.VMMigratePlan.vm:type_name -> debvisor.v1.VMRef
-	22, // 21: debvisor.v1.VMMigratePlan.source:type_name -> debvisor.v1.NodeRef
-	22, // 22: debvisor.v1.VMMigratePlan.target:type_name -> debvisor.v1.NodeRef
+	32, // 19: debvisor.v1.PlanExecution.status:type_name -> debvisor.v1.StatusCode
+	31, // 20: debvisor.v1.VMMigratePlan.vm:type_name -> debvisor.v1.VMRef
+	29, // 21: debvisor.v1.VMMigratePlan.source:type_name -> debvisor.v1.NodeRef
+	29, // 22: debvisor.v1.VMMigratePlan.target:type_name -> debvisor.v1.NodeRef
 	2,  // 23: debvisor.v1.VMMigratePlan.options:type_name -> debvisor.v1.MigrateOptions
-	25, // 24: debvisor.v1.MigrationPlanResult.status:type_name -> debvisor.v1.StatusCode
-	22, // 25: debvisor.v1.MigrationPlanResult.target:type_name -> debvisor.v1.NodeRef
+	32, // 24: debvisor.v1.MigrationPlanResult.status:type_name -> debvisor.v1.StatusCode
+	29, // 25: debvisor.v1.MigrationPlanResult.target:type_name -> debvisor.v1.NodeRef
 	17, // 26: debvisor.v1.MigrationPlanResult.nodes:type_name -> debvisor.v1.NodeVerdict
-	22, // 27: debvisor.v1.MigrationPlanResult.source:type_name -> debvisor.v1.NodeRef
-	23, // 28: debvisor.v1.MigrationPlanResult.expires_at:type_name -> debvisor.v1.Timestamp
+	29, // 27: debvisor.v1.MigrationPlanResult.source:type_name -> debvisor.v1.NodeRef
+	30, // 28: debvisor.v1.MigrationPlanResult.expires_at:type_name -> debvisor.v1.Timestamp
 	0,  // 29: debvisor.v1.MigrationPlanResult.method:type_name -> debvisor.v1.MoveMethod
 	3,  // 30: debvisor.v1.MigrationPlanResult.estimate:type_name -> debvisor.v1.MoveEstimate
 	5,  // 31: debvisor.v1.MigrationPlanResult.disks:type_name -> debvisor.v1.DiskAction
 	18, // 32: debvisor.v1.MigrationPlanResult.not_live:type_name -> debvisor.v1.PlanReason
-	24, // 33: debvisor.v1.MigrationPlanResult.vm:type_name -> debvisor.v1.VMRef
-	22, // 34: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
+	31, // 33: debvisor.v1.MigrationPlanResult.vm:type_name -> debvisor.v1.VMRef
+	29, // 34: debvisor.v1.NodeVerdict.node:type_name -> debvisor.v1.NodeRef
 	18, // 35: debvisor.v1.NodeVerdict.reasons:type_name -> debvisor.v1.PlanReason
 	4,  // 36: debvisor.v1.NodeVerdict.parts:type_name -> debvisor.v1.ScorePart
 	0,  // 37: debvisor.v1.NodeVerdict.method:type_name -> debvisor.v1.MoveMethod
 	3,  // 38: debvisor.v1.NodeVerdict.estimate:type_name -> debvisor.v1.MoveEstimate
-	24, // 39: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
-	22, // 40: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
-	22, // 41: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
+	31, // 39: debvisor.v1.VMMigrateSpec.vm:type_name -> debvisor.v1.VMRef
+	29, // 40: debvisor.v1.VMMigrateSpec.source:type_name -> debvisor.v1.NodeRef
+	29, // 41: debvisor.v1.VMMigrateSpec.target:type_name -> debvisor.v1.NodeRef
 	2,  // 42: debvisor.v1.VMMigrateSpec.options:type_name -> debvisor.v1.MigrateOptions
-	25, // 43: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
-	22, // 44: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
-	22, // 45: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
+	32, // 43: debvisor.v1.MigrationResult.status:type_name -> debvisor.v1.StatusCode
+	29, // 44: debvisor.v1.MigrationResult.source:type_name -> debvisor.v1.NodeRef
+	29, // 45: debvisor.v1.MigrationResult.target:type_name -> debvisor.v1.NodeRef
 	0,  // 46: debvisor.v1.MigrationResult.method:type_name -> debvisor.v1.MoveMethod
 	3,  // 47: debvisor.v1.MigrationResult.estimate:type_name -> debvisor.v1.MoveEstimate
-	25, // 48: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
-	15, // 49: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
-	19, // 50: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
-	24, // 51: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
-	6,  // 52: debvisor.v1.MigrationService.PlanEvacuation:input_type -> debvisor.v1.EvacuationPlanRequest
-	7,  // 53: debvisor.v1.MigrationService.PlanRebalance:input_type -> debvisor.v1.RebalancePlanRequest
-	8,  // 54: debvisor.v1.MigrationService.GetPlan:input_type -> debvisor.v1.PlanRef
-	26, // 55: debvisor.v1.MigrationService.ListPlans:input_type -> debvisor.v1.Empty
-	8,  // 56: debvisor.v1.MigrationService.ExecutePlan:input_type -> debvisor.v1.PlanRef
-	16, // 57: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
-	20, // 58: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
-	21, // 59: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
-	10, // 60: debvisor.v1.MigrationService.PlanEvacuation:output_type -> debvisor.v1.Plan
-	10, // 61: debvisor.v1.MigrationService.PlanRebalance:output_type -> debvisor.v1.Plan
-	10, // 62: debvisor.v1.MigrationService.GetPlan:output_type -> debvisor.v1.Plan
-	9,  // 63: debvisor.v1.MigrationService.ListPlans:output_type -> debvisor.v1.PlanList
-	14, // 64: debvisor.v1.MigrationService.ExecutePlan:output_type -> debvisor.v1.PlanExecution
-	57, // [57:65] is the sub-list for method output_type
-	49, // [49:57] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	32, // 48: debvisor.v1.FailoverResult.status:type_name -> debvisor.v1.StatusCode
+	29, // 49: debvisor.v1.FailoverResult.source:type_name -> debvisor.v1.NodeRef
+	29, // 50: debvisor.v1.FailoverResult.target:type_name -> debvisor.v1.NodeRef
+	31, // 51: debvisor.v1.FailoverRequest.vm:type_name -> debvisor.v1.VMRef
+	29, // 52: debvisor.v1.FailoverRequest.target:type_name -> debvisor.v1.NodeRef
+	18, // 53: debvisor.v1.FailoverPlan.reasons:type_name -> debvisor.v1.PlanReason
+	29, // 54: debvisor.v1.FailoverPlan.source:type_name -> debvisor.v1.NodeRef
+	29, // 55: debvisor.v1.FailoverPlan.target:type_name -> debvisor.v1.NodeRef
+	17, // 56: debvisor.v1.FailoverPlan.nodes:type_name -> debvisor.v1.NodeVerdict
+	24, // 57: debvisor.v1.FailoverPlan.disks:type_name -> debvisor.v1.FailoverDisk
+	31, // 58: debvisor.v1.FailoverPlan.vm:type_name -> debvisor.v1.VMRef
+	33, // 59: debvisor.v1.FailoverDisk.source:type_name -> debvisor.v1.DatasetRef
+	33, // 60: debvisor.v1.FailoverDisk.replica:type_name -> debvisor.v1.DatasetRef
+	31, // 61: debvisor.v1.LostCopyRef.vm:type_name -> debvisor.v1.VMRef
+	29, // 62: debvisor.v1.LostCopyRef.node:type_name -> debvisor.v1.NodeRef
+	27, // 63: debvisor.v1.LostCopyList.copies:type_name -> debvisor.v1.LostCopy
+	31, // 64: debvisor.v1.LostCopy.vm:type_name -> debvisor.v1.VMRef
+	29, // 65: debvisor.v1.LostCopy.node:type_name -> debvisor.v1.NodeRef
+	29, // 66: debvisor.v1.LostCopy.brought_back_on:type_name -> debvisor.v1.NodeRef
+	30, // 67: debvisor.v1.LostCopy.at:type_name -> debvisor.v1.Timestamp
+	34, // 68: debvisor.v1.ReverseReplicationResult.jobs:type_name -> debvisor.v1.ReplicationJob
+	15, // 69: debvisor.v1.MigrationService.PrepareMigration:input_type -> debvisor.v1.VMMigratePlan
+	19, // 70: debvisor.v1.MigrationService.MigrateVM:input_type -> debvisor.v1.VMMigrateSpec
+	31, // 71: debvisor.v1.MigrationService.FailoverVM:input_type -> debvisor.v1.VMRef
+	22, // 72: debvisor.v1.MigrationService.PlanFailover:input_type -> debvisor.v1.FailoverRequest
+	22, // 73: debvisor.v1.MigrationService.ExecuteFailover:input_type -> debvisor.v1.FailoverRequest
+	35, // 74: debvisor.v1.MigrationService.ListLostCopies:input_type -> debvisor.v1.Empty
+	25, // 75: debvisor.v1.MigrationService.ReverseReplication:input_type -> debvisor.v1.LostCopyRef
+	6,  // 76: debvisor.v1.MigrationService.PlanEvacuation:input_type -> debvisor.v1.EvacuationPlanRequest
+	7,  // 77: debvisor.v1.MigrationService.PlanRebalance:input_type -> debvisor.v1.RebalancePlanRequest
+	8,  // 78: debvisor.v1.MigrationService.GetPlan:input_type -> debvisor.v1.PlanRef
+	35, // 79: debvisor.v1.MigrationService.ListPlans:input_type -> debvisor.v1.Empty
+	8,  // 80: debvisor.v1.MigrationService.ExecutePlan:input_type -> debvisor.v1.PlanRef
+	16, // 81: debvisor.v1.MigrationService.PrepareMigration:output_type -> debvisor.v1.MigrationPlanResult
+	20, // 82: debvisor.v1.MigrationService.MigrateVM:output_type -> debvisor.v1.MigrationResult
+	21, // 83: debvisor.v1.MigrationService.FailoverVM:output_type -> debvisor.v1.FailoverResult
+	23, // 84: debvisor.v1.MigrationService.PlanFailover:output_type -> debvisor.v1.FailoverPlan
+	21, // 85: debvisor.v1.MigrationService.ExecuteFailover:output_type -> debvisor.v1.FailoverResult
+	26, // 86: debvisor.v1.MigrationService.ListLostCopies:output_type -> debvisor.v1.LostCopyList
+	28, // 87: debvisor.v1.MigrationService.ReverseReplication:output_type -> debvisor.v1.ReverseReplicationResult
+	10, // 88: debvisor.v1.MigrationService.PlanEvacuation:output_type -> debvisor.v1.Plan
+	10, // 89: debvisor.v1.MigrationService.PlanRebalance:output_type -> debvisor.v1.Plan
+	10, // 90: debvisor.v1.MigrationService.GetPlan:output_type -> debvisor.v1.Plan
+	9,  // 91: debvisor.v1.MigrationService.ListPlans:output_type -> debvisor.v1.PlanList
+	14, // 92: debvisor.v1.MigrationService.ExecutePlan:output_type -> debvisor.v1.PlanExecution
+	81, // [81:93] is the sub-list for method output_type
+	69, // [69:81] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_migration_proto_init() }
@@ -2038,13 +2746,14 @@ func file_debvisor_v1_migration_proto_init() {
 		return
 	}
 	file_debvisor_v1_common_proto_init()
+	file_debvisor_v1_storage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_migration_proto_rawDesc), len(file_debvisor_v1_migration_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,14 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	MigrationService_PrepareMigration_FullMethodName = "/debvisor.v1.MigrationService/PrepareMigration"
-	MigrationService_MigrateVM_FullMethodName        = "/debvisor.v1.MigrationService/MigrateVM"
-	MigrationService_FailoverVM_FullMethodName       = "/debvisor.v1.MigrationService/FailoverVM"
-	MigrationService_PlanEvacuation_FullMethodName   = "/debvisor.v1.MigrationService/PlanEvacuation"
-	MigrationService_PlanRebalance_FullMethodName    = "/debvisor.v1.MigrationService/PlanRebalance"
-	MigrationService_GetPlan_FullMethodName          = "/debvisor.v1.MigrationService/GetPlan"
-	MigrationService_ListPlans_FullMethodName        = "/debvisor.v1.MigrationService/ListPlans"
-	MigrationService_ExecutePlan_FullMethodName      = "/debvisor.v1.MigrationService/ExecutePlan"
+	MigrationService_PrepareMigration_FullMethodName   = "/debvisor.v1.MigrationService/PrepareMigration"
+	MigrationService_MigrateVM_FullMethodName          = "/debvisor.v1.MigrationService/MigrateVM"
+	MigrationService_FailoverVM_FullMethodName         = "/debvisor.v1.MigrationService/FailoverVM"
+	MigrationService_PlanFailover_FullMethodName       = "/debvisor.v1.MigrationService/PlanFailover"
+	MigrationService_ExecuteFailover_FullMethodName    = "/debvisor.v1.MigrationService/ExecuteFailover"
+	MigrationService_ListLostCopies_FullMethodName     = "/debvisor.v1.MigrationService/ListLostCopies"
+	MigrationService_ReverseReplication_FullMethodName = "/debvisor.v1.MigrationService/ReverseReplication"
+	MigrationService_PlanEvacuation_FullMethodName     = "/debvisor.v1.MigrationService/PlanEvacuation"
+	MigrationService_PlanRebalance_FullMethodName      = "/debvisor.v1.MigrationService/PlanRebalance"
+	MigrationService_GetPlan_FullMethodName            = "/debvisor.v1.MigrationService/GetPlan"
+	MigrationService_ListPlans_FullMethodName          = "/debvisor.v1.MigrationService/ListPlans"
+	MigrationService_ExecutePlan_FullMethodName        = "/debvisor.v1.MigrationService/ExecutePlan"
 )
 
 // MigrationServiceClient is the client API for MigrationService service.
@@ -44,6 +48,18 @@ type MigrationServiceClient interface {
 	// FailoverVM restarts the VM of a dead node elsewhere, never without proof
 	// that the old copy cannot write.
 	FailoverVM(ctx context.Context, in *VMRef, opts ...grpc.CallOption) (*FailoverResult, error)
+	// PlanFailover is the dry run of a failover: allowed, or every reason why not,
+	// with the proof that there would be and the age of the data.
+	PlanFailover(ctx context.Context, in *FailoverRequest, opts ...grpc.CallOption) (*FailoverPlan, error)
+	// ExecuteFailover is FailoverVM with what an operator may say about it.
+	ExecuteFailover(ctx context.Context, in *FailoverRequest, opts ...grpc.CallOption) (*FailoverResult, error)
+	// ListLostCopies answers the copies of VMs that were brought back elsewhere,
+	// on nodes that have lost them, and what becomes of them.
+	ListLostCopies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*LostCopyList, error)
+	// ReverseReplication makes the replication jobs that bring the data of a VM
+	// that was brought back to the node that had lost it, once its copy there is
+	// destroyed.
+	ReverseReplication(ctx context.Context, in *LostCopyRef, opts ...grpc.CallOption) (*ReverseReplicationResult, error)
 	// PlanEvacuation is the dry run of emptying a node: which VM goes where, in
 	// which order, and which cannot.
 	PlanEvacuation(ctx context.Context, in *EvacuationPlanRequest, opts ...grpc.CallOption) (*Plan, error)
@@ -90,6 +106,46 @@ func (c *migrationServiceClient) FailoverVM(ctx context.Context, in *VMRef, opts
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(FailoverResult)
 	err := c.cc.Invoke(ctx, MigrationService_FailoverVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) PlanFailover(ctx context.Context, in *FailoverRequest, opts ...grpc.CallOption) (*FailoverPlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FailoverPlan)
+	err := c.cc.Invoke(ctx, MigrationService_PlanFailover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) ExecuteFailover(ctx context.Context, in *FailoverRequest, opts ...grpc.CallOption) (*FailoverResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FailoverResult)
+	err := c.cc.Invoke(ctx, MigrationService_ExecuteFailover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) ListLostCopies(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*LostCopyList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LostCopyList)
+	err := c.cc.Invoke(ctx, MigrationService_ListLostCopies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *migrationServiceClient) ReverseReplication(ctx context.Context, in *LostCopyRef, opts ...grpc.CallOption) (*ReverseReplicationResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReverseReplicationResult)
+	err := c.cc.Invoke(ctx, MigrationService_ReverseReplication_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +217,18 @@ type MigrationServiceServer interface {
 	// FailoverVM restarts the VM of a dead node elsewhere, never without proof
 	// that the old copy cannot write.
 	FailoverVM(context.Context, *VMRef) (*FailoverResult, error)
+	// PlanFailover is the dry run of a failover: allowed, or every reason why not,
+	// with the proof that there would be and the age of the data.
+	PlanFailover(context.Context, *FailoverRequest) (*FailoverPlan, error)
+	// ExecuteFailover is FailoverVM with what an operator may say about it.
+	ExecuteFailover(context.Context, *FailoverRequest) (*FailoverResult, error)
+	// ListLostCopies answers the copies of VMs that were brought back elsewhere,
+	// on nodes that have lost them, and what becomes of them.
+	ListLostCopies(context.Context, *Empty) (*LostCopyList, error)
+	// ReverseReplication makes the replication jobs that bring the data of a VM
+	// that was brought back to the node that had lost it, once its copy there is
+	// destroyed.
+	ReverseReplication(context.Context, *LostCopyRef) (*ReverseReplicationResult, error)
 	// PlanEvacuation is the dry run of emptying a node: which VM goes where, in
 	// which order, and which cannot.
 	PlanEvacuation(context.Context, *EvacuationPlanRequest) (*Plan, error)
@@ -191,6 +259,18 @@ func (UnimplementedMigrationServiceServer) MigrateVM(context.Context, *VMMigrate
 }
 func (UnimplementedMigrationServiceServer) FailoverVM(context.Context, *VMRef) (*FailoverResult, error) {
 	return nil, status.Error(codes.Unimplemented, "method FailoverVM not implemented")
+}
+func (UnimplementedMigrationServiceServer) PlanFailover(context.Context, *FailoverRequest) (*FailoverPlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanFailover not implemented")
+}
+func (UnimplementedMigrationServiceServer) ExecuteFailover(context.Context, *FailoverRequest) (*FailoverResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExecuteFailover not implemented")
+}
+func (UnimplementedMigrationServiceServer) ListLostCopies(context.Context, *Empty) (*LostCopyList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLostCopies not implemented")
+}
+func (UnimplementedMigrationServiceServer) ReverseReplication(context.Context, *LostCopyRef) (*ReverseReplicationResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReverseReplication not implemented")
 }
 func (UnimplementedMigrationServiceServer) PlanEvacuation(context.Context, *EvacuationPlanRequest) (*Plan, error) {
 	return nil, status.Error(codes.Unimplemented, "method PlanEvacuation not implemented")
@@ -278,6 +358,78 @@ func _MigrationService_FailoverVM_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MigrationServiceServer).FailoverVM(ctx, req.(*VMRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_PlanFailover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FailoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).PlanFailover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_PlanFailover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).PlanFailover(ctx, req.(*FailoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_ExecuteFailover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FailoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).ExecuteFailover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_ExecuteFailover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).ExecuteFailover(ctx, req.(*FailoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_ListLostCopies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).ListLostCopies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_ListLostCopies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).ListLostCopies(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MigrationService_ReverseReplication_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LostCopyRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MigrationServiceServer).ReverseReplication(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MigrationService_ReverseReplication_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MigrationServiceServer).ReverseReplication(ctx, req.(*LostCopyRef))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -390,6 +542,22 @@ var MigrationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FailoverVM",
 			Handler:    _MigrationService_FailoverVM_Handler,
+		},
+		{
+			MethodName: "PlanFailover",
+			Handler:    _MigrationService_PlanFailover_Handler,
+		},
+		{
+			MethodName: "ExecuteFailover",
+			Handler:    _MigrationService_ExecuteFailover_Handler,
+		},
+		{
+			MethodName: "ListLostCopies",
+			Handler:    _MigrationService_ListLostCopies_Handler,
+		},
+		{
+			MethodName: "ReverseReplication",
+			Handler:    _MigrationService_ReverseReplication_Handler,
 		},
 		{
 			MethodName: "PlanEvacuation",

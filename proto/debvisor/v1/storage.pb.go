@@ -78,6 +78,64 @@ func (ReplicationState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{0}
 }
 
+// Consistency is how quiet a guest is while its disks are snapshotted.
+type Consistency int32
+
+const (
+	// CRASH.
+	Consistency_CONSISTENCY_UNSPECIFIED Consistency = 0
+	// As if the power had failed.
+	Consistency_CONSISTENCY_CRASH Consistency = 1
+	// Its file systems are frozen by the QEMU guest agent where that runs; else
+	// as CRASH.
+	Consistency_CONSISTENCY_PREFER_APPLICATION Consistency = 2
+	// As before; without a freeze that lasts to the snapshots' end there is none.
+	Consistency_CONSISTENCY_APPLICATION Consistency = 3
+)
+
+// Enum value maps for Consistency.
+var (
+	Consistency_name = map[int32]string{
+		0: "CONSISTENCY_UNSPECIFIED",
+		1: "CONSISTENCY_CRASH",
+		2: "CONSISTENCY_PREFER_APPLICATION",
+		3: "CONSISTENCY_APPLICATION",
+	}
+	Consistency_value = map[string]int32{
+		"CONSISTENCY_UNSPECIFIED":        0,
+		"CONSISTENCY_CRASH":              1,
+		"CONSISTENCY_PREFER_APPLICATION": 2,
+		"CONSISTENCY_APPLICATION":        3,
+	}
+)
+
+func (x Consistency) Enum() *Consistency {
+	p := new(Consistency)
+	*p = x
+	return p
+}
+
+func (x Consistency) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Consistency) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_v1_storage_proto_enumTypes[1].Descriptor()
+}
+
+func (Consistency) Type() protoreflect.EnumType {
+	return &file_debvisor_v1_storage_proto_enumTypes[1]
+}
+
+func (x Consistency) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Consistency.Descriptor instead.
+func (Consistency) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{1}
+}
+
 // ReplicationMode is what a run would do.
 type ReplicationMode int32
 
@@ -124,11 +182,11 @@ func (x ReplicationMode) String() string {
 }
 
 func (ReplicationMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_v1_storage_proto_enumTypes[1].Descriptor()
+	return file_debvisor_v1_storage_proto_enumTypes[2].Descriptor()
 }
 
 func (ReplicationMode) Type() protoreflect.EnumType {
-	return &file_debvisor_v1_storage_proto_enumTypes[1]
+	return &file_debvisor_v1_storage_proto_enumTypes[2]
 }
 
 func (x ReplicationMode) Number() protoreflect.EnumNumber {
@@ -137,7 +195,7 @@ func (x ReplicationMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicationMode.Descriptor instead.
 func (ReplicationMode) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{2}
 }
 
 // Divergence is why a target's copy cannot simply go on.
@@ -193,11 +251,11 @@ func (x Divergence) String() string {
 }
 
 func (Divergence) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_v1_storage_proto_enumTypes[2].Descriptor()
+	return file_debvisor_v1_storage_proto_enumTypes[3].Descriptor()
 }
 
 func (Divergence) Type() protoreflect.EnumType {
-	return &file_debvisor_v1_storage_proto_enumTypes[2]
+	return &file_debvisor_v1_storage_proto_enumTypes[3]
 }
 
 func (x Divergence) Number() protoreflect.EnumNumber {
@@ -206,7 +264,7 @@ func (x Divergence) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Divergence.Descriptor instead.
 func (Divergence) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{3}
 }
 
 // SnapshotRef names a snapshot.
@@ -264,11 +322,14 @@ func (x *SnapshotRef) GetSnapshotName() string {
 
 // SnapshotRequest asks for a snapshot.
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dataset       *DatasetRef            `protobuf:"bytes,1,opt,name=dataset,proto3" json:"dataset,omitempty"`
-	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Dataset     *DatasetRef            `protobuf:"bytes,1,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	Label       string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	Consistency Consistency            `protobuf:"varint,16,opt,name=consistency,proto3,enum=debvisor.v1.Consistency" json:"consistency,omitempty"`
+	// How long the guest may be frozen, milliseconds; 0: 5,000.
+	FreezeBudgetMs uint32 `protobuf:"varint,17,opt,name=freeze_budget_ms,json=freezeBudgetMs,proto3" json:"freeze_budget_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SnapshotRequest) Reset() {
@@ -315,6 +376,20 @@ func (x *SnapshotRequest) GetLabel() string {
 	return ""
 }
 
+func (x *SnapshotRequest) GetConsistency() Consistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
+func (x *SnapshotRequest) GetFreezeBudgetMs() uint32 {
+	if x != nil {
+		return x.FreezeBudgetMs
+	}
+	return 0
+}
+
 // SnapshotStatus answers a snapshot's making.
 type SnapshotStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -322,6 +397,7 @@ type SnapshotStatus struct {
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	Snapshot      *SnapshotRef           `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	OperationId   string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Freeze        *FreezeResult          `protobuf:"bytes,17,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -384,6 +460,84 @@ func (x *SnapshotStatus) GetOperationId() string {
 	return ""
 }
 
+func (x *SnapshotStatus) GetFreeze() *FreezeResult {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
+// FreezeResult is how a guest's freeze went.
+type FreezeResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its file systems were frozen from before the first snapshot to after the last.
+	Frozen      bool   `protobuf:"varint,1,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Filesystems uint32 `protobuf:"varint,2,opt,name=filesystems,proto3" json:"filesystems,omitempty"`
+	FrozenMs    uint64 `protobuf:"varint,3,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
+	// Why not.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeResult) Reset() {
+	*x = FreezeResult{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeResult) ProtoMessage() {}
+
+func (x *FreezeResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeResult.ProtoReflect.Descriptor instead.
+func (*FreezeResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FreezeResult) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *FreezeResult) GetFilesystems() uint32 {
+	if x != nil {
+		return x.Filesystems
+	}
+	return 0
+}
+
+func (x *FreezeResult) GetFrozenMs() uint64 {
+	if x != nil {
+		return x.FrozenMs
+	}
+	return 0
+}
+
+func (x *FreezeResult) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // RetentionPolicy says which snapshots stay. A rule of 0 keeps nothing.
 type RetentionPolicy struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -412,7 +566,7 @@ type RetentionPolicy struct {
 
 func (x *RetentionPolicy) Reset() {
 	*x = RetentionPolicy{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[3]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +578,7 @@ func (x *RetentionPolicy) String() string {
 func (*RetentionPolicy) ProtoMessage() {}
 
 func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[3]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +591,7 @@ func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicy.ProtoReflect.Descriptor instead.
 func (*RetentionPolicy) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RetentionPolicy) GetKeepLast() uint32 {
@@ -523,7 +677,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[4]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +689,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[4]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +702,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PruneRequest) GetDataset() *DatasetRef {
@@ -588,7 +742,7 @@ type PruneResult struct {
 
 func (x *PruneResult) Reset() {
 	*x = PruneResult{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[5]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +754,7 @@ func (x *PruneResult) String() string {
 func (*PruneResult) ProtoMessage() {}
 
 func (x *PruneResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[5]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +767,7 @@ func (x *PruneResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResult.ProtoReflect.Descriptor instead.
 func (*PruneResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PruneResult) GetStatus() StatusCode {
@@ -677,7 +831,7 @@ type ZfsReplicationPlan struct {
 
 func (x *ZfsReplicationPlan) Reset() {
 	*x = ZfsReplicationPlan{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[6]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +843,7 @@ func (x *ZfsReplicationPlan) String() string {
 func (*ZfsReplicationPlan) ProtoMessage() {}
 
 func (x *ZfsReplicationPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[6]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +856,7 @@ func (x *ZfsReplicationPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZfsReplicationPlan.ProtoReflect.Descriptor instead.
 func (*ZfsReplicationPlan) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ZfsReplicationPlan) GetJobId() string {
@@ -767,7 +921,7 @@ type ReplicationJob struct {
 
 func (x *ReplicationJob) Reset() {
 	*x = ReplicationJob{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[7]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +933,7 @@ func (x *ReplicationJob) String() string {
 func (*ReplicationJob) ProtoMessage() {}
 
 func (x *ReplicationJob) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[7]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +946,7 @@ func (x *ReplicationJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationJob.ProtoReflect.Descriptor instead.
 func (*ReplicationJob) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReplicationJob) GetJobId() string {
@@ -829,7 +983,7 @@ type JobRef struct {
 
 func (x *JobRef) Reset() {
 	*x = JobRef{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[8]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +995,7 @@ func (x *JobRef) String() string {
 func (*JobRef) ProtoMessage() {}
 
 func (x *JobRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[8]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +1008,7 @@ func (x *JobRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRef.ProtoReflect.Descriptor instead.
 func (*JobRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JobRef) GetJobId() string {
@@ -914,7 +1068,7 @@ type ReplicationStatus struct {
 
 func (x *ReplicationStatus) Reset() {
 	*x = ReplicationStatus{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[9]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1080,7 @@ func (x *ReplicationStatus) String() string {
 func (*ReplicationStatus) ProtoMessage() {}
 
 func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[9]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1093,7 @@ func (x *ReplicationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationStatus.ProtoReflect.Descriptor instead.
 func (*ReplicationStatus) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReplicationStatus) GetJobId() string {
@@ -1144,7 +1298,7 @@ type ReplicationOptions struct {
 
 func (x *ReplicationOptions) Reset() {
 	*x = ReplicationOptions{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1310,7 @@ func (x *ReplicationOptions) String() string {
 func (*ReplicationOptions) ProtoMessage() {}
 
 func (x *ReplicationOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[10]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1323,7 @@ func (x *ReplicationOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationOptions.ProtoReflect.Descriptor instead.
 func (*ReplicationOptions) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReplicationOptions) GetNoSnapshot() bool {
@@ -1232,7 +1386,7 @@ type ReplicationDecision struct {
 
 func (x *ReplicationDecision) Reset() {
 	*x = ReplicationDecision{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1398,7 @@ func (x *ReplicationDecision) String() string {
 func (*ReplicationDecision) ProtoMessage() {}
 
 func (x *ReplicationDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[11]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1411,7 @@ func (x *ReplicationDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationDecision.ProtoReflect.Descriptor instead.
 func (*ReplicationDecision) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReplicationDecision) GetPlanId() string {
@@ -1350,7 +1504,7 @@ type ReplicationStepPlan struct {
 
 func (x *ReplicationStepPlan) Reset() {
 	*x = ReplicationStepPlan{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1516,7 @@ func (x *ReplicationStepPlan) String() string {
 func (*ReplicationStepPlan) ProtoMessage() {}
 
 func (x *ReplicationStepPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[12]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1529,7 @@ func (x *ReplicationStepPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationStepPlan.ProtoReflect.Descriptor instead.
 func (*ReplicationStepPlan) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReplicationStepPlan) GetFrom() string {
@@ -1412,7 +1566,7 @@ type StorageFilter struct {
 
 func (x *StorageFilter) Reset() {
 	*x = StorageFilter{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1578,7 @@ func (x *StorageFilter) String() string {
 func (*StorageFilter) ProtoMessage() {}
 
 func (x *StorageFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[13]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1591,7 @@ func (x *StorageFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StorageFilter.ProtoReflect.Descriptor instead.
 func (*StorageFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StorageFilter) GetNode() *NodeRef {
@@ -1472,7 +1626,7 @@ type StorageList struct {
 
 func (x *StorageList) Reset() {
 	*x = StorageList{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1638,7 @@ func (x *StorageList) String() string {
 func (*StorageList) ProtoMessage() {}
 
 func (x *StorageList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[14]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1651,7 @@ func (x *StorageList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StorageList.ProtoReflect.Descriptor instead.
 func (*StorageList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StorageList) GetPools() []*StoragePool {
@@ -1533,7 +1687,7 @@ type StoragePool struct {
 
 func (x *StoragePool) Reset() {
 	*x = StoragePool{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1699,7 @@ func (x *StoragePool) String() string {
 func (*StoragePool) ProtoMessage() {}
 
 func (x *StoragePool) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[15]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1712,7 @@ func (x *StoragePool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoragePool.ProtoReflect.Descriptor instead.
 func (*StoragePool) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StoragePool) GetNode() *NodeRef {
@@ -1642,7 +1796,7 @@ type Dataset struct {
 
 func (x *Dataset) Reset() {
 	*x = Dataset{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1808,7 @@ func (x *Dataset) String() string {
 func (*Dataset) ProtoMessage() {}
 
 func (x *Dataset) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[16]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1821,7 @@ func (x *Dataset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dataset.ProtoReflect.Descriptor instead.
 func (*Dataset) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Dataset) GetRef() *DatasetRef {
@@ -1760,15 +1914,18 @@ type SnapshotSetRequest struct {
 	// Of one node and one pool; or vm.
 	Datasets []*DatasetRef `protobuf:"bytes,1,rep,name=datasets,proto3" json:"datasets,omitempty"`
 	// All of its disks that are ZFS volumes or lie on ZFS.
-	Vm            *VMRef `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
-	Label         string `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Vm          *VMRef      `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	Label       string      `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
+	Consistency Consistency `protobuf:"varint,4,opt,name=consistency,proto3,enum=debvisor.v1.Consistency" json:"consistency,omitempty"`
+	// How long the guest may be frozen, milliseconds; 0: 5,000.
+	FreezeBudgetMs uint32 `protobuf:"varint,5,opt,name=freeze_budget_ms,json=freezeBudgetMs,proto3" json:"freeze_budget_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SnapshotSetRequest) Reset() {
 	*x = SnapshotSetRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1937,7 @@ func (x *SnapshotSetRequest) String() string {
 func (*SnapshotSetRequest) ProtoMessage() {}
 
 func (x *SnapshotSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[17]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1950,7 @@ func (x *SnapshotSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotSetRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotSetRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SnapshotSetRequest) GetDatasets() []*DatasetRef {
@@ -1817,6 +1974,20 @@ func (x *SnapshotSetRequest) GetLabel() string {
 	return ""
 }
 
+func (x *SnapshotSetRequest) GetConsistency() Consistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
+func (x *SnapshotSetRequest) GetFreezeBudgetMs() uint32 {
+	if x != nil {
+		return x.FreezeBudgetMs
+	}
+	return 0
+}
+
 // SnapshotSetStatus answers a set's making.
 type SnapshotSetStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1824,13 +1995,14 @@ type SnapshotSetStatus struct {
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	Snapshots     []*SnapshotRef         `protobuf:"bytes,3,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
 	OperationId   string                 `protobuf:"bytes,4,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Freeze        *FreezeResult          `protobuf:"bytes,5,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SnapshotSetStatus) Reset() {
 	*x = SnapshotSetStatus{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2014,7 @@ func (x *SnapshotSetStatus) String() string {
 func (*SnapshotSetStatus) ProtoMessage() {}
 
 func (x *SnapshotSetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[18]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2027,7 @@ func (x *SnapshotSetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotSetStatus.ProtoReflect.Descriptor instead.
 func (*SnapshotSetStatus) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SnapshotSetStatus) GetStatus() StatusCode {
@@ -1886,6 +2058,13 @@ func (x *SnapshotSetStatus) GetOperationId() string {
 	return ""
 }
 
+func (x *SnapshotSetStatus) GetFreeze() *FreezeResult {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
 // SnapshotFilter selects snapshots.
 type SnapshotFilter struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1905,7 +2084,7 @@ type SnapshotFilter struct {
 
 func (x *SnapshotFilter) Reset() {
 	*x = SnapshotFilter{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2096,7 @@ func (x *SnapshotFilter) String() string {
 func (*SnapshotFilter) ProtoMessage() {}
 
 func (x *SnapshotFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[19]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2109,7 @@ func (x *SnapshotFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotFilter.ProtoReflect.Descriptor instead.
 func (*SnapshotFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotFilter) GetDataset() *DatasetRef {
@@ -1987,7 +2166,7 @@ type SnapshotList struct {
 
 func (x *SnapshotList) Reset() {
 	*x = SnapshotList{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2178,7 @@ func (x *SnapshotList) String() string {
 func (*SnapshotList) ProtoMessage() {}
 
 func (x *SnapshotList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[20]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2191,7 @@ func (x *SnapshotList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotList.ProtoReflect.Descriptor instead.
 func (*SnapshotList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotList) GetSnapshots() []*Snapshot {
@@ -2045,13 +2224,15 @@ type Snapshot struct {
 	Holds           []string `protobuf:"bytes,8,rep,name=holds,proto3" json:"holds,omitempty"`
 	Clones          []string `protobuf:"bytes,9,rep,name=clones,proto3" json:"clones,omitempty"`
 	Guid            string   `protobuf:"bytes,10,opt,name=guid,proto3" json:"guid,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of RBD: clones are made of it.
+	Template      bool `protobuf:"varint,11,opt,name=template,proto3" json:"template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2244,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[21]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2257,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Snapshot) GetRef() *SnapshotRef {
@@ -2149,6 +2330,13 @@ func (x *Snapshot) GetGuid() string {
 	return ""
 }
 
+func (x *Snapshot) GetTemplate() bool {
+	if x != nil {
+		return x.Template
+	}
+	return false
+}
+
 // DeleteSnapshotsRequest names what is to go.
 type DeleteSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2160,7 +2348,7 @@ type DeleteSnapshotsRequest struct {
 
 func (x *DeleteSnapshotsRequest) Reset() {
 	*x = DeleteSnapshotsRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2360,7 @@ func (x *DeleteSnapshotsRequest) String() string {
 func (*DeleteSnapshotsRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[22]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2373,7 @@ func (x *DeleteSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteSnapshotsRequest) GetSnapshots() []*SnapshotRef {
@@ -2211,7 +2399,7 @@ type PrunePlan struct {
 
 func (x *PrunePlan) Reset() {
 	*x = PrunePlan{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2411,7 @@ func (x *PrunePlan) String() string {
 func (*PrunePlan) ProtoMessage() {}
 
 func (x *PrunePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[23]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2424,7 @@ func (x *PrunePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunePlan.ProtoReflect.Descriptor instead.
 func (*PrunePlan) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PrunePlan) GetVerdicts() []*PruneVerdict {
@@ -2291,7 +2479,7 @@ type PruneVerdict struct {
 
 func (x *PruneVerdict) Reset() {
 	*x = PruneVerdict{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2491,7 @@ func (x *PruneVerdict) String() string {
 func (*PruneVerdict) ProtoMessage() {}
 
 func (x *PruneVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[24]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2504,7 @@ func (x *PruneVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneVerdict.ProtoReflect.Descriptor instead.
 func (*PruneVerdict) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PruneVerdict) GetSnapshot() *SnapshotRef {
@@ -2376,13 +2564,15 @@ type RetentionPolicySpec struct {
 	// Take a snapshot with this label first; empty: none is taken.
 	SnapshotLabel string `protobuf:"bytes,7,opt,name=snapshot_label,json=snapshotLabel,proto3" json:"snapshot_label,omitempty"`
 	Paused        bool   `protobuf:"varint,8,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Of those snapshots, where a dataset is a VM's disk.
+	Consistency   Consistency `protobuf:"varint,9,opt,name=consistency,proto3,enum=debvisor.v1.Consistency" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RetentionPolicySpec) Reset() {
 	*x = RetentionPolicySpec{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2584,7 @@ func (x *RetentionPolicySpec) String() string {
 func (*RetentionPolicySpec) ProtoMessage() {}
 
 func (x *RetentionPolicySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[25]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2597,7 @@ func (x *RetentionPolicySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicySpec.ProtoReflect.Descriptor instead.
 func (*RetentionPolicySpec) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RetentionPolicySpec) GetName() string {
@@ -2466,6 +2656,13 @@ func (x *RetentionPolicySpec) GetPaused() bool {
 	return false
 }
 
+func (x *RetentionPolicySpec) GetConsistency() Consistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return Consistency_CONSISTENCY_UNSPECIFIED
+}
+
 // PolicyRun is how a policy's schedule stands.
 type PolicyRun struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -2481,7 +2678,7 @@ type PolicyRun struct {
 
 func (x *PolicyRun) Reset() {
 	*x = PolicyRun{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2690,7 @@ func (x *PolicyRun) String() string {
 func (*PolicyRun) ProtoMessage() {}
 
 func (x *PolicyRun) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[26]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2703,7 @@ func (x *PolicyRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRun.ProtoReflect.Descriptor instead.
 func (*PolicyRun) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PolicyRun) GetNextDue() *Timestamp {
@@ -2563,7 +2760,7 @@ type RetentionPolicyStatus struct {
 
 func (x *RetentionPolicyStatus) Reset() {
 	*x = RetentionPolicyStatus{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2772,7 @@ func (x *RetentionPolicyStatus) String() string {
 func (*RetentionPolicyStatus) ProtoMessage() {}
 
 func (x *RetentionPolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[27]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2785,7 @@ func (x *RetentionPolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicyStatus.ProtoReflect.Descriptor instead.
 func (*RetentionPolicyStatus) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetentionPolicyStatus) GetSpec() *RetentionPolicySpec {
@@ -2622,7 +2819,7 @@ type RetentionPolicyList struct {
 
 func (x *RetentionPolicyList) Reset() {
 	*x = RetentionPolicyList{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2831,7 @@ func (x *RetentionPolicyList) String() string {
 func (*RetentionPolicyList) ProtoMessage() {}
 
 func (x *RetentionPolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[28]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2844,7 @@ func (x *RetentionPolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicyList.ProtoReflect.Descriptor instead.
 func (*RetentionPolicyList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RetentionPolicyList) GetPolicies() []*RetentionPolicyStatus {
@@ -2667,7 +2864,7 @@ type StoragePolicyRef struct {
 
 func (x *StoragePolicyRef) Reset() {
 	*x = StoragePolicyRef{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2876,7 @@ func (x *StoragePolicyRef) String() string {
 func (*StoragePolicyRef) ProtoMessage() {}
 
 func (x *StoragePolicyRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[29]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2889,7 @@ func (x *StoragePolicyRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoragePolicyRef.ProtoReflect.Descriptor instead.
 func (*StoragePolicyRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StoragePolicyRef) GetName() string {
@@ -2720,7 +2917,7 @@ type ReplicationPolicySpec struct {
 
 func (x *ReplicationPolicySpec) Reset() {
 	*x = ReplicationPolicySpec{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2929,7 @@ func (x *ReplicationPolicySpec) String() string {
 func (*ReplicationPolicySpec) ProtoMessage() {}
 
 func (x *ReplicationPolicySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[30]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2942,7 @@ func (x *ReplicationPolicySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationPolicySpec.ProtoReflect.Descriptor instead.
 func (*ReplicationPolicySpec) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReplicationPolicySpec) GetName() string {
@@ -2809,7 +3006,7 @@ type ReplicationTarget struct {
 
 func (x *ReplicationTarget) Reset() {
 	*x = ReplicationTarget{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3018,7 @@ func (x *ReplicationTarget) String() string {
 func (*ReplicationTarget) ProtoMessage() {}
 
 func (x *ReplicationTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[31]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3031,7 @@ func (x *ReplicationTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationTarget.ProtoReflect.Descriptor instead.
 func (*ReplicationTarget) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReplicationTarget) GetNode() *NodeRef {
@@ -2864,7 +3061,7 @@ type ReplicationPolicyStatus struct {
 
 func (x *ReplicationPolicyStatus) Reset() {
 	*x = ReplicationPolicyStatus{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3073,7 @@ func (x *ReplicationPolicyStatus) String() string {
 func (*ReplicationPolicyStatus) ProtoMessage() {}
 
 func (x *ReplicationPolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[32]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3086,7 @@ func (x *ReplicationPolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationPolicyStatus.ProtoReflect.Descriptor instead.
 func (*ReplicationPolicyStatus) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReplicationPolicyStatus) GetSpec() *ReplicationPolicySpec {
@@ -2930,7 +3127,7 @@ type ReplicationPolicyList struct {
 
 func (x *ReplicationPolicyList) Reset() {
 	*x = ReplicationPolicyList{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3139,7 @@ func (x *ReplicationPolicyList) String() string {
 func (*ReplicationPolicyList) ProtoMessage() {}
 
 func (x *ReplicationPolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[33]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3152,7 @@ func (x *ReplicationPolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationPolicyList.ProtoReflect.Descriptor instead.
 func (*ReplicationPolicyList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplicationPolicyList) GetPolicies() []*ReplicationPolicyStatus {
@@ -2977,7 +3174,7 @@ type ReplicationFilter struct {
 
 func (x *ReplicationFilter) Reset() {
 	*x = ReplicationFilter{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3186,7 @@ func (x *ReplicationFilter) String() string {
 func (*ReplicationFilter) ProtoMessage() {}
 
 func (x *ReplicationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[34]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3199,7 @@ func (x *ReplicationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationFilter.ProtoReflect.Descriptor instead.
 func (*ReplicationFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplicationFilter) GetNode() *NodeRef {
@@ -3029,7 +3226,7 @@ type ReplicationList struct {
 
 func (x *ReplicationList) Reset() {
 	*x = ReplicationList{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3238,7 @@ func (x *ReplicationList) String() string {
 func (*ReplicationList) ProtoMessage() {}
 
 func (x *ReplicationList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[35]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3251,7 @@ func (x *ReplicationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationList.ProtoReflect.Descriptor instead.
 func (*ReplicationList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReplicationList) GetReplications() []*ReplicationStatus {
@@ -3075,7 +3272,7 @@ type RbdTemplateRequest struct {
 
 func (x *RbdTemplateRequest) Reset() {
 	*x = RbdTemplateRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3284,7 @@ func (x *RbdTemplateRequest) String() string {
 func (*RbdTemplateRequest) ProtoMessage() {}
 
 func (x *RbdTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[36]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3297,7 @@ func (x *RbdTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbdTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RbdTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RbdTemplateRequest) GetImage() *DatasetRef {
@@ -3128,7 +3325,7 @@ type RbdCloneRequest struct {
 
 func (x *RbdCloneRequest) Reset() {
 	*x = RbdCloneRequest{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3337,7 @@ func (x *RbdCloneRequest) String() string {
 func (*RbdCloneRequest) ProtoMessage() {}
 
 func (x *RbdCloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[37]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3350,7 @@ func (x *RbdCloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbdCloneRequest.ProtoReflect.Descriptor instead.
 func (*RbdCloneRequest) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RbdCloneRequest) GetTemplateSnapshot() *SnapshotRef {
@@ -3172,17 +3369,22 @@ func (x *RbdCloneRequest) GetNewImage() *DatasetRef {
 
 // CloneResult answers a clone's making.
 type CloneResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	Clone         *DatasetRef            `protobuf:"bytes,3,opt,name=clone,proto3" json:"clone,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Status      StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message     string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Clone       *DatasetRef            `protobuf:"bytes,3,opt,name=clone,proto3" json:"clone,omitempty"`
+	OperationId string                 `protobuf:"bytes,16,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// How many parents stand one above the other.
+	Depth uint32 `protobuf:"varint,17,opt,name=depth,proto3" json:"depth,omitempty"`
+	// The operation that flattens it in the background; empty: none does.
+	FlattenOperationId string `protobuf:"bytes,18,opt,name=flatten_operation_id,json=flattenOperationId,proto3" json:"flatten_operation_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CloneResult) Reset() {
 	*x = CloneResult{}
-	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3396,7 @@ func (x *CloneResult) String() string {
 func (*CloneResult) ProtoMessage() {}
 
 func (x *CloneResult) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_storage_proto_msgTypes[38]
+	mi := &file_debvisor_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3409,7 @@ func (x *CloneResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneResult.ProtoReflect.Descriptor instead.
 func (*CloneResult) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{38}
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CloneResult) GetStatus() StatusCode {
@@ -3231,6 +3433,493 @@ func (x *CloneResult) GetClone() *DatasetRef {
 	return nil
 }
 
+func (x *CloneResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *CloneResult) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *CloneResult) GetFlattenOperationId() string {
+	if x != nil {
+		return x.FlattenOperationId
+	}
+	return ""
+}
+
+// ClonePlan is what a cloning would do.
+type ClonePlan struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// Everything against it, for people.
+	Reasons   []string    `protobuf:"bytes,2,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	Clone     *DatasetRef `protobuf:"bytes,3,opt,name=clone,proto3" json:"clone,omitempty"`
+	SizeBytes uint64      `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Depth     uint32      `protobuf:"varint,5,opt,name=depth,proto3" json:"depth,omitempty"`
+	// It would be flattened in the background, since it is so deep.
+	Flattened     bool `protobuf:"varint,6,opt,name=flattened,proto3" json:"flattened,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClonePlan) Reset() {
+	*x = ClonePlan{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClonePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClonePlan) ProtoMessage() {}
+
+func (x *ClonePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClonePlan.ProtoReflect.Descriptor instead.
+func (*ClonePlan) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ClonePlan) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ClonePlan) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ClonePlan) GetClone() *DatasetRef {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
+}
+
+func (x *ClonePlan) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ClonePlan) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *ClonePlan) GetFlattened() bool {
+	if x != nil {
+		return x.Flattened
+	}
+	return false
+}
+
+// ImageRef names an image of RBD.
+type ImageRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *DatasetRef            `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageRef) Reset() {
+	*x = ImageRef{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageRef) ProtoMessage() {}
+
+func (x *ImageRef) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
+func (*ImageRef) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ImageRef) GetImage() *DatasetRef {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// ImageFilter selects images. Empty fields do not narrow.
+type ImageFilter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Pool      string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The node that is asked; empty: any that sees the cluster.
+	Node *NodeRef `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Only clones of this image.
+	Parent *DatasetRef `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many; 0: 1,000; at most 10,000.
+	Limit uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the last answer's next_page said.
+	Page          string `protobuf:"bytes,6,opt,name=page,proto3" json:"page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageFilter) Reset() {
+	*x = ImageFilter{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageFilter) ProtoMessage() {}
+
+func (x *ImageFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageFilter.ProtoReflect.Descriptor instead.
+func (*ImageFilter) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ImageFilter) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *ImageFilter) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ImageFilter) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ImageFilter) GetParent() *DatasetRef {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *ImageFilter) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ImageFilter) GetPage() string {
+	if x != nil {
+		return x.Page
+	}
+	return ""
+}
+
+// ImageList is a page of images.
+type ImageList struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Empty: these were the last.
+	NextPage      string `protobuf:"bytes,2,opt,name=next_page,json=nextPage,proto3" json:"next_page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageList) Reset() {
+	*x = ImageList{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageList) ProtoMessage() {}
+
+func (x *ImageList) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageList.ProtoReflect.Descriptor instead.
+func (*ImageList) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ImageList) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *ImageList) GetNextPage() string {
+	if x != nil {
+		return x.NextPage
+	}
+	return ""
+}
+
+// Image is one image of RBD. Sizes are bytes.
+type Image struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Ref       *DatasetRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Id        string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	SizeBytes uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	CreatedAt *Timestamp             `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Features  []string               `protobuf:"bytes,5,rep,name=features,proto3" json:"features,omitempty"`
+	// The pool/namespace/image@snapshot that it is a clone of; empty: none.
+	Parent string `protobuf:"bytes,6,opt,name=parent,proto3" json:"parent,omitempty"`
+	Depth  uint32 `protobuf:"varint,7,opt,name=depth,proto3" json:"depth,omitempty"`
+	// Its clones, at most 1,000.
+	Clones []*DatasetRef `protobuf:"bytes,8,rep,name=clones,proto3" json:"clones,omitempty"`
+	// The operation that cloned it; empty: it is no clone of ours.
+	OperationId string `protobuf:"bytes,9,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// The VMs that have it as a disk, by UUID.
+	Vms []string `protobuf:"bytes,10,rep,name=vms,proto3" json:"vms,omitempty"`
+	// The operation at work on it.
+	BusyOperationId string `protobuf:"bytes,11,opt,name=busy_operation_id,json=busyOperationId,proto3" json:"busy_operation_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Image) GetRef() *DatasetRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *Image) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Image) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Image) GetCreatedAt() *Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Image) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *Image) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Image) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Image) GetClones() []*DatasetRef {
+	if x != nil {
+		return x.Clones
+	}
+	return nil
+}
+
+func (x *Image) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *Image) GetVms() []string {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *Image) GetBusyOperationId() string {
+	if x != nil {
+		return x.BusyOperationId
+	}
+	return ""
+}
+
+// ImageResult answers a change of an image.
+type ImageResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId   string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageResult) Reset() {
+	*x = ImageResult{}
+	mi := &file_debvisor_v1_storage_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageResult) ProtoMessage() {}
+
+func (x *ImageResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_storage_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageResult.ProtoReflect.Descriptor instead.
+func (*ImageResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_storage_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ImageResult) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *ImageResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ImageResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 var File_debvisor_v1_storage_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_storage_proto_rawDesc = "" +
@@ -3239,15 +3928,23 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\vSnapshotRef\x129\n" +
 	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12/\n" +
 	"\rsnapshot_name\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\fsnapshotName\"l\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\fsnapshotName\"\xe7\x01\n" +
 	"\x0fSnapshotRequest\x129\n" +
 	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12\x1e\n" +
-	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\xb4\x01\n" +
+	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\x12D\n" +
+	"\vconsistency\x18\x10 \x01(\x0e2\x18.debvisor.v1.ConsistencyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vconsistency\x123\n" +
+	"\x10freeze_budget_ms\x18\x11 \x01(\rB\t\xbaH\x06*\x04\x18\xe0\xd4\x03R\x0efreezeBudgetMs\"\xe7\x01\n" +
 	"\x0eSnapshotStatus\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x124\n" +
 	"\bsnapshot\x18\x03 \x01(\v2\x18.debvisor.v1.SnapshotRefR\bsnapshot\x12!\n" +
-	"\foperation_id\x18\x10 \x01(\tR\voperationId\"\xba\x03\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\x121\n" +
+	"\x06freeze\x18\x11 \x01(\v2\x19.debvisor.v1.FreezeResultR\x06freeze\"}\n" +
+	"\fFreezeResult\x12\x16\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\x12 \n" +
+	"\vfilesystems\x18\x02 \x01(\rR\vfilesystems\x12\x1b\n" +
+	"\tfrozen_ms\x18\x03 \x01(\x04R\bfrozenMs\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xba\x03\n" +
 	"\x0fRetentionPolicy\x12\x1b\n" +
 	"\tkeep_last\x18\x01 \x01(\rR\bkeepLast\x12&\n" +
 	"\x0fkeep_daily_days\x18\x02 \x01(\rR\rkeepDailyDays\x12*\n" +
@@ -3381,16 +4078,19 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x0freplication_job\x18\n" +
 	" \x01(\tR\x0ereplicationJob\x12\x10\n" +
 	"\x03vms\x18\v \x03(\tR\x03vms\x12\x12\n" +
-	"\x04guid\x18\f \x01(\tR\x04guid\"\x98\x01\n" +
+	"\x04guid\x18\f \x01(\tR\x04guid\"\x93\x02\n" +
 	"\x12SnapshotSetRequest\x12>\n" +
 	"\bdatasets\x18\x01 \x03(\v2\x17.debvisor.v1.DatasetRefB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\bdatasets\x12\"\n" +
 	"\x02vm\x18\x02 \x01(\v2\x12.debvisor.v1.VMRefR\x02vm\x12\x1e\n" +
-	"\x05label\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\xb9\x01\n" +
+	"\x05label\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\x12D\n" +
+	"\vconsistency\x18\x04 \x01(\x0e2\x18.debvisor.v1.ConsistencyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vconsistency\x123\n" +
+	"\x10freeze_budget_ms\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xe0\xd4\x03R\x0efreezeBudgetMs\"\xec\x01\n" +
 	"\x11SnapshotSetStatus\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x126\n" +
 	"\tsnapshots\x18\x03 \x03(\v2\x18.debvisor.v1.SnapshotRefR\tsnapshots\x12!\n" +
-	"\foperation_id\x18\x04 \x01(\tR\voperationId\"\xdd\x01\n" +
+	"\foperation_id\x18\x04 \x01(\tR\voperationId\x121\n" +
+	"\x06freeze\x18\x05 \x01(\v2\x19.debvisor.v1.FreezeResultR\x06freeze\"\xdd\x01\n" +
 	"\x0eSnapshotFilter\x129\n" +
 	"\adataset\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\adataset\x12\x1c\n" +
 	"\trecursive\x18\x02 \x01(\bR\trecursive\x12\x10\n" +
@@ -3400,7 +4100,7 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x04page\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x04page\"`\n" +
 	"\fSnapshotList\x123\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x15.debvisor.v1.SnapshotR\tsnapshots\x12\x1b\n" +
-	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"\xc4\x02\n" +
+	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"\xe0\x02\n" +
 	"\bSnapshot\x12*\n" +
 	"\x03ref\x18\x01 \x01(\v2\x18.debvisor.v1.SnapshotRefR\x03ref\x125\n" +
 	"\n" +
@@ -3414,7 +4114,8 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x05holds\x18\b \x03(\tR\x05holds\x12\x16\n" +
 	"\x06clones\x18\t \x03(\tR\x06clones\x12\x12\n" +
 	"\x04guid\x18\n" +
-	" \x01(\tR\x04guid\"]\n" +
+	" \x01(\tR\x04guid\x12\x1a\n" +
+	"\btemplate\x18\v \x01(\bR\btemplate\"]\n" +
 	"\x16DeleteSnapshotsRequest\x12C\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x18.debvisor.v1.SnapshotRefB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\tsnapshots\"\xad\x01\n" +
 	"\tPrunePlan\x125\n" +
@@ -3432,7 +4133,7 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"created_at\x18\x04 \x01(\v2\x16.debvisor.v1.TimestampR\tcreatedAt\x12\x14\n" +
 	"\x05label\x18\x05 \x01(\tR\x05label\x12\x1d\n" +
 	"\n" +
-	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\"\x85\x03\n" +
+	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\"\xcb\x03\n" +
 	"\x13RetentionPolicySpec\x12?\n" +
 	"\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x04name\x12:\n" +
 	"\x05rules\x18\x02 \x01(\v2\x1c.debvisor.v1.RetentionPolicyB\x06\xbaH\x03\xc8\x01\x01R\x05rules\x12>\n" +
@@ -3441,7 +4142,8 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\bschedule\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bschedule\x12$\n" +
 	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\x12/\n" +
 	"\x0esnapshot_label\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\rsnapshotLabel\x12\x16\n" +
-	"\x06paused\x18\b \x01(\bR\x06paused\"\xe7\x01\n" +
+	"\x06paused\x18\b \x01(\bR\x06paused\x12D\n" +
+	"\vconsistency\x18\t \x01(\x0e2\x18.debvisor.v1.ConsistencyB\b\xbaH\x05\x82\x01\x02\x10\x01R\vconsistency\"\xe7\x01\n" +
 	"\tPolicyRun\x121\n" +
 	"\bnext_due\x18\x01 \x01(\v2\x16.debvisor.v1.TimestampR\anextDue\x121\n" +
 	"\blast_due\x18\x02 \x01(\v2\x16.debvisor.v1.TimestampR\alastDue\x12'\n" +
@@ -3486,17 +4188,64 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x05label\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05label\"\x9e\x01\n" +
 	"\x0fRbdCloneRequest\x12M\n" +
 	"\x11template_snapshot\x18\x01 \x01(\v2\x18.debvisor.v1.SnapshotRefB\x06\xbaH\x03\xc8\x01\x01R\x10templateSnapshot\x12<\n" +
-	"\tnew_image\x18\x02 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\bnewImage\"\x87\x01\n" +
+	"\tnew_image\x18\x02 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\bnewImage\"\xf2\x01\n" +
 	"\vCloneResult\x12/\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12-\n" +
-	"\x05clone\x18\x03 \x01(\v2\x17.debvisor.v1.DatasetRefR\x05clone*\x89\x01\n" +
+	"\x05clone\x18\x03 \x01(\v2\x17.debvisor.v1.DatasetRefR\x05clone\x12!\n" +
+	"\foperation_id\x18\x10 \x01(\tR\voperationId\x12\x14\n" +
+	"\x05depth\x18\x11 \x01(\rR\x05depth\x120\n" +
+	"\x14flatten_operation_id\x18\x12 \x01(\tR\x12flattenOperationId\"\xc1\x01\n" +
+	"\tClonePlan\x12\x18\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x18\n" +
+	"\areasons\x18\x02 \x03(\tR\areasons\x12-\n" +
+	"\x05clone\x18\x03 \x01(\v2\x17.debvisor.v1.DatasetRefR\x05clone\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x14\n" +
+	"\x05depth\x18\x05 \x01(\rR\x05depth\x12\x1c\n" +
+	"\tflattened\x18\x06 \x01(\bR\tflattened\"A\n" +
+	"\bImageRef\x125\n" +
+	"\x05image\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefB\x06\xbaH\x03\xc8\x01\x01R\x05image\"\xec\x01\n" +
+	"\vImageFilter\x12\x1c\n" +
+	"\x04pool\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04pool\x12&\n" +
+	"\tnamespace\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\tnamespace\x12(\n" +
+	"\x04node\x18\x03 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12/\n" +
+	"\x06parent\x18\x04 \x01(\v2\x17.debvisor.v1.DatasetRefR\x06parent\x12\x1e\n" +
+	"\x05limit\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\x12\x1c\n" +
+	"\x04page\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x04page\"T\n" +
+	"\tImageList\x12*\n" +
+	"\x06images\x18\x01 \x03(\v2\x12.debvisor.v1.ImageR\x06images\x12\x1b\n" +
+	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"\xf4\x02\n" +
+	"\x05Image\x12)\n" +
+	"\x03ref\x18\x01 \x01(\v2\x17.debvisor.v1.DatasetRefR\x03ref\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x125\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x16.debvisor.v1.TimestampR\tcreatedAt\x12\x1a\n" +
+	"\bfeatures\x18\x05 \x03(\tR\bfeatures\x12\x16\n" +
+	"\x06parent\x18\x06 \x01(\tR\x06parent\x12\x14\n" +
+	"\x05depth\x18\a \x01(\rR\x05depth\x12/\n" +
+	"\x06clones\x18\b \x03(\v2\x17.debvisor.v1.DatasetRefR\x06clones\x12!\n" +
+	"\foperation_id\x18\t \x01(\tR\voperationId\x12\x10\n" +
+	"\x03vms\x18\n" +
+	" \x03(\tR\x03vms\x12*\n" +
+	"\x11busy_operation_id\x18\v \x01(\tR\x0fbusyOperationId\"{\n" +
+	"\vImageResult\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId*\x89\x01\n" +
 	"\x10ReplicationState\x12\x16\n" +
 	"\x12REPL_STATE_UNKNOWN\x10\x00\x12\x16\n" +
 	"\x12REPL_STATE_PENDING\x10\x01\x12\x16\n" +
 	"\x12REPL_STATE_RUNNING\x10\x02\x12\x16\n" +
 	"\x12REPL_STATE_SUCCESS\x10\x03\x12\x15\n" +
-	"\x11REPL_STATE_FAILED\x10\x04*\xc9\x01\n" +
+	"\x11REPL_STATE_FAILED\x10\x04*\x82\x01\n" +
+	"\vConsistency\x12\x1b\n" +
+	"\x17CONSISTENCY_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11CONSISTENCY_CRASH\x10\x01\x12\"\n" +
+	"\x1eCONSISTENCY_PREFER_APPLICATION\x10\x02\x12\x1b\n" +
+	"\x17CONSISTENCY_APPLICATION\x10\x03*\xc9\x01\n" +
 	"\x0fReplicationMode\x12 \n" +
 	"\x1cREPLICATION_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18REPLICATION_MODE_NOTHING\x10\x01\x12\x19\n" +
@@ -3512,7 +4261,7 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x19DIVERGENCE_NOTHING_COMMON\x10\x03\x12\x18\n" +
 	"\x14DIVERGENCE_UNRELATED\x10\x04\x12\x1e\n" +
 	"\x1aDIVERGENCE_SOURCE_REPLACED\x10\x05\x12!\n" +
-	"\x1dDIVERGENCE_SOURCE_ROLLED_BACK\x10\x062\x86\r\n" +
+	"\x1dDIVERGENCE_SOURCE_ROLLED_BACK\x10\x062\x8a\x0f\n" +
 	"\x0eStorageService\x12K\n" +
 	"\x0eCreateSnapshot\x12\x1c.debvisor.v1.SnapshotRequest\x1a\x1b.debvisor.v1.SnapshotStatus\x12E\n" +
 	"\x0ePruneSnapshots\x12\x19.debvisor.v1.PruneRequest\x1a\x18.debvisor.v1.PruneResult\x12R\n" +
@@ -3534,7 +4283,12 @@ const file_debvisor_v1_storage_proto_rawDesc = "" +
 	"\x10ListReplications\x12\x1e.debvisor.v1.ReplicationFilter\x1a\x1c.debvisor.v1.ReplicationList\x12H\n" +
 	"\x11DeleteReplication\x12\x13.debvisor.v1.JobRef\x1a\x1e.debvisor.v1.ReplicationStatus\x12Y\n" +
 	"\x19CreateRbdTemplateSnapshot\x12\x1f.debvisor.v1.RbdTemplateRequest\x1a\x1b.debvisor.v1.SnapshotStatus\x12N\n" +
-	"\x14CloneRbdFromTemplate\x12\x1c.debvisor.v1.RbdCloneRequest\x1a\x18.debvisor.v1.CloneResultB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
+	"\x14CloneRbdFromTemplate\x12\x1c.debvisor.v1.RbdCloneRequest\x1a\x18.debvisor.v1.CloneResult\x12A\n" +
+	"\tPlanClone\x12\x1c.debvisor.v1.RbdCloneRequest\x1a\x16.debvisor.v1.ClonePlan\x12>\n" +
+	"\n" +
+	"ListImages\x12\x18.debvisor.v1.ImageFilter\x1a\x16.debvisor.v1.ImageList\x12?\n" +
+	"\fFlattenImage\x12\x15.debvisor.v1.ImageRef\x1a\x18.debvisor.v1.ImageResult\x12>\n" +
+	"\vDeleteImage\x12\x15.debvisor.v1.ImageRef\x1a\x18.debvisor.v1.ImageResultB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
 
 var (
 	file_debvisor_v1_storage_proto_rawDescOnce sync.Once
@@ -3548,175 +4302,205 @@ func file_debvisor_v1_storage_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_storage_proto_rawDescData
 }
 
-var file_debvisor_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_debvisor_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_debvisor_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_debvisor_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_debvisor_v1_storage_proto_goTypes = []any{
 	(ReplicationState)(0),           // 0: debvisor.v1.ReplicationState
-	(ReplicationMode)(0),            // 1: debvisor.v1.ReplicationMode
-	(Divergence)(0),                 // 2: debvisor.v1.Divergence
-	(*SnapshotRef)(nil),             // 3: debvisor.v1.SnapshotRef
-	(*SnapshotRequest)(nil),         // 4: debvisor.v1.SnapshotRequest
-	(*SnapshotStatus)(nil),          // 5: debvisor.v1.SnapshotStatus
-	(*RetentionPolicy)(nil),         // 6: debvisor.v1.RetentionPolicy
-	(*PruneRequest)(nil),            // 7: debvisor.v1.PruneRequest
-	(*PruneResult)(nil),             // 8: debvisor.v1.PruneResult
-	(*ZfsReplicationPlan)(nil),      // 9: debvisor.v1.ZfsReplicationPlan
-	(*ReplicationJob)(nil),          // 10: debvisor.v1.ReplicationJob
-	(*JobRef)(nil),                  // 11: debvisor.v1.JobRef
-	(*ReplicationStatus)(nil),       // 12: debvisor.v1.ReplicationStatus
-	(*ReplicationOptions)(nil),      // 13: debvisor.v1.ReplicationOptions
-	(*ReplicationDecision)(nil),     // 14: debvisor.v1.ReplicationDecision
-	(*ReplicationStepPlan)(nil),     // 15: debvisor.v1.ReplicationStepPlan
-	(*StorageFilter)(nil),           // 16: debvisor.v1.StorageFilter
-	(*StorageList)(nil),             // 17: debvisor.v1.StorageList
-	(*StoragePool)(nil),             // 18: debvisor.v1.StoragePool
-	(*Dataset)(nil),                 // 19: debvisor.v1.Dataset
-	(*SnapshotSetRequest)(nil),      // 20: debvisor.v1.SnapshotSetRequest
-	(*SnapshotSetStatus)(nil),       // 21: debvisor.v1.SnapshotSetStatus
-	(*SnapshotFilter)(nil),          // 22: debvisor.v1.SnapshotFilter
-	(*SnapshotList)(nil),            // 23: debvisor.v1.SnapshotList
-	(*Snapshot)(nil),                // 24: debvisor.v1.Snapshot
-	(*DeleteSnapshotsRequest)(nil),  // 25: debvisor.v1.DeleteSnapshotsRequest
-	(*PrunePlan)(nil),               // 26: debvisor.v1.PrunePlan
-	(*PruneVerdict)(nil),            // 27: debvisor.v1.PruneVerdict
-	(*RetentionPolicySpec)(nil),     // 28: debvisor.v1.RetentionPolicySpec
-	(*PolicyRun)(nil),               // 29: debvisor.v1.PolicyRun
-	(*RetentionPolicyStatus)(nil),   // 30: debvisor.v1.RetentionPolicyStatus
-	(*RetentionPolicyList)(nil),     // 31: debvisor.v1.RetentionPolicyList
-	(*StoragePolicyRef)(nil),        // 32: debvisor.v1.StoragePolicyRef
-	(*ReplicationPolicySpec)(nil),   // 33: debvisor.v1.ReplicationPolicySpec
-	(*ReplicationTarget)(nil),       // 34: debvisor.v1.ReplicationTarget
-	(*ReplicationPolicyStatus)(nil), // 35: debvisor.v1.ReplicationPolicyStatus
-	(*ReplicationPolicyList)(nil),   // 36: debvisor.v1.ReplicationPolicyList
-	(*ReplicationFilter)(nil),       // 37: debvisor.v1.ReplicationFilter
-	(*ReplicationList)(nil),         // 38: debvisor.v1.ReplicationList
-	(*RbdTemplateRequest)(nil),      // 39: debvisor.v1.RbdTemplateRequest
-	(*RbdCloneRequest)(nil),         // 40: debvisor.v1.RbdCloneRequest
-	(*CloneResult)(nil),             // 41: debvisor.v1.CloneResult
-	(*DatasetRef)(nil),              // 42: debvisor.v1.DatasetRef
-	(StatusCode)(0),                 // 43: debvisor.v1.StatusCode
-	(*NodeRef)(nil),                 // 44: debvisor.v1.NodeRef
-	(*Timestamp)(nil),               // 45: debvisor.v1.Timestamp
-	(StorageBackend)(0),             // 46: debvisor.v1.StorageBackend
-	(*VMRef)(nil),                   // 47: debvisor.v1.VMRef
-	(*Empty)(nil),                   // 48: debvisor.v1.Empty
+	(Consistency)(0),                // 1: debvisor.v1.Consistency
+	(ReplicationMode)(0),            // 2: debvisor.v1.ReplicationMode
+	(Divergence)(0),                 // 3: debvisor.v1.Divergence
+	(*SnapshotRef)(nil),             // 4: debvisor.v1.SnapshotRef
+	(*SnapshotRequest)(nil),         // 5: debvisor.v1.SnapshotRequest
+	(*SnapshotStatus)(nil),          // 6: debvisor.v1.SnapshotStatus
+	(*FreezeResult)(nil),            // 7: debvisor.v1.FreezeResult
+	(*RetentionPolicy)(nil),         // 8: debvisor.v1.RetentionPolicy
+	(*PruneRequest)(nil),            // 9: debvisor.v1.PruneRequest
+	(*PruneResult)(nil),             // 10: debvisor.v1.PruneResult
+	(*ZfsReplicationPlan)(nil),      // 11: debvisor.v1.ZfsReplicationPlan
+	(*ReplicationJob)(nil),          // 12: debvisor.v1.ReplicationJob
+	(*JobRef)(nil),                  // 13: debvisor.v1.JobRef
+	(*ReplicationStatus)(nil),       // 14: debvisor.v1.ReplicationStatus
+	(*ReplicationOptions)(nil),      // 15: debvisor.v1.ReplicationOptions
+	(*ReplicationDecision)(nil),     // 16: debvisor.v1.ReplicationDecision
+	(*ReplicationStepPlan)(nil),     // 17: debvisor.v1.ReplicationStepPlan
+	(*StorageFilter)(nil),           // 18: debvisor.v1.StorageFilter
+	(*StorageList)(nil),             // 19: debvisor.v1.StorageList
+	(*StoragePool)(nil),             // 20: debvisor.v1.StoragePool
+	(*Dataset)(nil),                 // 21: debvisor.v1.Dataset
+	(*SnapshotSetRequest)(nil),      // 22: debvisor.v1.SnapshotSetRequest
+	(*SnapshotSetStatus)(nil),       // 23: debvisor.v1.SnapshotSetStatus
+	(*SnapshotFilter)(nil),          // 24: debvisor.v1.SnapshotFilter
+	(*SnapshotList)(nil),            // 25: debvisor.v1.SnapshotList
+	(*Snapshot)(nil),                // 26: debvisor.v1.Snapshot
+	(*DeleteSnapshotsRequest)(nil),  // 27: debvisor.v1.DeleteSnapshotsRequest
+	(*PrunePlan)(nil),               // 28: debvisor.v1.PrunePlan
+	(*PruneVerdict)(nil),            // 29: debvisor.v1.PruneVerdict
+	(*RetentionPolicySpec)(nil),     // 30: debvisor.v1.RetentionPolicySpec
+	(*PolicyRun)(nil),               // 31: debvisor.v1.PolicyRun
+	(*RetentionPolicyStatus)(nil),   // 32: debvisor.v1.RetentionPolicyStatus
+	(*RetentionPolicyList)(nil),     // 33: debvisor.v1.RetentionPolicyList
+	(*StoragePolicyRef)(nil),        // 34: debvisor.v1.StoragePolicyRef
+	(*ReplicationPolicySpec)(nil),   // 35: debvisor.v1.ReplicationPolicySpec
+	(*ReplicationTarget)(nil),       // 36: debvisor.v1.ReplicationTarget
+	(*ReplicationPolicyStatus)(nil), // 37: debvisor.v1.ReplicationPolicyStatus
+	(*ReplicationPolicyList)(nil),   // 38: debvisor.v1.ReplicationPolicyList
+	(*ReplicationFilter)(nil),       // 39: debvisor.v1.ReplicationFilter
+	(*ReplicationList)(nil),         // 40: debvisor.v1.ReplicationList
+	(*RbdTemplateRequest)(nil),      // 41: debvisor.v1.RbdTemplateRequest
+	(*RbdCloneRequest)(nil),         // 42: debvisor.v1.RbdCloneRequest
+	(*CloneResult)(nil),             // 43: debvisor.v1.CloneResult
+	(*ClonePlan)(nil),               // 44: debvisor.v1.ClonePlan
+	(*ImageRef)(nil),                // 45: debvisor.v1.ImageRef
+	(*ImageFilter)(nil),             // 46: debvisor.v1.ImageFilter
+	(*ImageList)(nil),               // 47: debvisor.v1.ImageList
+	(*Image)(nil),                   // 48: debvisor.v1.Image
+	(*ImageResult)(nil),             // 49: debvisor.v1.ImageResult
+	(*DatasetRef)(nil),              // 50: debvisor.v1.DatasetRef
+	(StatusCode)(0),                 // 51: debvisor.v1.StatusCode
+	(*NodeRef)(nil),                 // 52: debvisor.v1.NodeRef
+	(*Timestamp)(nil),               // 53: debvisor.v1.Timestamp
+	(StorageBackend)(0),             // 54: debvisor.v1.StorageBackend
+	(*VMRef)(nil),                   // 55: debvisor.v1.VMRef
+	(*Empty)(nil),                   // 56: debvisor.v1.Empty
 }
 var file_debvisor_v1_storage_proto_depIdxs = []int32{
-	42, // 0: debvisor.v1.SnapshotRef.dataset:type_name -> debvisor.v1.DatasetRef
-	42, // 1: debvisor.v1.SnapshotRequest.dataset:type_name -> debvisor.v1.DatasetRef
-	43, // 2: debvisor.v1.SnapshotStatus.status:type_name -> debvisor.v1.StatusCode
-	3,  // 3: debvisor.v1.SnapshotStatus.snapshot:type_name -> debvisor.v1.SnapshotRef
-	42, // 4: debvisor.v1.PruneRequest.dataset:type_name -> debvisor.v1.DatasetRef
-	6,  // 5: debvisor.v1.PruneRequest.policy:type_name -> debvisor.v1.RetentionPolicy
-	43, // 6: debvisor.v1.PruneResult.status:type_name -> debvisor.v1.StatusCode
-	44, // 7: debvisor.v1.ZfsReplicationPlan.source:type_name -> debvisor.v1.NodeRef
-	44, // 8: debvisor.v1.ZfsReplicationPlan.target:type_name -> debvisor.v1.NodeRef
-	42, // 9: debvisor.v1.ZfsReplicationPlan.dataset:type_name -> debvisor.v1.DatasetRef
-	42, // 10: debvisor.v1.ZfsReplicationPlan.target_dataset:type_name -> debvisor.v1.DatasetRef
-	13, // 11: debvisor.v1.ZfsReplicationPlan.options:type_name -> debvisor.v1.ReplicationOptions
-	9,  // 12: debvisor.v1.ReplicationJob.plan:type_name -> debvisor.v1.ZfsReplicationPlan
-	14, // 13: debvisor.v1.ReplicationJob.decision:type_name -> debvisor.v1.ReplicationDecision
-	0,  // 14: debvisor.v1.ReplicationStatus.state:type_name -> debvisor.v1.ReplicationState
-	45, // 15: debvisor.v1.ReplicationStatus.last_update:type_name -> debvisor.v1.Timestamp
-	44, // 16: debvisor.v1.ReplicationStatus.source:type_name -> debvisor.v1.NodeRef
-	44, // 17: debvisor.v1.ReplicationStatus.target:type_name -> debvisor.v1.NodeRef
-	42, // 18: debvisor.v1.ReplicationStatus.dataset:type_name -> debvisor.v1.DatasetRef
-	42, // 19: debvisor.v1.ReplicationStatus.target_dataset:type_name -> debvisor.v1.DatasetRef
-	45, // 20: debvisor.v1.ReplicationStatus.last_success:type_name -> debvisor.v1.Timestamp
-	45, // 21: debvisor.v1.ReplicationStatus.rpo_missed_since:type_name -> debvisor.v1.Timestamp
-	14, // 22: debvisor.v1.ReplicationStatus.decision:type_name -> debvisor.v1.ReplicationDecision
-	1,  // 23: debvisor.v1.ReplicationDecision.mode:type_name -> debvisor.v1.ReplicationMode
-	2,  // 24: debvisor.v1.ReplicationDecision.divergence:type_name -> debvisor.v1.Divergence
-	15, // 25: debvisor.v1.ReplicationDecision.steps:type_name -> debvisor.v1.ReplicationStepPlan
-	45, // 26: debvisor.v1.ReplicationDecision.expires_at:type_name -> debvisor.v1.Timestamp
-	44, // 27: debvisor.v1.StorageFilter.node:type_name -> debvisor.v1.NodeRef
-	46, // 28: debvisor.v1.StorageFilter.backend:type_name -> debvisor.v1.StorageBackend
-	18, // 29: debvisor.v1.StorageList.pools:type_name -> debvisor.v1.StoragePool
-	19, // 30: debvisor.v1.StorageList.datasets:type_name -> debvisor.v1.Dataset
-	44, // 31: debvisor.v1.StoragePool.node:type_name -> debvisor.v1.NodeRef
-	46, // 32: debvisor.v1.StoragePool.backend:type_name -> debvisor.v1.StorageBackend
-	42, // 33: debvisor.v1.Dataset.ref:type_name -> debvisor.v1.DatasetRef
-	42, // 34: debvisor.v1.SnapshotSetRequest.datasets:type_name -> debvisor.v1.DatasetRef
-	47, // 35: debvisor.v1.SnapshotSetRequest.vm:type_name -> debvisor.v1.VMRef
-	43, // 36: debvisor.v1.SnapshotSetStatus.status:type_name -> debvisor.v1.StatusCode
-	3,  // 37: debvisor.v1.SnapshotSetStatus.snapshots:type_name -> debvisor.v1.SnapshotRef
-	42, // 38: debvisor.v1.SnapshotFilter.dataset:type_name -> debvisor.v1.DatasetRef
-	24, // 39: debvisor.v1.SnapshotList.snapshots:type_name -> debvisor.v1.Snapshot
-	3,  // 40: debvisor.v1.Snapshot.ref:type_name -> debvisor.v1.SnapshotRef
-	45, // 41: debvisor.v1.Snapshot.created_at:type_name -> debvisor.v1.Timestamp
-	3,  // 42: debvisor.v1.DeleteSnapshotsRequest.snapshots:type_name -> debvisor.v1.SnapshotRef
-	27, // 43: debvisor.v1.PrunePlan.verdicts:type_name -> debvisor.v1.PruneVerdict
-	3,  // 44: debvisor.v1.PruneVerdict.snapshot:type_name -> debvisor.v1.SnapshotRef
-	45, // 45: debvisor.v1.PruneVerdict.created_at:type_name -> debvisor.v1.Timestamp
-	6,  // 46: debvisor.v1.RetentionPolicySpec.rules:type_name -> debvisor.v1.RetentionPolicy
-	42, // 47: debvisor.v1.RetentionPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
-	45, // 48: debvisor.v1.PolicyRun.next_due:type_name -> debvisor.v1.Timestamp
-	45, // 49: debvisor.v1.PolicyRun.last_due:type_name -> debvisor.v1.Timestamp
-	28, // 50: debvisor.v1.RetentionPolicyStatus.spec:type_name -> debvisor.v1.RetentionPolicySpec
-	29, // 51: debvisor.v1.RetentionPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
-	30, // 52: debvisor.v1.RetentionPolicyList.policies:type_name -> debvisor.v1.RetentionPolicyStatus
-	42, // 53: debvisor.v1.ReplicationPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
-	34, // 54: debvisor.v1.ReplicationPolicySpec.targets:type_name -> debvisor.v1.ReplicationTarget
-	13, // 55: debvisor.v1.ReplicationPolicySpec.options:type_name -> debvisor.v1.ReplicationOptions
-	44, // 56: debvisor.v1.ReplicationTarget.node:type_name -> debvisor.v1.NodeRef
-	33, // 57: debvisor.v1.ReplicationPolicyStatus.spec:type_name -> debvisor.v1.ReplicationPolicySpec
-	29, // 58: debvisor.v1.ReplicationPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
-	12, // 59: debvisor.v1.ReplicationPolicyStatus.jobs:type_name -> debvisor.v1.ReplicationStatus
-	35, // 60: debvisor.v1.ReplicationPolicyList.policies:type_name -> debvisor.v1.ReplicationPolicyStatus
-	44, // 61: debvisor.v1.ReplicationFilter.node:type_name -> debvisor.v1.NodeRef
-	12, // 62: debvisor.v1.ReplicationList.replications:type_name -> debvisor.v1.ReplicationStatus
-	42, // 63: debvisor.v1.RbdTemplateRequest.image:type_name -> debvisor.v1.DatasetRef
-	3,  // 64: debvisor.v1.RbdCloneRequest.template_snapshot:type_name -> debvisor.v1.SnapshotRef
-	42, // 65: debvisor.v1.RbdCloneRequest.new_image:type_name -> debvisor.v1.DatasetRef
-	43, // 66: debvisor.v1.CloneResult.status:type_name -> debvisor.v1.StatusCode
-	42, // 67: debvisor.v1.CloneResult.clone:type_name -> debvisor.v1.DatasetRef
-	4,  // 68: debvisor.v1.StorageService.CreateSnapshot:input_type -> debvisor.v1.SnapshotRequest
-	7,  // 69: debvisor.v1.StorageService.PruneSnapshots:input_type -> debvisor.v1.PruneRequest
-	9,  // 70: debvisor.v1.StorageService.PlanZfsReplication:input_type -> debvisor.v1.ZfsReplicationPlan
-	11, // 71: debvisor.v1.StorageService.RunZfsReplication:input_type -> debvisor.v1.JobRef
-	11, // 72: debvisor.v1.StorageService.GetReplicationStatus:input_type -> debvisor.v1.JobRef
-	16, // 73: debvisor.v1.StorageService.ListStorage:input_type -> debvisor.v1.StorageFilter
-	20, // 74: debvisor.v1.StorageService.CreateSnapshotSet:input_type -> debvisor.v1.SnapshotSetRequest
-	22, // 75: debvisor.v1.StorageService.ListSnapshots:input_type -> debvisor.v1.SnapshotFilter
-	3,  // 76: debvisor.v1.StorageService.GetSnapshot:input_type -> debvisor.v1.SnapshotRef
-	25, // 77: debvisor.v1.StorageService.DeleteSnapshots:input_type -> debvisor.v1.DeleteSnapshotsRequest
-	7,  // 78: debvisor.v1.StorageService.PlanPrune:input_type -> debvisor.v1.PruneRequest
-	28, // 79: debvisor.v1.StorageService.SetRetentionPolicy:input_type -> debvisor.v1.RetentionPolicySpec
-	48, // 80: debvisor.v1.StorageService.ListRetentionPolicies:input_type -> debvisor.v1.Empty
-	32, // 81: debvisor.v1.StorageService.DeleteRetentionPolicy:input_type -> debvisor.v1.StoragePolicyRef
-	33, // 82: debvisor.v1.StorageService.SetReplicationPolicy:input_type -> debvisor.v1.ReplicationPolicySpec
-	48, // 83: debvisor.v1.StorageService.ListReplicationPolicies:input_type -> debvisor.v1.Empty
-	32, // 84: debvisor.v1.StorageService.DeleteReplicationPolicy:input_type -> debvisor.v1.StoragePolicyRef
-	37, // 85: debvisor.v1.StorageService.ListReplications:input_type -> debvisor.v1.ReplicationFilter
-	11, // 86: debvisor.v1.StorageService.DeleteReplication:input_type -> debvisor.v1.JobRef
-	39, // 87: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:input_type -> debvisor.v1.RbdTemplateRequest
-	40, // 88: debvisor.v1.StorageService.CloneRbdFromTemplate:input_type -> debvisor.v1.RbdCloneRequest
-	5,  // 89: debvisor.v1.StorageService.CreateSnapshot:output_type -> debvisor.v1.SnapshotStatus
-	8,  // 90: debvisor.v1.StorageService.PruneSnapshots:output_type -> debvisor.v1.PruneResult
-	10, // 91: debvisor.v1.StorageService.PlanZfsReplication:output_type -> debvisor.v1.ReplicationJob
-	12, // 92: debvisor.v1.StorageService.RunZfsReplication:output_type -> debvisor.v1.ReplicationStatus
-	12, // 93: debvisor.v1.StorageService.GetReplicationStatus:output_type -> debvisor.v1.ReplicationStatus
-	17, // 94: debvisor.v1.StorageService.ListStorage:output_type -> debvisor.v1.StorageList
-	21, // 95: debvisor.v1.StorageService.CreateSnapshotSet:output_type -> debvisor.v1.SnapshotSetStatus
-	23, // 96: debvisor.v1.StorageService.ListSnapshots:output_type -> debvisor.v1.SnapshotList
-	24, // 97: debvisor.v1.StorageService.GetSnapshot:output_type -> debvisor.v1.Snapshot
-	8,  // 98: debvisor.v1.StorageService.DeleteSnapshots:output_type -> debvisor.v1.PruneResult
-	26, // 99: debvisor.v1.StorageService.PlanPrune:output_type -> debvisor.v1.PrunePlan
-	30, // 100: debvisor.v1.StorageService.SetRetentionPolicy:output_type -> debvisor.v1.RetentionPolicyStatus
-	31, // 101: debvisor.v1.StorageService.ListRetentionPolicies:output_type -> debvisor.v1.RetentionPolicyList
-	48, // 102: debvisor.v1.StorageService.DeleteRetentionPolicy:output_type -> debvisor.v1.Empty
-	35, // 103: debvisor.v1.StorageService.SetReplicationPolicy:output_type -> debvisor.v1.ReplicationPolicyStatus
-	36, // 104: debvisor.v1.StorageService.ListReplicationPolicies:output_type -> debvisor.v1.ReplicationPolicyList
-	48, // 105: debvisor.v1.StorageService.DeleteReplicationPolicy:output_type -> debvisor.v1.Empty
-	38, // 106: debvisor.v1.StorageService.ListReplications:output_type -> debvisor.v1.ReplicationList
-	12, // 107: debvisor.v1.StorageService.DeleteReplication:output_type -> debvisor.v1.ReplicationStatus
-	5,  // 108: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:output_type -> debvisor.v1.SnapshotStatus
-	41, // 109: debvisor.v1.StorageService.CloneRbdFromTemplate:output_type -> debvisor.v1.CloneResult
-	89, // [89:110] is the sub-list for method output_type
-	68, // [68:89] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	50,  // 0: debvisor.v1.SnapshotRef.dataset:type_name -> debvisor.v1.DatasetRef
+	50,  // 1: debvisor.v1.SnapshotRequest.dataset:type_name -> debvisor.v1.DatasetRef
+	1,   // 2: debvisor.v1.SnapshotRequest.consistency:type_name -> debvisor.v1.Consistency
+	51,  // 3: debvisor.v1.SnapshotStatus.status:type_name -> debvisor.v1.StatusCode
+	4,   // 4: debvisor.v1.SnapshotStatus.snapshot:type_name -> debvisor.v1.SnapshotRef
+	7,   // 5: debvisor.v1.SnapshotStatus.freeze:type_name -> debvisor.v1.FreezeResult
+	50,  // 6: debvisor.v1.PruneRequest.dataset:type_name -> debvisor.v1.DatasetRef
+	8,   // 7: debvisor.v1.PruneRequest.policy:type_name -> debvisor.v1.RetentionPolicy
+	51,  // 8: debvisor.v1.PruneResult.status:type_name -> debvisor.v1.StatusCode
+	52,  // 9: debvisor.v1.ZfsReplicationPlan.source:type_name -> debvisor.v1.NodeRef
+	52,  // 10: debvisor.v1.ZfsReplicationPlan.target:type_name -> debvisor.v1.NodeRef
+	50,  // 11: debvisor.v1.ZfsReplicationPlan.dataset:type_name -> debvisor.v1.DatasetRef
+	50,  // 12: debvisor.v1.ZfsReplicationPlan.target_dataset:type_name -> debvisor.v1.DatasetRef
+	15,  // 13: debvisor.v1.ZfsReplicationPlan.options:type_name -> debvisor.v1.ReplicationOptions
+	11,  // 14: debvisor.v1.ReplicationJob.plan:type_name -> debvisor.v1.ZfsReplicationPlan
+	16,  // 15: debvisor.v1.ReplicationJob.decision:type_name -> debvisor.v1.ReplicationDecision
+	0,   // 16: debvisor.v1.ReplicationStatus.state:type_name -> debvisor.v1.ReplicationState
+	53,  // 17: debvisor.v1.ReplicationStatus.last_update:type_name -> debvisor.v1.Timestamp
+	52,  // 18: debvisor.v1.ReplicationStatus.source:type_name -> debvisor.v1.NodeRef
+	52,  // 19: debvisor.v1.ReplicationStatus.target:type_name -> debvisor.v1.NodeRef
+	50,  // 20: debvisor.v1.ReplicationStatus.dataset:type_name -> debvisor.v1.DatasetRef
+	50,  // 21: debvisor.v1.ReplicationStatus.target_dataset:type_name -> debvisor.v1.DatasetRef
+	53,  // 22: debvisor.v1.ReplicationStatus.last_success:type_name -> debvisor.v1.Timestamp
+	53,  // 23: debvisor.v1.ReplicationStatus.rpo_missed_since:type_name -> debvisor.v1.Timestamp
+	16,  // 24: debvisor.v1.ReplicationStatus.decision:type_name -> debvisor.v1.ReplicationDecision
+	2,   // 25: debvisor.v1.ReplicationDecision.mode:type_name -> debvisor.v1.ReplicationMode
+	3,   // 26: debvisor.v1.ReplicationDecision.divergence:type_name -> debvisor.v1.Divergence
+	17,  // 27: debvisor.v1.ReplicationDecision.steps:type_name -> debvisor.v1.ReplicationStepPlan
+	53,  // 28: debvisor.v1.ReplicationDecision.expires_at:type_name -> debvisor.v1.Timestamp
+	52,  // 29: debvisor.v1.StorageFilter.node:type_name -> debvisor.v1.NodeRef
+	54,  // 30: debvisor.v1.StorageFilter.backend:type_name -> debvisor.v1.StorageBackend
+	20,  // 31: debvisor.v1.StorageList.pools:type_name -> debvisor.v1.StoragePool
+	21,  // 32: debvisor.v1.StorageList.datasets:type_name -> debvisor.v1.Dataset
+	52,  // 33: debvisor.v1.StoragePool.node:type_name -> debvisor.v1.NodeRef
+	54,  // 34: debvisor.v1.StoragePool.backend:type_name -> debvisor.v1.StorageBackend
+	50,  // 35: debvisor.v1.Dataset.ref:type_name -> debvisor.v1.DatasetRef
+	50,  // 36: debvisor.v1.SnapshotSetRequest.datasets:type_name -> debvisor.v1.DatasetRef
+	55,  // 37: debvisor.v1.SnapshotSetRequest.vm:type_name -> debvisor.v1.VMRef
+	1,   // 38: debvisor.v1.SnapshotSetRequest.consistency:type_name -> debvisor.v1.Consistency
+	51,  // 39: debvisor.v1.SnapshotSetStatus.status:type_name -> debvisor.v1.StatusCode
+	4,   // 40: debvisor.v1.SnapshotSetStatus.snapshots:type_name -> debvisor.v1.SnapshotRef
+	7,   // 41: debvisor.v1.SnapshotSetStatus.freeze:type_name -> debvisor.v1.FreezeResult
+	50,  // 42: debvisor.v1.SnapshotFilter.dataset:type_name -> debvisor.v1.DatasetRef
+	26,  // 43: debvisor.v1.SnapshotList.snapshots:type_name -> debvisor.v1.Snapshot
+	4,   // 44: debvisor.v1.Snapshot.ref:type_name -> debvisor.v1.SnapshotRef
+	53,  // 45: debvisor.v1.Snapshot.created_at:type_name -> debvisor.v1.Timestamp
+	4,   // 46: debvisor.v1.DeleteSnapshotsRequest.snapshots:type_name -> debvisor.v1.SnapshotRef
+	29,  // 47: debvisor.v1.PrunePlan.verdicts:type_name -> debvisor.v1.PruneVerdict
+	4,   // 48: debvisor.v1.PruneVerdict.snapshot:type_name -> debvisor.v1.SnapshotRef
+	53,  // 49: debvisor.v1.PruneVerdict.created_at:type_name -> debvisor.v1.Timestamp
+	8,   // 50: debvisor.v1.RetentionPolicySpec.rules:type_name -> debvisor.v1.RetentionPolicy
+	50,  // 51: debvisor.v1.RetentionPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
+	1,   // 52: debvisor.v1.RetentionPolicySpec.consistency:type_name -> debvisor.v1.Consistency
+	53,  // 53: debvisor.v1.PolicyRun.next_due:type_name -> debvisor.v1.Timestamp
+	53,  // 54: debvisor.v1.PolicyRun.last_due:type_name -> debvisor.v1.Timestamp
+	30,  // 55: debvisor.v1.RetentionPolicyStatus.spec:type_name -> debvisor.v1.RetentionPolicySpec
+	31,  // 56: debvisor.v1.RetentionPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
+	32,  // 57: debvisor.v1.RetentionPolicyList.policies:type_name -> debvisor.v1.RetentionPolicyStatus
+	50,  // 58: debvisor.v1.ReplicationPolicySpec.datasets:type_name -> debvisor.v1.DatasetRef
+	36,  // 59: debvisor.v1.ReplicationPolicySpec.targets:type_name -> debvisor.v1.ReplicationTarget
+	15,  // 60: debvisor.v1.ReplicationPolicySpec.options:type_name -> debvisor.v1.ReplicationOptions
+	52,  // 61: debvisor.v1.ReplicationTarget.node:type_name -> debvisor.v1.NodeRef
+	35,  // 62: debvisor.v1.ReplicationPolicyStatus.spec:type_name -> debvisor.v1.ReplicationPolicySpec
+	31,  // 63: debvisor.v1.ReplicationPolicyStatus.run:type_name -> debvisor.v1.PolicyRun
+	14,  // 64: debvisor.v1.ReplicationPolicyStatus.jobs:type_name -> debvisor.v1.ReplicationStatus
+	37,  // 65: debvisor.v1.ReplicationPolicyList.policies:type_name -> debvisor.v1.ReplicationPolicyStatus
+	52,  // 66: debvisor.v1.ReplicationFilter.node:type_name -> debvisor.v1.NodeRef
+	14,  // 67: debvisor.v1.ReplicationList.replications:type_name -> debvisor.v1.ReplicationStatus
+	50,  // 68: debvisor.v1.RbdTemplateRequest.image:type_name -> debvisor.v1.DatasetRef
+	4,   // 69: debvisor.v1.RbdCloneRequest.template_snapshot:type_name -> debvisor.v1.SnapshotRef
+	50,  // 70: debvisor.v1.RbdCloneRequest.new_image:type_name -> debvisor.v1.DatasetRef
+	51,  // 71: debvisor.v1.CloneResult.status:type_name -> debvisor.v1.StatusCode
+	50,  // 72: debvisor.v1.CloneResult.clone:type_name -> debvisor.v1.DatasetRef
+	50,  // 73: debvisor.v1.ClonePlan.clone:type_name -> debvisor.v1.DatasetRef
+	50,  // 74: debvisor.v1.ImageRef.image:type_name -> debvisor.v1.DatasetRef
+	52,  // 75: debvisor.v1.ImageFilter.node:type_name -> debvisor.v1.NodeRef
+	50,  // 76: debvisor.v1.ImageFilter.parent:type_name -> debvisor.v1.DatasetRef
+	48,  // 77: debvisor.v1.ImageList.images:type_name -> debvisor.v1.Image
+	50,  // 78: debvisor.v1.Image.ref:type_name -> debvisor.v1.DatasetRef
+	53,  // 79: debvisor.v1.Image.created_at:type_name -> debvisor.v1.Timestamp
+	50,  // 80: debvisor.v1.Image.clones:type_name -> debvisor.v1.DatasetRef
+	51,  // 81: debvisor.v1.ImageResult.status:type_name -> debvisor.v1.StatusCode
+	5,   // 82: debvisor.v1.StorageService.CreateSnapshot:input_type -> debvisor.v1.SnapshotRequest
+	9,   // 83: debvisor.v1.StorageService.PruneSnapshots:input_type -> debvisor.v1.PruneRequest
+	11,  // 84: debvisor.v1.StorageService.PlanZfsReplication:input_type -> debvisor.v1.ZfsReplicationPlan
+	13,  // 85: debvisor.v1.StorageService.RunZfsReplication:input_type -> debvisor.v1.JobRef
+	13,  // 86: debvisor.v1.StorageService.GetReplicationStatus:input_type -> debvisor.v1.JobRef
+	18,  // 87: debvisor.v1.StorageService.ListStorage:input_type -> debvisor.v1.StorageFilter
+	22,  // 88: debvisor.v1.StorageService.CreateSnapshotSet:input_type -> debvisor.v1.SnapshotSetRequest
+	24,  // 89: debvisor.v1.StorageService.ListSnapshots:input_type -> debvisor.v1.SnapshotFilter
+	4,   // 90: debvisor.v1.StorageService.GetSnapshot:input_type -> debvisor.v1.SnapshotRef
+	27,  // 91: debvisor.v1.StorageService.DeleteSnapshots:input_type -> debvisor.v1.DeleteSnapshotsRequest
+	9,   // 92: debvisor.v1.StorageService.PlanPrune:input_type -> debvisor.v1.PruneRequest
+	30,  // 93: debvisor.v1.StorageService.SetRetentionPolicy:input_type -> debvisor.v1.RetentionPolicySpec
+	56,  // 94: debvisor.v1.StorageService.ListRetentionPolicies:input_type -> debvisor.v1.Empty
+	34,  // 95: debvisor.v1.StorageService.DeleteRetentionPolicy:input_type -> debvisor.v1.StoragePolicyRef
+	35,  // 96: debvisor.v1.StorageService.SetReplicationPolicy:input_type -> debvisor.v1.ReplicationPolicySpec
+	56,  // 97: debvisor.v1.StorageService.ListReplicationPolicies:input_type -> debvisor.v1.Empty
+	34,  // 98: debvisor.v1.StorageService.DeleteReplicationPolicy:input_type -> debvisor.v1.StoragePolicyRef
+	39,  // 99: debvisor.v1.StorageService.ListReplications:input_type -> debvisor.v1.ReplicationFilter
+	13,  // 100: debvisor.v1.StorageService.DeleteReplication:input_type -> debvisor.v1.JobRef
+	41,  // 101: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:input_type -> debvisor.v1.RbdTemplateRequest
+	42,  // 102: debvisor.v1.StorageService.CloneRbdFromTemplate:input_type -> debvisor.v1.RbdCloneRequest
+	42,  // 103: debvisor.v1.StorageService.PlanClone:input_type -> debvisor.v1.RbdCloneRequest
+	46,  // 104: debvisor.v1.StorageService.ListImages:input_type -> debvisor.v1.ImageFilter
+	45,  // 105: debvisor.v1.StorageService.FlattenImage:input_type -> debvisor.v1.ImageRef
+	45,  // 106: debvisor.v1.StorageService.DeleteImage:input_type -> debvisor.v1.ImageRef
+	6,   // 107: debvisor.v1.StorageService.CreateSnapshot:output_type -> debvisor.v1.SnapshotStatus
+	10,  // 108: debvisor.v1.StorageService.PruneSnapshots:output_type -> debvisor.v1.PruneResult
+	12,  // 109: debvisor.v1.StorageService.PlanZfsReplication:output_type -> debvisor.v1.ReplicationJob
+	14,  // 110: debvisor.v1.StorageService.RunZfsReplication:output_type -> debvisor.v1.ReplicationStatus
+	14,  // 111: debvisor.v1.StorageService.GetReplicationStatus:output_type -> debvisor.v1.ReplicationStatus
+	19,  // 112: debvisor.v1.StorageService.ListStorage:output_type -> debvisor.v1.StorageList
+	23,  // 113: debvisor.v1.StorageService.CreateSnapshotSet:output_type -> debvisor.v1.SnapshotSetStatus
+	25,  // 114: debvisor.v1.StorageService.ListSnapshots:output_type -> debvisor.v1.SnapshotList
+	26,  // 115: debvisor.v1.StorageService.GetSnapshot:output_type -> debvisor.v1.Snapshot
+	10,  // 116: debvisor.v1.StorageService.DeleteSnapshots:output_type -> debvisor.v1.PruneResult
+	28,  // 117: debvisor.v1.StorageService.PlanPrune:output_type -> debvisor.v1.PrunePlan
+	32,  // 118: debvisor.v1.StorageService.SetRetentionPolicy:output_type -> debvisor.v1.RetentionPolicyStatus
+	33,  // 119: debvisor.v1.StorageService.ListRetentionPolicies:output_type -> debvisor.v1.RetentionPolicyList
+	56,  // 120: debvisor.v1.StorageService.DeleteRetentionPolicy:output_type -> debvisor.v1.Empty
+	37,  // 121: debvisor.v1.StorageService.SetReplicationPolicy:output_type -> debvisor.v1.ReplicationPolicyStatus
+	38,  // 122: debvisor.v1.StorageService.ListReplicationPolicies:output_type -> debvisor.v1.ReplicationPolicyList
+	56,  // 123: debvisor.v1.StorageService.DeleteReplicationPolicy:output_type -> debvisor.v1.Empty
+	40,  // 124: debvisor.v1.StorageService.ListReplications:output_type -> debvisor.v1.ReplicationList
+	14,  // 125: debvisor.v1.StorageService.DeleteReplication:output_type -> debvisor.v1.ReplicationStatus
+	6,   // 126: debvisor.v1.StorageService.CreateRbdTemplateSnapshot:output_type -> debvisor.v1.SnapshotStatus
+	43,  // 127: debvisor.v1.StorageService.CloneRbdFromTemplate:output_type -> debvisor.v1.CloneResult
+	44,  // 128: debvisor.v1.StorageService.PlanClone:output_type -> debvisor.v1.ClonePlan
+	47,  // 129: debvisor.v1.StorageService.ListImages:output_type -> debvisor.v1.ImageList
+	49,  // 130: debvisor.v1.StorageService.FlattenImage:output_type -> debvisor.v1.ImageResult
+	49,  // 131: debvisor.v1.StorageService.DeleteImage:output_type -> debvisor.v1.ImageResult
+	107, // [107:132] is the sub-list for method output_type
+	82,  // [82:107] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_storage_proto_init() }
@@ -3730,8 +4514,8 @@ func file_debvisor_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_storage_proto_rawDesc), len(file_debvisor_v1_storage_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   39,
+			NumEnums:      4,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,10 @@ const (
 	StorageService_DeleteReplication_FullMethodName         = "/debvisor.v1.StorageService/DeleteReplication"
 	StorageService_CreateRbdTemplateSnapshot_FullMethodName = "/debvisor.v1.StorageService/CreateRbdTemplateSnapshot"
 	StorageService_CloneRbdFromTemplate_FullMethodName      = "/debvisor.v1.StorageService/CloneRbdFromTemplate"
+	StorageService_PlanClone_FullMethodName                 = "/debvisor.v1.StorageService/PlanClone"
+	StorageService_ListImages_FullMethodName                = "/debvisor.v1.StorageService/ListImages"
+	StorageService_FlattenImage_FullMethodName              = "/debvisor.v1.StorageService/FlattenImage"
+	StorageService_DeleteImage_FullMethodName               = "/debvisor.v1.StorageService/DeleteImage"
 )
 
 // StorageServiceClient is the client API for StorageService service.
@@ -95,6 +99,17 @@ type StorageServiceClient interface {
 	CreateRbdTemplateSnapshot(ctx context.Context, in *RbdTemplateRequest, opts ...grpc.CallOption) (*SnapshotStatus, error)
 	// CloneRbdFromTemplate makes an image from a template's snapshot.
 	CloneRbdFromTemplate(ctx context.Context, in *RbdCloneRequest, opts ...grpc.CallOption) (*CloneResult, error)
+	// PlanClone is the dry run of CloneRbdFromTemplate.
+	PlanClone(ctx context.Context, in *RbdCloneRequest, opts ...grpc.CallOption) (*ClonePlan, error)
+	// ListImages answers images of RBD, by pool, namespace and name, asked of a
+	// node now.
+	ListImages(ctx context.Context, in *ImageFilter, opts ...grpc.CallOption) (*ImageList, error)
+	// FlattenImage copies into a clone of ours what it shares with its parents.
+	// It can be cancelled.
+	FlattenImage(ctx context.Context, in *ImageRef, opts ...grpc.CallOption) (*ImageResult, error)
+	// DeleteImage removes a clone of ours. FAILED_PRECONDITION, naming them, while
+	// it has snapshots or clones, or somebody has it open.
+	DeleteImage(ctx context.Context, in *ImageRef, opts ...grpc.CallOption) (*ImageResult, error)
 }
 
 type storageServiceClient struct {
@@ -315,6 +330,46 @@ func (c *storageServiceClient) CloneRbdFromTemplate(ctx context.Context, in *Rbd
 	return out, nil
 }
 
+func (c *storageServiceClient) PlanClone(ctx context.Context, in *RbdCloneRequest, opts ...grpc.CallOption) (*ClonePlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClonePlan)
+	err := c.cc.Invoke(ctx, StorageService_PlanClone_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ListImages(ctx context.Context, in *ImageFilter, opts ...grpc.CallOption) (*ImageList, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImageList)
+	err := c.cc.Invoke(ctx, StorageService_ListImages_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) FlattenImage(ctx context.Context, in *ImageRef, opts ...grpc.CallOption) (*ImageResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImageResult)
+	err := c.cc.Invoke(ctx, StorageService_FlattenImage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) DeleteImage(ctx context.Context, in *ImageRef, opts ...grpc.CallOption) (*ImageResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImageResult)
+	err := c.cc.Invoke(ctx, StorageService_DeleteImage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StorageServiceServer is the server API for StorageService service.
 // All implementations must embed UnimplementedStorageServiceServer
 // for forward compatibility.
@@ -368,6 +423,17 @@ type StorageServiceServer interface {
 	CreateRbdTemplateSnapshot(context.Context, *RbdTemplateRequest) (*SnapshotStatus, error)
 	// CloneRbdFromTemplate makes an image from a template's snapshot.
 	CloneRbdFromTemplate(context.Context, *RbdCloneRequest) (*CloneResult, error)
+	// PlanClone is the dry run of CloneRbdFromTemplate.
+	PlanClone(context.Context, *RbdCloneRequest) (*ClonePlan, error)
+	// ListImages answers images of RBD, by pool, namespace and name, asked of a
+	// node now.
+	ListImages(context.Context, *ImageFilter) (*ImageList, error)
+	// FlattenImage copies into a clone of ours what it shares with its parents.
+	// It can be cancelled.
+	FlattenImage(context.Context, *ImageRef) (*ImageResult, error)
+	// DeleteImage removes a clone of ours. FAILED_PRECONDITION, naming them, while
+	// it has snapshots or clones, or somebody has it open.
+	DeleteImage(context.Context, *ImageRef) (*ImageResult, error)
 	mustEmbedUnimplementedStorageServiceServer()
 }
 
@@ -440,6 +506,18 @@ func (UnimplementedStorageServiceServer) CreateRbdTemplateSnapshot(context.Conte
 }
 func (UnimplementedStorageServiceServer) CloneRbdFromTemplate(context.Context, *RbdCloneRequest) (*CloneResult, error) {
 	return nil, status.Error(codes.Unimplemented, "method CloneRbdFromTemplate not implemented")
+}
+func (UnimplementedStorageServiceServer) PlanClone(context.Context, *RbdCloneRequest) (*ClonePlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanClone not implemented")
+}
+func (UnimplementedStorageServiceServer) ListImages(context.Context, *ImageFilter) (*ImageList, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListImages not implemented")
+}
+func (UnimplementedStorageServiceServer) FlattenImage(context.Context, *ImageRef) (*ImageResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method FlattenImage not implemented")
+}
+func (UnimplementedStorageServiceServer) DeleteImage(context.Context, *ImageRef) (*ImageResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteImage not implemented")
 }
 func (UnimplementedStorageServiceServer) mustEmbedUnimplementedStorageServiceServer() {}
 func (UnimplementedStorageServiceServer) testEmbeddedByValue()                        {}
@@ -840,6 +918,78 @@ func _StorageService_CloneRbdFromTemplate_Handler(srv interface{}, ctx context.C
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StorageService_PlanClone_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RbdCloneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).PlanClone(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_PlanClone_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).PlanClone(ctx, req.(*RbdCloneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_ListImages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImageFilter)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ListImages(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ListImages_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ListImages(ctx, req.(*ImageFilter))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_FlattenImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImageRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).FlattenImage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_FlattenImage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).FlattenImage(ctx, req.(*ImageRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StorageService_DeleteImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImageRef)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).DeleteImage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_DeleteImage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).DeleteImage(ctx, req.(*ImageRef))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StorageService_ServiceDesc is the grpc.ServiceDesc for StorageService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -930,6 +1080,22 @@ var StorageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CloneRbdFromTemplate",
 			Handler:    _StorageService_CloneRbdFromTemplate_Handler,
+		},
+		{
+			MethodName: "PlanClone",
+			Handler:    _StorageService_PlanClone_Handler,
+		},
+		{
+			MethodName: "ListImages",
+			Handler:    _StorageService_ListImages_Handler,
+		},
+		{
+			MethodName: "FlattenImage",
+			Handler:    _StorageService_FlattenImage_Handler,
+		},
+		{
+			MethodName: "DeleteImage",
+			Handler:    _StorageService_DeleteImage_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

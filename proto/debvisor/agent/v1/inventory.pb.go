@@ -46,7 +46,14 @@ type Inventory struct {
 	Zfs *ZfsInventory `protobuf:"bytes,9,opt,name=zfs,proto3" json:"zfs,omitempty"`
 	// In a complete one: a later one tells the host's ZFS; until then it is as
 	// before.
-	ZfsFollows    bool `protobuf:"varint,10,opt,name=zfs_follows,json=zfsFollows,proto3" json:"zfs_follows,omitempty"`
+	ZfsFollows bool `protobuf:"varint,10,opt,name=zfs_follows,json=zfsFollows,proto3" json:"zfs_follows,omitempty"`
+	// Absent: unchanged; in a complete one without ceph_follows: the host has no
+	// Ceph. It comes with nothing else.
+	Ceph        *CephInventory `protobuf:"bytes,11,opt,name=ceph,proto3" json:"ceph,omitempty"`
+	CephFollows bool           `protobuf:"varint,12,opt,name=ceph_follows,json=cephFollows,proto3" json:"ceph_follows,omitempty"`
+	// Definitions new or changed, each once a session; they come with nothing
+	// else, in as many messages as it takes.
+	Definitions   []*DomainDefinition `protobuf:"bytes,13,rep,name=definitions,proto3" json:"definitions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -151,6 +158,90 @@ func (x *Inventory) GetZfsFollows() bool {
 	return false
 }
 
+func (x *Inventory) GetCeph() *CephInventory {
+	if x != nil {
+		return x.Ceph
+	}
+	return nil
+}
+
+func (x *Inventory) GetCephFollows() bool {
+	if x != nil {
+		return x.CephFollows
+	}
+	return false
+}
+
+func (x *Inventory) GetDefinitions() []*DomainDefinition {
+	if x != nil {
+		return x.Definitions
+	}
+	return nil
+}
+
+// DomainDefinition is libvirt's persistent definition of a domain, without its
+// secrets: what it is brought back from when its node is lost.
+type DomainDefinition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// SHA-256 of xml, in hex; as Domain.definition_hash.
+	Hash          string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Xml           string `protobuf:"bytes,3,opt,name=xml,proto3" json:"xml,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainDefinition) Reset() {
+	*x = DomainDefinition{}
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainDefinition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainDefinition) ProtoMessage() {}
+
+func (x *DomainDefinition) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainDefinition.ProtoReflect.Descriptor instead.
+func (*DomainDefinition) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DomainDefinition) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *DomainDefinition) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *DomainDefinition) GetXml() string {
+	if x != nil {
+		return x.Xml
+	}
+	return ""
+}
+
 // CPUDescription is what a guest needs of a CPU.
 type CPUDescription struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,7 +258,7 @@ type CPUDescription struct {
 
 func (x *CPUDescription) Reset() {
 	*x = CPUDescription{}
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +270,7 @@ func (x *CPUDescription) String() string {
 func (*CPUDescription) ProtoMessage() {}
 
 func (x *CPUDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[1]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +283,7 @@ func (x *CPUDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUDescription.ProtoReflect.Descriptor instead.
 func (*CPUDescription) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{1}
+	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CPUDescription) GetHash() string {
@@ -246,13 +337,18 @@ type Domain struct {
 	DirtyBytesPerSecond uint64            `protobuf:"varint,17,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
 	// What a running guest writes to its disks, as measured now and then; 0: unknown.
 	WrittenBytesPerSecond uint64 `protobuf:"varint,18,opt,name=written_bytes_per_second,json=writtenBytesPerSecond,proto3" json:"written_bytes_per_second,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Of its DomainDefinition; empty: it has none, or none can be told.
+	DefinitionHash string `protobuf:"bytes,19,opt,name=definition_hash,json=definitionHash,proto3" json:"definition_hash,omitempty"`
+	// Why it could not be brought back elsewhere from its definition and its disks
+	// alone, such as firmware variables or a TPM's state in a file.
+	BoundToHost   []string `protobuf:"bytes,20,rep,name=bound_to_host,json=boundToHost,proto3" json:"bound_to_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Domain) Reset() {
 	*x = Domain{}
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +360,7 @@ func (x *Domain) String() string {
 func (*Domain) ProtoMessage() {}
 
 func (x *Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[2]
+	mi := &file_debvisor_agent_v1_inventory_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +373,7 @@ func (x *Domain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Domain.ProtoReflect.Descriptor instead.
 func (*Domain) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_agent_v1_inventory_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Domain) GetUuid() string {
@@ -406,11 +502,25 @@ func (x *Domain) GetWrittenBytesPerSecond() uint64 {
 	return 0
 }
 
+func (x *Domain) GetDefinitionHash() string {
+	if x != nil {
+		return x.DefinitionHash
+	}
+	return ""
+}
+
+func (x *Domain) GetBoundToHost() []string {
+	if x != nil {
+		return x.BoundToHost
+	}
+	return nil
+}
+
 var File_debvisor_agent_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\xaa\x03\n" +
+	"!debvisor/agent/v1/inventory.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\x1a\x14debvisor/v1/vm.proto\"\xca\x04\n" +
 	"\tInventory\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
@@ -423,12 +533,19 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\x03zfs\x18\t \x01(\v2\x1f.debvisor.agent.v1.ZfsInventoryR\x03zfs\x12\x1f\n" +
 	"\vzfs_follows\x18\n" +
 	" \x01(\bR\n" +
-	"zfsFollows\"g\n" +
+	"zfsFollows\x124\n" +
+	"\x04ceph\x18\v \x01(\v2 .debvisor.agent.v1.CephInventoryR\x04ceph\x12!\n" +
+	"\fceph_follows\x18\f \x01(\bR\vcephFollows\x12E\n" +
+	"\vdefinitions\x18\r \x03(\v2#.debvisor.agent.v1.DomainDefinitionR\vdefinitions\"L\n" +
+	"\x10DomainDefinition\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x10\n" +
+	"\x03xml\x18\x03 \x01(\tR\x03xml\"g\n" +
 	"\x0eCPUDescription\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x10\n" +
 	"\x03xml\x18\x02 \x01(\tR\x03xml\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x12\x1b\n" +
-	"\tvirt_type\x18\x04 \x01(\tR\bvirtType\"\x85\x05\n" +
+	"\tvirt_type\x18\x04 \x01(\tR\bvirtType\"\xd2\x05\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -452,7 +569,9 @@ const file_debvisor_agent_v1_inventory_proto_rawDesc = "" +
 	"\x12shared_directories\x18\x0f \x03(\tR\x11sharedDirectories\x12\x1c\n" +
 	"\tsnapshots\x18\x10 \x01(\rR\tsnapshots\x123\n" +
 	"\x16dirty_bytes_per_second\x18\x11 \x01(\x04R\x13dirtyBytesPerSecond\x127\n" +
-	"\x18written_bytes_per_second\x18\x12 \x01(\x04R\x15writtenBytesPerSecondB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
+	"\x18written_bytes_per_second\x18\x12 \x01(\x04R\x15writtenBytesPerSecond\x12'\n" +
+	"\x0fdefinition_hash\x18\x13 \x01(\tR\x0edefinitionHash\x12\"\n" +
+	"\rbound_to_host\x18\x14 \x03(\tR\vboundToHostB>Z<github.com/debvisor/debvisor/proto/debvisor/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_debvisor_agent_v1_inventory_proto_rawDescOnce sync.Once
@@ -466,32 +585,36 @@ func file_debvisor_agent_v1_inventory_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_inventory_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_debvisor_agent_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_debvisor_agent_v1_inventory_proto_goTypes = []any{
 	(*Inventory)(nil),           // 0: debvisor.agent.v1.Inventory
-	(*CPUDescription)(nil),      // 1: debvisor.agent.v1.CPUDescription
-	(*Domain)(nil),              // 2: debvisor.agent.v1.Domain
-	(*v1.NodeCapacity)(nil),     // 3: debvisor.v1.NodeCapacity
-	(*v1.NodeCapabilities)(nil), // 4: debvisor.v1.NodeCapabilities
-	(*ZfsInventory)(nil),        // 5: debvisor.agent.v1.ZfsInventory
-	(v1.VMState)(0),             // 6: debvisor.v1.VMState
-	(*v1.VMDisk)(nil),           // 7: debvisor.v1.VMDisk
-	(*v1.VMInterface)(nil),      // 8: debvisor.v1.VMInterface
+	(*DomainDefinition)(nil),    // 1: debvisor.agent.v1.DomainDefinition
+	(*CPUDescription)(nil),      // 2: debvisor.agent.v1.CPUDescription
+	(*Domain)(nil),              // 3: debvisor.agent.v1.Domain
+	(*v1.NodeCapacity)(nil),     // 4: debvisor.v1.NodeCapacity
+	(*v1.NodeCapabilities)(nil), // 5: debvisor.v1.NodeCapabilities
+	(*ZfsInventory)(nil),        // 6: debvisor.agent.v1.ZfsInventory
+	(*CephInventory)(nil),       // 7: debvisor.agent.v1.CephInventory
+	(v1.VMState)(0),             // 8: debvisor.v1.VMState
+	(*v1.VMDisk)(nil),           // 9: debvisor.v1.VMDisk
+	(*v1.VMInterface)(nil),      // 10: debvisor.v1.VMInterface
 }
 var file_debvisor_agent_v1_inventory_proto_depIdxs = []int32{
-	3, // 0: debvisor.agent.v1.Inventory.capacity:type_name -> debvisor.v1.NodeCapacity
-	4, // 1: debvisor.agent.v1.Inventory.capabilities:type_name -> debvisor.v1.NodeCapabilities
-	2, // 2: debvisor.agent.v1.Inventory.domains:type_name -> debvisor.agent.v1.Domain
-	1, // 3: debvisor.agent.v1.Inventory.cpus:type_name -> debvisor.agent.v1.CPUDescription
-	5, // 4: debvisor.agent.v1.Inventory.zfs:type_name -> debvisor.agent.v1.ZfsInventory
-	6, // 5: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
-	7, // 6: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
-	8, // 7: debvisor.agent.v1.Domain.interfaces:type_name -> debvisor.v1.VMInterface
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4,  // 0: debvisor.agent.v1.Inventory.capacity:type_name -> debvisor.v1.NodeCapacity
+	5,  // 1: debvisor.agent.v1.Inventory.capabilities:type_name -> debvisor.v1.NodeCapabilities
+	3,  // 2: debvisor.agent.v1.Inventory.domains:type_name -> debvisor.agent.v1.Domain
+	2,  // 3: debvisor.agent.v1.Inventory.cpus:type_name -> debvisor.agent.v1.CPUDescription
+	6,  // 4: debvisor.agent.v1.Inventory.zfs:type_name -> debvisor.agent.v1.ZfsInventory
+	7,  // 5: debvisor.agent.v1.Inventory.ceph:type_name -> debvisor.agent.v1.CephInventory
+	1,  // 6: debvisor.agent.v1.Inventory.definitions:type_name -> debvisor.agent.v1.DomainDefinition
+	8,  // 7: debvisor.agent.v1.Domain.state:type_name -> debvisor.v1.VMState
+	9,  // 8: debvisor.agent.v1.Domain.disks:type_name -> debvisor.v1.VMDisk
+	10, // 9: debvisor.agent.v1.Domain.interfaces:type_name -> debvisor.v1.VMInterface
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_inventory_proto_init() }
@@ -499,6 +622,7 @@ func file_debvisor_agent_v1_inventory_proto_init() {
 	if File_debvisor_agent_v1_inventory_proto != nil {
 		return
 	}
+	file_debvisor_agent_v1_rbd_proto_init()
 	file_debvisor_agent_v1_zfs_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -506,7 +630,7 @@ func file_debvisor_agent_v1_inventory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_inventory_proto_rawDesc), len(file_debvisor_agent_v1_inventory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

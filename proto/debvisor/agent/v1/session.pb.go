@@ -832,6 +832,7 @@ type Ask struct {
 	//	*Ask_ListZfs
 	//	*Ask_EstimateZfsSend
 	//	*Ask_EstimateZfsDestroy
+	//	*Ask_ListRbd
 	Question isAsk_Question `protobuf_oneof:"question"`
 	// How long somebody waits for the answer's end; 0: the agent's own bound.
 	TimeoutMs     uint32 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
@@ -919,6 +920,15 @@ func (x *Ask) GetEstimateZfsDestroy() *EstimateZfsDestroy {
 	return nil
 }
 
+func (x *Ask) GetListRbd() *ListRbd {
+	if x != nil {
+		if x, ok := x.Question.(*Ask_ListRbd); ok {
+			return x.ListRbd
+		}
+	}
+	return nil
+}
+
 func (x *Ask) GetTimeoutMs() uint32 {
 	if x != nil {
 		return x.TimeoutMs
@@ -946,6 +956,10 @@ type Ask_EstimateZfsDestroy struct {
 	EstimateZfsDestroy *EstimateZfsDestroy `protobuf:"bytes,5,opt,name=estimate_zfs_destroy,json=estimateZfsDestroy,proto3,oneof"`
 }
 
+type Ask_ListRbd struct {
+	ListRbd *ListRbd `protobuf:"bytes,7,opt,name=list_rbd,json=listRbd,proto3,oneof"`
+}
+
 func (*Ask_CompareCpu) isAsk_Question() {}
 
 func (*Ask_ListZfs) isAsk_Question() {}
@@ -953,6 +967,8 @@ func (*Ask_ListZfs) isAsk_Question() {}
 func (*Ask_EstimateZfsSend) isAsk_Question() {}
 
 func (*Ask_EstimateZfsDestroy) isAsk_Question() {}
+
+func (*Ask_ListRbd) isAsk_Question() {}
 
 // AskNext says that a part of an answer has been taken: the agent is never more
 // than two parts ahead of that, but for the last one.
@@ -1068,6 +1084,7 @@ type Answer struct {
 	//	*Answer_ZfsListing
 	//	*Answer_ZfsSendEstimate
 	//	*Answer_ZfsDestroyEstimate
+	//	*Answer_RbdListing
 	Answer isAnswer_Answer `protobuf_oneof:"answer"`
 	// This is a part of the answer, and others follow.
 	More          bool `protobuf:"varint,8,opt,name=more,proto3" json:"more,omitempty"`
@@ -1169,6 +1186,15 @@ func (x *Answer) GetZfsDestroyEstimate() *ZfsDestroyEstimate {
 	return nil
 }
 
+func (x *Answer) GetRbdListing() *RbdListing {
+	if x != nil {
+		if x, ok := x.Answer.(*Answer_RbdListing); ok {
+			return x.RbdListing
+		}
+	}
+	return nil
+}
+
 func (x *Answer) GetMore() bool {
 	if x != nil {
 		return x.More
@@ -1196,6 +1222,10 @@ type Answer_ZfsDestroyEstimate struct {
 	ZfsDestroyEstimate *ZfsDestroyEstimate `protobuf:"bytes,7,opt,name=zfs_destroy_estimate,json=zfsDestroyEstimate,proto3,oneof"`
 }
 
+type Answer_RbdListing struct {
+	RbdListing *RbdListing `protobuf:"bytes,9,opt,name=rbd_listing,json=rbdListing,proto3,oneof"`
+}
+
 func (*Answer_CpuComparison) isAnswer_Answer() {}
 
 func (*Answer_ZfsListing) isAnswer_Answer() {}
@@ -1203,6 +1233,8 @@ func (*Answer_ZfsListing) isAnswer_Answer() {}
 func (*Answer_ZfsSendEstimate) isAnswer_Answer() {}
 
 func (*Answer_ZfsDestroyEstimate) isAnswer_Answer() {}
+
+func (*Answer_RbdListing) isAnswer_Answer() {}
 
 // CPUComparison is libvirt's verdict.
 type CPUComparison struct {
@@ -1262,7 +1294,7 @@ var File_debvisor_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
+	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.debvisor.agent.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.debvisor.agent.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
@@ -1314,14 +1346,15 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\"P\n" +
 	"\bPeerSide\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12+\n" +
-	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xe8\x02\n" +
+	"\x04side\x18\x02 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\"\xa1\x03\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12@\n" +
 	"\vcompare_cpu\x18\x02 \x01(\v2\x1d.debvisor.agent.v1.CompareCPUH\x00R\n" +
 	"compareCpu\x127\n" +
 	"\blist_zfs\x18\x03 \x01(\v2\x1a.debvisor.agent.v1.ListZfsH\x00R\alistZfs\x12P\n" +
 	"\x11estimate_zfs_send\x18\x04 \x01(\v2\".debvisor.agent.v1.EstimateZfsSendH\x00R\x0festimateZfsSend\x12Y\n" +
-	"\x14estimate_zfs_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.EstimateZfsDestroyH\x00R\x12estimateZfsDestroy\x12\x1d\n" +
+	"\x14estimate_zfs_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.EstimateZfsDestroyH\x00R\x12estimateZfsDestroy\x127\n" +
+	"\blist_rbd\x18\a \x01(\v2\x1a.debvisor.agent.v1.ListRbdH\x00R\alistRbd\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMsB\n" +
 	"\n" +
@@ -1331,7 +1364,7 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\x04stop\x18\x02 \x01(\bR\x04stop\"A\n" +
 	"\n" +
 	"CompareCPU\x123\n" +
-	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xb4\x03\n" +
+	"\x03cpu\x18\x01 \x01(\v2!.debvisor.agent.v1.CPUDescriptionR\x03cpu\"\xf6\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -1341,7 +1374,9 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\vzfs_listing\x18\x05 \x01(\v2\x1d.debvisor.agent.v1.ZfsListingH\x00R\n" +
 	"zfsListing\x12P\n" +
 	"\x11zfs_send_estimate\x18\x06 \x01(\v2\".debvisor.agent.v1.ZfsSendEstimateH\x00R\x0fzfsSendEstimate\x12Y\n" +
-	"\x14zfs_destroy_estimate\x18\a \x01(\v2%.debvisor.agent.v1.ZfsDestroyEstimateH\x00R\x12zfsDestroyEstimate\x12\x12\n" +
+	"\x14zfs_destroy_estimate\x18\a \x01(\v2%.debvisor.agent.v1.ZfsDestroyEstimateH\x00R\x12zfsDestroyEstimate\x12@\n" +
+	"\vrbd_listing\x18\t \x01(\v2\x1d.debvisor.agent.v1.RbdListingH\x00R\n" +
+	"rbdListing\x12\x12\n" +
 	"\x04more\x18\b \x01(\bR\x04moreB\b\n" +
 	"\x06answer\"G\n" +
 	"\rCPUComparison\x12\x1e\n" +
@@ -1390,10 +1425,12 @@ var file_debvisor_agent_v1_session_proto_goTypes = []any{
 	(*ListZfs)(nil),            // 21: debvisor.agent.v1.ListZfs
 	(*EstimateZfsSend)(nil),    // 22: debvisor.agent.v1.EstimateZfsSend
 	(*EstimateZfsDestroy)(nil), // 23: debvisor.agent.v1.EstimateZfsDestroy
-	(*CPUDescription)(nil),     // 24: debvisor.agent.v1.CPUDescription
-	(*ZfsListing)(nil),         // 25: debvisor.agent.v1.ZfsListing
-	(*ZfsSendEstimate)(nil),    // 26: debvisor.agent.v1.ZfsSendEstimate
-	(*ZfsDestroyEstimate)(nil), // 27: debvisor.agent.v1.ZfsDestroyEstimate
+	(*ListRbd)(nil),            // 24: debvisor.agent.v1.ListRbd
+	(*CPUDescription)(nil),     // 25: debvisor.agent.v1.CPUDescription
+	(*ZfsListing)(nil),         // 26: debvisor.agent.v1.ZfsListing
+	(*ZfsSendEstimate)(nil),    // 27: debvisor.agent.v1.ZfsSendEstimate
+	(*ZfsDestroyEstimate)(nil), // 28: debvisor.agent.v1.ZfsDestroyEstimate
+	(*RbdListing)(nil),         // 29: debvisor.agent.v1.RbdListing
 }
 var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.AgentMessage.hello:type_name -> debvisor.agent.v1.Hello
@@ -1419,18 +1456,20 @@ var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	21, // 20: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
 	22, // 21: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
 	23, // 22: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
-	24, // 23: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
-	14, // 24: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
-	25, // 25: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
-	26, // 26: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
-	27, // 27: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
-	0,  // 28: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
-	1,  // 29: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
-	29, // [29:30] is the sub-list for method output_type
-	28, // [28:29] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	24, // 23: debvisor.agent.v1.Ask.list_rbd:type_name -> debvisor.agent.v1.ListRbd
+	25, // 24: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
+	14, // 25: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
+	26, // 26: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
+	27, // 27: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
+	28, // 28: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
+	29, // 29: debvisor.agent.v1.Answer.rbd_listing:type_name -> debvisor.agent.v1.RbdListing
+	0,  // 30: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
+	1,  // 31: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_session_proto_init() }
@@ -1439,6 +1478,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 		return
 	}
 	file_debvisor_agent_v1_inventory_proto_init()
+	file_debvisor_agent_v1_rbd_proto_init()
 	file_debvisor_agent_v1_task_proto_init()
 	file_debvisor_agent_v1_term_proto_init()
 	file_debvisor_agent_v1_zfs_proto_init()
@@ -1465,12 +1505,14 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*Ask_ListZfs)(nil),
 		(*Ask_EstimateZfsSend)(nil),
 		(*Ask_EstimateZfsDestroy)(nil),
+		(*Ask_ListRbd)(nil),
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[13].OneofWrappers = []any{
 		(*Answer_CpuComparison)(nil),
 		(*Answer_ZfsListing)(nil),
 		(*Answer_ZfsSendEstimate)(nil),
 		(*Answer_ZfsDestroyEstimate)(nil),
+		(*Answer_RbdListing)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

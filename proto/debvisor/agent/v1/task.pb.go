@@ -375,6 +375,15 @@ type TaskSpec struct {
 	//	*TaskSpec_ReplicateReceive
 	//	*TaskSpec_ReplicateSend
 	//	*TaskSpec_ReplicationRelease
+	//	*TaskSpec_RbdSnapshotCreate
+	//	*TaskSpec_RbdSnapshotRemove
+	//	*TaskSpec_RbdClone
+	//	*TaskSpec_RbdFlatten
+	//	*TaskSpec_RbdImageRemove
+	//	*TaskSpec_RbdFence
+	//	*TaskSpec_RbdUnfence
+	//	*TaskSpec_FailoverStart
+	//	*TaskSpec_FailoverDiscard
 	Kind          isTaskSpec_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -489,6 +498,87 @@ func (x *TaskSpec) GetReplicationRelease() *ReplicationRelease {
 	return nil
 }
 
+func (x *TaskSpec) GetRbdSnapshotCreate() *RbdSnapshotCreate {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdSnapshotCreate); ok {
+			return x.RbdSnapshotCreate
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdSnapshotRemove() *RbdSnapshotRemove {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdSnapshotRemove); ok {
+			return x.RbdSnapshotRemove
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdClone() *RbdClone {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdClone); ok {
+			return x.RbdClone
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdFlatten() *RbdFlatten {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdFlatten); ok {
+			return x.RbdFlatten
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdImageRemove() *RbdImageRemove {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdImageRemove); ok {
+			return x.RbdImageRemove
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdFence() *RbdFence {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdFence); ok {
+			return x.RbdFence
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRbdUnfence() *RbdUnfence {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_RbdUnfence); ok {
+			return x.RbdUnfence
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetFailoverStart() *FailoverStart {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_FailoverStart); ok {
+			return x.FailoverStart
+		}
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetFailoverDiscard() *FailoverDiscard {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskSpec_FailoverDiscard); ok {
+			return x.FailoverDiscard
+		}
+	}
+	return nil
+}
+
 type isTaskSpec_Kind interface {
 	isTaskSpec_Kind()
 }
@@ -525,6 +615,42 @@ type TaskSpec_ReplicationRelease struct {
 	ReplicationRelease *ReplicationRelease `protobuf:"bytes,8,opt,name=replication_release,json=replicationRelease,proto3,oneof"`
 }
 
+type TaskSpec_RbdSnapshotCreate struct {
+	RbdSnapshotCreate *RbdSnapshotCreate `protobuf:"bytes,9,opt,name=rbd_snapshot_create,json=rbdSnapshotCreate,proto3,oneof"`
+}
+
+type TaskSpec_RbdSnapshotRemove struct {
+	RbdSnapshotRemove *RbdSnapshotRemove `protobuf:"bytes,10,opt,name=rbd_snapshot_remove,json=rbdSnapshotRemove,proto3,oneof"`
+}
+
+type TaskSpec_RbdClone struct {
+	RbdClone *RbdClone `protobuf:"bytes,11,opt,name=rbd_clone,json=rbdClone,proto3,oneof"`
+}
+
+type TaskSpec_RbdFlatten struct {
+	RbdFlatten *RbdFlatten `protobuf:"bytes,12,opt,name=rbd_flatten,json=rbdFlatten,proto3,oneof"`
+}
+
+type TaskSpec_RbdImageRemove struct {
+	RbdImageRemove *RbdImageRemove `protobuf:"bytes,13,opt,name=rbd_image_remove,json=rbdImageRemove,proto3,oneof"`
+}
+
+type TaskSpec_RbdFence struct {
+	RbdFence *RbdFence `protobuf:"bytes,14,opt,name=rbd_fence,json=rbdFence,proto3,oneof"`
+}
+
+type TaskSpec_RbdUnfence struct {
+	RbdUnfence *RbdUnfence `protobuf:"bytes,15,opt,name=rbd_unfence,json=rbdUnfence,proto3,oneof"`
+}
+
+type TaskSpec_FailoverStart struct {
+	FailoverStart *FailoverStart `protobuf:"bytes,16,opt,name=failover_start,json=failoverStart,proto3,oneof"`
+}
+
+type TaskSpec_FailoverDiscard struct {
+	FailoverDiscard *FailoverDiscard `protobuf:"bytes,17,opt,name=failover_discard,json=failoverDiscard,proto3,oneof"`
+}
+
 func (*TaskSpec_MigrateReceive) isTaskSpec_Kind() {}
 
 func (*TaskSpec_MigrateSend) isTaskSpec_Kind() {}
@@ -540,6 +666,24 @@ func (*TaskSpec_ReplicateReceive) isTaskSpec_Kind() {}
 func (*TaskSpec_ReplicateSend) isTaskSpec_Kind() {}
 
 func (*TaskSpec_ReplicationRelease) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdSnapshotCreate) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdSnapshotRemove) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdClone) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdFlatten) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdImageRemove) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdFence) isTaskSpec_Kind() {}
+
+func (*TaskSpec_RbdUnfence) isTaskSpec_Kind() {}
+
+func (*TaskSpec_FailoverStart) isTaskSpec_Kind() {}
+
+func (*TaskSpec_FailoverDiscard) isTaskSpec_Kind() {}
 
 // VMPower starts or stops a VM on the node that it belongs to.
 type VMPower struct {
@@ -1242,6 +1386,7 @@ type TaskProgress struct {
 	//	*TaskProgress_MigrateSend
 	//	*TaskProgress_ReplicateReceive
 	//	*TaskProgress_ReplicateSend
+	//	*TaskProgress_Rbd
 	Kind          isTaskProgress_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1320,6 +1465,15 @@ func (x *TaskProgress) GetReplicateSend() *ReplicateSendProgress {
 	return nil
 }
 
+func (x *TaskProgress) GetRbd() *RbdProgress {
+	if x != nil {
+		if x, ok := x.Kind.(*TaskProgress_Rbd); ok {
+			return x.Rbd
+		}
+	}
+	return nil
+}
+
 type isTaskProgress_Kind interface {
 	isTaskProgress_Kind()
 }
@@ -1340,6 +1494,10 @@ type TaskProgress_ReplicateSend struct {
 	ReplicateSend *ReplicateSendProgress `protobuf:"bytes,4,opt,name=replicate_send,json=replicateSend,proto3,oneof"`
 }
 
+type TaskProgress_Rbd struct {
+	Rbd *RbdProgress `protobuf:"bytes,5,opt,name=rbd,proto3,oneof"`
+}
+
 func (*TaskProgress_MigrateReceive) isTaskProgress_Kind() {}
 
 func (*TaskProgress_MigrateSend) isTaskProgress_Kind() {}
@@ -1347,6 +1505,8 @@ func (*TaskProgress_MigrateSend) isTaskProgress_Kind() {}
 func (*TaskProgress_ReplicateReceive) isTaskProgress_Kind() {}
 
 func (*TaskProgress_ReplicateSend) isTaskProgress_Kind() {}
+
+func (*TaskProgress_Rbd) isTaskProgress_Kind() {}
 
 // MigrateReceiveProgress tells what the source needs.
 type MigrateReceiveProgress struct {
@@ -1582,7 +1742,12 @@ type TaskOutcome struct {
 	// Memory and disks that were copied, bytes (migrate-send).
 	Bytes uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// What tasks on ZFS came to, also where they failed.
-	Zfs           *ZfsOutcome `protobuf:"bytes,7,opt,name=zfs,proto3" json:"zfs,omitempty"`
+	Zfs *ZfsOutcome `protobuf:"bytes,7,opt,name=zfs,proto3" json:"zfs,omitempty"`
+	// What tasks on RBD came to, also where they failed.
+	Rbd      *RbdOutcome      `protobuf:"bytes,8,opt,name=rbd,proto3" json:"rbd,omitempty"`
+	Failover *FailoverOutcome `protobuf:"bytes,9,opt,name=failover,proto3" json:"failover,omitempty"`
+	// Of snapshots that were to be taken of a frozen guest.
+	Freeze        *FreezeOutcome `protobuf:"bytes,10,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1662,6 +1827,27 @@ func (x *TaskOutcome) GetBytes() uint64 {
 func (x *TaskOutcome) GetZfs() *ZfsOutcome {
 	if x != nil {
 		return x.Zfs
+	}
+	return nil
+}
+
+func (x *TaskOutcome) GetRbd() *RbdOutcome {
+	if x != nil {
+		return x.Rbd
+	}
+	return nil
+}
+
+func (x *TaskOutcome) GetFailover() *FailoverOutcome {
+	if x != nil {
+		return x.Failover
+	}
+	return nil
+}
+
+func (x *TaskOutcome) GetFreeze() *FreezeOutcome {
+	if x != nil {
+		return x.Freeze
 	}
 	return nil
 }
@@ -1772,14 +1958,15 @@ var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xd6\x01\n" +
+	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\x1a debvisor/agent/v1/failover.proto\x1a\x1edebvisor/agent/v1/freeze.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xd6\x01\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12+\n" +
 	"\x04term\x18\x03 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\tR\bresource\x12!\n" +
 	"\fobserve_only\x18\x05 \x01(\bR\vobserveOnly\x12/\n" +
-	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\x8a\x05\n" +
+	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\xa1\n" +
+	"\n" +
 	"\bTaskSpec\x12L\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrateReceiveH\x00R\x0emigrateReceive\x12C\n" +
 	"\fmigrate_send\x18\x02 \x01(\v2\x1e.debvisor.agent.v1.MigrateSendH\x00R\vmigrateSend\x127\n" +
@@ -1788,7 +1975,19 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\x14zfs_snapshot_destroy\x18\x05 \x01(\v2%.debvisor.agent.v1.ZfsSnapshotDestroyH\x00R\x12zfsSnapshotDestroy\x12R\n" +
 	"\x11replicate_receive\x18\x06 \x01(\v2#.debvisor.agent.v1.ReplicateReceiveH\x00R\x10replicateReceive\x12I\n" +
 	"\x0ereplicate_send\x18\a \x01(\v2 .debvisor.agent.v1.ReplicateSendH\x00R\rreplicateSend\x12X\n" +
-	"\x13replication_release\x18\b \x01(\v2%.debvisor.agent.v1.ReplicationReleaseH\x00R\x12replicationReleaseB\x06\n" +
+	"\x13replication_release\x18\b \x01(\v2%.debvisor.agent.v1.ReplicationReleaseH\x00R\x12replicationRelease\x12V\n" +
+	"\x13rbd_snapshot_create\x18\t \x01(\v2$.debvisor.agent.v1.RbdSnapshotCreateH\x00R\x11rbdSnapshotCreate\x12V\n" +
+	"\x13rbd_snapshot_remove\x18\n" +
+	" \x01(\v2$.debvisor.agent.v1.RbdSnapshotRemoveH\x00R\x11rbdSnapshotRemove\x12:\n" +
+	"\trbd_clone\x18\v \x01(\v2\x1b.debvisor.agent.v1.RbdCloneH\x00R\brbdClone\x12@\n" +
+	"\vrbd_flatten\x18\f \x01(\v2\x1d.debvisor.agent.v1.RbdFlattenH\x00R\n" +
+	"rbdFlatten\x12M\n" +
+	"\x10rbd_image_remove\x18\r \x01(\v2!.debvisor.agent.v1.RbdImageRemoveH\x00R\x0erbdImageRemove\x12:\n" +
+	"\trbd_fence\x18\x0e \x01(\v2\x1b.debvisor.agent.v1.RbdFenceH\x00R\brbdFence\x12@\n" +
+	"\vrbd_unfence\x18\x0f \x01(\v2\x1d.debvisor.agent.v1.RbdUnfenceH\x00R\n" +
+	"rbdUnfence\x12I\n" +
+	"\x0efailover_start\x18\x10 \x01(\v2 .debvisor.agent.v1.FailoverStartH\x00R\rfailoverStart\x12O\n" +
+	"\x10failover_discard\x18\x11 \x01(\v2\".debvisor.agent.v1.FailoverDiscardH\x00R\x0ffailoverDiscardB\x06\n" +
 	"\x04kind\"\xc8\x01\n" +
 	"\aVMPower\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.debvisor.agent.v1.PowerActionR\x06action\x12\x17\n" +
@@ -1865,12 +2064,13 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.debvisor.agent.v1.TaskStateR\x05state\x12;\n" +
 	"\bprogress\x18\x03 \x01(\v2\x1f.debvisor.agent.v1.TaskProgressR\bprogress\x128\n" +
-	"\aoutcome\x18\x04 \x01(\v2\x1e.debvisor.agent.v1.TaskOutcomeR\aoutcome\"\xe8\x02\n" +
+	"\aoutcome\x18\x04 \x01(\v2\x1e.debvisor.agent.v1.TaskOutcomeR\aoutcome\"\x9c\x03\n" +
 	"\fTaskProgress\x12T\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2).debvisor.agent.v1.MigrateReceiveProgressH\x00R\x0emigrateReceive\x12K\n" +
 	"\fmigrate_send\x18\x02 \x01(\v2&.debvisor.agent.v1.MigrateSendProgressH\x00R\vmigrateSend\x12Z\n" +
 	"\x11replicate_receive\x18\x03 \x01(\v2+.debvisor.agent.v1.ReplicateReceiveProgressH\x00R\x10replicateReceive\x12Q\n" +
-	"\x0ereplicate_send\x18\x04 \x01(\v2(.debvisor.agent.v1.ReplicateSendProgressH\x00R\rreplicateSendB\x06\n" +
+	"\x0ereplicate_send\x18\x04 \x01(\v2(.debvisor.agent.v1.ReplicateSendProgressH\x00R\rreplicateSend\x122\n" +
+	"\x03rbd\x18\x05 \x01(\v2\x1e.debvisor.agent.v1.RbdProgressH\x00R\x03rbdB\x06\n" +
 	"\x04kind\"\xa9\x01\n" +
 	"\x16MigrateReceiveProgress\x12%\n" +
 	"\x0etunnel_address\x18\x01 \x01(\tR\rtunnelAddress\x12+\n" +
@@ -1895,7 +2095,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
 	"stalled_ms\x18\v \x01(\x04R\tstalledMs\x12)\n" +
 	"\x10throttle_percent\x18\f \x01(\rR\x0fthrottlePercent\x12,\n" +
-	"\x12paused_at_deadline\x18\r \x01(\bR\x10pausedAtDeadline\"\x88\x02\n" +
+	"\x12paused_at_deadline\x18\r \x01(\bR\x10pausedAtDeadline\"\xb3\x03\n" +
 	"\vTaskOutcome\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12#\n" +
@@ -1905,7 +2105,11 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"downtimeMs\x12+\n" +
 	"\x04side\x18\x05 \x01(\v2\x17.debvisor.agent.v1.SideR\x04side\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12/\n" +
-	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\"\xe5\x01\n" +
+	"\x03zfs\x18\a \x01(\v2\x1d.debvisor.agent.v1.ZfsOutcomeR\x03zfs\x12/\n" +
+	"\x03rbd\x18\b \x01(\v2\x1d.debvisor.agent.v1.RbdOutcomeR\x03rbd\x12>\n" +
+	"\bfailover\x18\t \x01(\v2\".debvisor.agent.v1.FailoverOutcomeR\bfailover\x128\n" +
+	"\x06freeze\x18\n" +
+	" \x01(\v2 .debvisor.agent.v1.FreezeOutcomeR\x06freeze\"\xe5\x01\n" +
 	"\x04Side\x122\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1c.debvisor.agent.v1.SideStateR\x05state\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x16\n" +
@@ -1982,10 +2186,23 @@ var file_debvisor_agent_v1_task_proto_goTypes = []any{
 	(*ReplicateReceive)(nil),         // 20: debvisor.agent.v1.ReplicateReceive
 	(*ReplicateSend)(nil),            // 21: debvisor.agent.v1.ReplicateSend
 	(*ReplicationRelease)(nil),       // 22: debvisor.agent.v1.ReplicationRelease
-	(*ReplicateReceiveProgress)(nil), // 23: debvisor.agent.v1.ReplicateReceiveProgress
-	(*ReplicateSendProgress)(nil),    // 24: debvisor.agent.v1.ReplicateSendProgress
-	(*ZfsOutcome)(nil),               // 25: debvisor.agent.v1.ZfsOutcome
-	(*ZfsSnapshotID)(nil),            // 26: debvisor.agent.v1.ZfsSnapshotID
+	(*RbdSnapshotCreate)(nil),        // 23: debvisor.agent.v1.RbdSnapshotCreate
+	(*RbdSnapshotRemove)(nil),        // 24: debvisor.agent.v1.RbdSnapshotRemove
+	(*RbdClone)(nil),                 // 25: debvisor.agent.v1.RbdClone
+	(*RbdFlatten)(nil),               // 26: debvisor.agent.v1.RbdFlatten
+	(*RbdImageRemove)(nil),           // 27: debvisor.agent.v1.RbdImageRemove
+	(*RbdFence)(nil),                 // 28: debvisor.agent.v1.RbdFence
+	(*RbdUnfence)(nil),               // 29: debvisor.agent.v1.RbdUnfence
+	(*FailoverStart)(nil),            // 30: debvisor.agent.v1.FailoverStart
+	(*FailoverDiscard)(nil),          // 31: debvisor.agent.v1.FailoverDiscard
+	(*ReplicateReceiveProgress)(nil), // 32: debvisor.agent.v1.ReplicateReceiveProgress
+	(*ReplicateSendProgress)(nil),    // 33: debvisor.agent.v1.ReplicateSendProgress
+	(*RbdProgress)(nil),              // 34: debvisor.agent.v1.RbdProgress
+	(*ZfsOutcome)(nil),               // 35: debvisor.agent.v1.ZfsOutcome
+	(*RbdOutcome)(nil),               // 36: debvisor.agent.v1.RbdOutcome
+	(*FailoverOutcome)(nil),          // 37: debvisor.agent.v1.FailoverOutcome
+	(*FreezeOutcome)(nil),            // 38: debvisor.agent.v1.FreezeOutcome
+	(*ZfsSnapshotID)(nil),            // 39: debvisor.agent.v1.ZfsSnapshotID
 }
 var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
 	17, // 0: debvisor.agent.v1.Task.term:type_name -> debvisor.agent.v1.Term
@@ -1998,31 +2215,44 @@ var file_debvisor_agent_v1_task_proto_depIdxs = []int32{
 	20, // 7: debvisor.agent.v1.TaskSpec.replicate_receive:type_name -> debvisor.agent.v1.ReplicateReceive
 	21, // 8: debvisor.agent.v1.TaskSpec.replicate_send:type_name -> debvisor.agent.v1.ReplicateSend
 	22, // 9: debvisor.agent.v1.TaskSpec.replication_release:type_name -> debvisor.agent.v1.ReplicationRelease
-	1,  // 10: debvisor.agent.v1.VMPower.action:type_name -> debvisor.agent.v1.PowerAction
-	2,  // 11: debvisor.agent.v1.DiskTransfer.action:type_name -> debvisor.agent.v1.DiskAction
-	17, // 12: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
-	8,  // 13: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
-	7,  // 14: debvisor.agent.v1.MigrateReceive.disks:type_name -> debvisor.agent.v1.DiskTransfer
-	8,  // 15: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
-	7,  // 16: debvisor.agent.v1.MigrateSend.disks:type_name -> debvisor.agent.v1.DiskTransfer
-	0,  // 17: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
-	12, // 18: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
-	15, // 19: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
-	13, // 20: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
-	14, // 21: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
-	23, // 22: debvisor.agent.v1.TaskProgress.replicate_receive:type_name -> debvisor.agent.v1.ReplicateReceiveProgress
-	24, // 23: debvisor.agent.v1.TaskProgress.replicate_send:type_name -> debvisor.agent.v1.ReplicateSendProgress
-	16, // 24: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
-	16, // 25: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
-	16, // 26: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
-	25, // 27: debvisor.agent.v1.TaskOutcome.zfs:type_name -> debvisor.agent.v1.ZfsOutcome
-	3,  // 28: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
-	26, // 29: debvisor.agent.v1.Side.last:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	23, // 10: debvisor.agent.v1.TaskSpec.rbd_snapshot_create:type_name -> debvisor.agent.v1.RbdSnapshotCreate
+	24, // 11: debvisor.agent.v1.TaskSpec.rbd_snapshot_remove:type_name -> debvisor.agent.v1.RbdSnapshotRemove
+	25, // 12: debvisor.agent.v1.TaskSpec.rbd_clone:type_name -> debvisor.agent.v1.RbdClone
+	26, // 13: debvisor.agent.v1.TaskSpec.rbd_flatten:type_name -> debvisor.agent.v1.RbdFlatten
+	27, // 14: debvisor.agent.v1.TaskSpec.rbd_image_remove:type_name -> debvisor.agent.v1.RbdImageRemove
+	28, // 15: debvisor.agent.v1.TaskSpec.rbd_fence:type_name -> debvisor.agent.v1.RbdFence
+	29, // 16: debvisor.agent.v1.TaskSpec.rbd_unfence:type_name -> debvisor.agent.v1.RbdUnfence
+	30, // 17: debvisor.agent.v1.TaskSpec.failover_start:type_name -> debvisor.agent.v1.FailoverStart
+	31, // 18: debvisor.agent.v1.TaskSpec.failover_discard:type_name -> debvisor.agent.v1.FailoverDiscard
+	1,  // 19: debvisor.agent.v1.VMPower.action:type_name -> debvisor.agent.v1.PowerAction
+	2,  // 20: debvisor.agent.v1.DiskTransfer.action:type_name -> debvisor.agent.v1.DiskAction
+	17, // 21: debvisor.agent.v1.MigrationRight.term:type_name -> debvisor.agent.v1.Term
+	8,  // 22: debvisor.agent.v1.MigrateReceive.right:type_name -> debvisor.agent.v1.MigrationRight
+	7,  // 23: debvisor.agent.v1.MigrateReceive.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	8,  // 24: debvisor.agent.v1.MigrateSend.right:type_name -> debvisor.agent.v1.MigrationRight
+	7,  // 25: debvisor.agent.v1.MigrateSend.disks:type_name -> debvisor.agent.v1.DiskTransfer
+	0,  // 26: debvisor.agent.v1.TaskReport.state:type_name -> debvisor.agent.v1.TaskState
+	12, // 27: debvisor.agent.v1.TaskReport.progress:type_name -> debvisor.agent.v1.TaskProgress
+	15, // 28: debvisor.agent.v1.TaskReport.outcome:type_name -> debvisor.agent.v1.TaskOutcome
+	13, // 29: debvisor.agent.v1.TaskProgress.migrate_receive:type_name -> debvisor.agent.v1.MigrateReceiveProgress
+	14, // 30: debvisor.agent.v1.TaskProgress.migrate_send:type_name -> debvisor.agent.v1.MigrateSendProgress
+	32, // 31: debvisor.agent.v1.TaskProgress.replicate_receive:type_name -> debvisor.agent.v1.ReplicateReceiveProgress
+	33, // 32: debvisor.agent.v1.TaskProgress.replicate_send:type_name -> debvisor.agent.v1.ReplicateSendProgress
+	34, // 33: debvisor.agent.v1.TaskProgress.rbd:type_name -> debvisor.agent.v1.RbdProgress
+	16, // 34: debvisor.agent.v1.MigrateReceiveProgress.side:type_name -> debvisor.agent.v1.Side
+	16, // 35: debvisor.agent.v1.MigrateSendProgress.side:type_name -> debvisor.agent.v1.Side
+	16, // 36: debvisor.agent.v1.TaskOutcome.side:type_name -> debvisor.agent.v1.Side
+	35, // 37: debvisor.agent.v1.TaskOutcome.zfs:type_name -> debvisor.agent.v1.ZfsOutcome
+	36, // 38: debvisor.agent.v1.TaskOutcome.rbd:type_name -> debvisor.agent.v1.RbdOutcome
+	37, // 39: debvisor.agent.v1.TaskOutcome.failover:type_name -> debvisor.agent.v1.FailoverOutcome
+	38, // 40: debvisor.agent.v1.TaskOutcome.freeze:type_name -> debvisor.agent.v1.FreezeOutcome
+	3,  // 41: debvisor.agent.v1.Side.state:type_name -> debvisor.agent.v1.SideState
+	39, // 42: debvisor.agent.v1.Side.last:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_task_proto_init() }
@@ -2030,6 +2260,9 @@ func file_debvisor_agent_v1_task_proto_init() {
 	if File_debvisor_agent_v1_task_proto != nil {
 		return
 	}
+	file_debvisor_agent_v1_failover_proto_init()
+	file_debvisor_agent_v1_freeze_proto_init()
+	file_debvisor_agent_v1_rbd_proto_init()
 	file_debvisor_agent_v1_term_proto_init()
 	file_debvisor_agent_v1_zfs_proto_init()
 	file_debvisor_agent_v1_task_proto_msgTypes[1].OneofWrappers = []any{
@@ -2041,12 +2274,22 @@ func file_debvisor_agent_v1_task_proto_init() {
 		(*TaskSpec_ReplicateReceive)(nil),
 		(*TaskSpec_ReplicateSend)(nil),
 		(*TaskSpec_ReplicationRelease)(nil),
+		(*TaskSpec_RbdSnapshotCreate)(nil),
+		(*TaskSpec_RbdSnapshotRemove)(nil),
+		(*TaskSpec_RbdClone)(nil),
+		(*TaskSpec_RbdFlatten)(nil),
+		(*TaskSpec_RbdImageRemove)(nil),
+		(*TaskSpec_RbdFence)(nil),
+		(*TaskSpec_RbdUnfence)(nil),
+		(*TaskSpec_FailoverStart)(nil),
+		(*TaskSpec_FailoverDiscard)(nil),
 	}
 	file_debvisor_agent_v1_task_proto_msgTypes[8].OneofWrappers = []any{
 		(*TaskProgress_MigrateReceive)(nil),
 		(*TaskProgress_MigrateSend)(nil),
 		(*TaskProgress_ReplicateReceive)(nil),
 		(*TaskProgress_ReplicateSend)(nil),
+		(*TaskProgress_Rbd)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -1072,11 +1072,13 @@ func (x *ZfsDestroyEstimate) GetBytes() uint64 {
 type ZfsSnapshotCreate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of one pool.
-	Datasets      []string `protobuf:"bytes,1,rep,name=datasets,proto3" json:"datasets,omitempty"`
-	Name          string   `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Operation     string   `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
-	Label         string   `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
-	Set           string   `protobuf:"bytes,5,opt,name=set,proto3" json:"set,omitempty"`
+	Datasets  []string `protobuf:"bytes,1,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	Name      string   `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Operation string   `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	Label     string   `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
+	Set       string   `protobuf:"bytes,5,opt,name=set,proto3" json:"set,omitempty"`
+	// Absent: as if the power had failed.
+	Freeze        *Freeze `protobuf:"bytes,6,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1144,6 +1146,13 @@ func (x *ZfsSnapshotCreate) GetSet() string {
 		return x.Set
 	}
 	return ""
+}
+
+func (x *ZfsSnapshotCreate) GetFreeze() *Freeze {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
 }
 
 // ZfsSnapshotID is one snapshot and no other of the same name.
@@ -2142,7 +2151,7 @@ var File_debvisor_agent_v1_zfs_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/agent/v1/zfs.proto\x12\x11debvisor.agent.v1\x1a\x1cdebvisor/agent/v1/term.proto\"\xa4\x02\n" +
+	"\x1bdebvisor/agent/v1/zfs.proto\x12\x11debvisor.agent.v1\x1a\x1edebvisor/agent/v1/freeze.proto\x1a\x1cdebvisor/agent/v1/term.proto\"\xa4\x02\n" +
 	"\fZfsInventory\x120\n" +
 	"\x05pools\x18\x01 \x03(\v2\x1a.debvisor.agent.v1.ZfsPoolR\x05pools\x129\n" +
 	"\bdatasets\x18\x02 \x03(\v2\x1d.debvisor.agent.v1.ZfsDatasetR\bdatasets\x12\x18\n" +
@@ -2236,13 +2245,14 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\adataset\x18\x01 \x01(\tR\adataset\x12\x1c\n" +
 	"\tsnapshots\x18\x02 \x03(\tR\tsnapshots\"*\n" +
 	"\x12ZfsDestroyEstimate\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"\x89\x01\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"\xbc\x01\n" +
 	"\x11ZfsSnapshotCreate\x12\x1a\n" +
 	"\bdatasets\x18\x01 \x03(\tR\bdatasets\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\toperation\x18\x03 \x01(\tR\toperation\x12\x14\n" +
 	"\x05label\x18\x04 \x01(\tR\x05label\x12\x10\n" +
-	"\x03set\x18\x05 \x01(\tR\x03set\"Q\n" +
+	"\x03set\x18\x05 \x01(\tR\x03set\x121\n" +
+	"\x06freeze\x18\x06 \x01(\v2\x19.debvisor.agent.v1.FreezeR\x06freeze\"Q\n" +
 	"\rZfsSnapshotID\x12\x18\n" +
 	"\adataset\x18\x01 \x01(\tR\adataset\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2374,7 +2384,8 @@ var file_debvisor_agent_v1_zfs_proto_goTypes = []any{
 	(*ReplicationRelease)(nil),       // 22: debvisor.agent.v1.ReplicationRelease
 	(*ReplicateReceiveProgress)(nil), // 23: debvisor.agent.v1.ReplicateReceiveProgress
 	(*ReplicateSendProgress)(nil),    // 24: debvisor.agent.v1.ReplicateSendProgress
-	(*Term)(nil),                     // 25: debvisor.agent.v1.Term
+	(*Freeze)(nil),                   // 25: debvisor.agent.v1.Freeze
+	(*Term)(nil),                     // 26: debvisor.agent.v1.Term
 }
 var file_debvisor_agent_v1_zfs_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.ZfsInventory.pools:type_name -> debvisor.agent.v1.ZfsPool
@@ -2383,26 +2394,27 @@ var file_debvisor_agent_v1_zfs_proto_depIdxs = []int32{
 	3,  // 3: debvisor.agent.v1.ZfsListing.datasets:type_name -> debvisor.agent.v1.ZfsDataset
 	4,  // 4: debvisor.agent.v1.ZfsListing.snapshots:type_name -> debvisor.agent.v1.ZfsSnapshot
 	5,  // 5: debvisor.agent.v1.ZfsListing.bookmarks:type_name -> debvisor.agent.v1.ZfsBookmark
-	13, // 6: debvisor.agent.v1.ZfsSnapshotDestroy.snapshots:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	13, // 7: debvisor.agent.v1.ZfsKept.snapshot:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	13, // 8: debvisor.agent.v1.ZfsOutcome.made:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	15, // 9: debvisor.agent.v1.ZfsOutcome.kept:type_name -> debvisor.agent.v1.ZfsKept
-	13, // 10: debvisor.agent.v1.ZfsOutcome.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	25, // 11: debvisor.agent.v1.ReplicationRight.term:type_name -> debvisor.agent.v1.Term
-	13, // 12: debvisor.agent.v1.TargetAside.destroy:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	17, // 13: debvisor.agent.v1.ReplicateReceive.right:type_name -> debvisor.agent.v1.ReplicationRight
-	18, // 14: debvisor.agent.v1.ReplicateReceive.steps:type_name -> debvisor.agent.v1.ReplicationStep
-	19, // 15: debvisor.agent.v1.ReplicateReceive.aside:type_name -> debvisor.agent.v1.TargetAside
-	0,  // 16: debvisor.agent.v1.ReplicateReceive.type:type_name -> debvisor.agent.v1.ZfsType
-	13, // 17: debvisor.agent.v1.ReplicateReceive.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	17, // 18: debvisor.agent.v1.ReplicateSend.right:type_name -> debvisor.agent.v1.ReplicationRight
-	18, // 19: debvisor.agent.v1.ReplicateSend.steps:type_name -> debvisor.agent.v1.ReplicationStep
-	13, // 20: debvisor.agent.v1.ReplicateSend.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	25, // 6: debvisor.agent.v1.ZfsSnapshotCreate.freeze:type_name -> debvisor.agent.v1.Freeze
+	13, // 7: debvisor.agent.v1.ZfsSnapshotDestroy.snapshots:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	13, // 8: debvisor.agent.v1.ZfsKept.snapshot:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	13, // 9: debvisor.agent.v1.ZfsOutcome.made:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	15, // 10: debvisor.agent.v1.ZfsOutcome.kept:type_name -> debvisor.agent.v1.ZfsKept
+	13, // 11: debvisor.agent.v1.ZfsOutcome.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	26, // 12: debvisor.agent.v1.ReplicationRight.term:type_name -> debvisor.agent.v1.Term
+	13, // 13: debvisor.agent.v1.TargetAside.destroy:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	17, // 14: debvisor.agent.v1.ReplicateReceive.right:type_name -> debvisor.agent.v1.ReplicationRight
+	18, // 15: debvisor.agent.v1.ReplicateReceive.steps:type_name -> debvisor.agent.v1.ReplicationStep
+	19, // 16: debvisor.agent.v1.ReplicateReceive.aside:type_name -> debvisor.agent.v1.TargetAside
+	0,  // 17: debvisor.agent.v1.ReplicateReceive.type:type_name -> debvisor.agent.v1.ZfsType
+	13, // 18: debvisor.agent.v1.ReplicateReceive.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	17, // 19: debvisor.agent.v1.ReplicateSend.right:type_name -> debvisor.agent.v1.ReplicationRight
+	18, // 20: debvisor.agent.v1.ReplicateSend.steps:type_name -> debvisor.agent.v1.ReplicationStep
+	13, // 21: debvisor.agent.v1.ReplicateSend.cursor:type_name -> debvisor.agent.v1.ZfsSnapshotID
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_zfs_proto_init() }
@@ -2410,6 +2422,7 @@ func file_debvisor_agent_v1_zfs_proto_init() {
 	if File_debvisor_agent_v1_zfs_proto != nil {
 		return
 	}
+	file_debvisor_agent_v1_freeze_proto_init()
 	file_debvisor_agent_v1_term_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -248,6 +248,118 @@ func (MoveState) EnumDescriptor() ([]byte, []int) {
 	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
+// FailoverPhase only grows within an attempt.
+type FailoverPhase int32
+
+const (
+	FailoverPhase_FAILOVER_PHASE_UNSPECIFIED FailoverPhase = 0
+	// The images are being fenced.
+	FailoverPhase_FAILOVER_PHASE_FENCE FailoverPhase = 1
+	// The placement is the new node's: the VM is being brought up there.
+	FailoverPhase_FAILOVER_PHASE_START FailoverPhase = 2
+)
+
+// Enum value maps for FailoverPhase.
+var (
+	FailoverPhase_name = map[int32]string{
+		0: "FAILOVER_PHASE_UNSPECIFIED",
+		1: "FAILOVER_PHASE_FENCE",
+		2: "FAILOVER_PHASE_START",
+	}
+	FailoverPhase_value = map[string]int32{
+		"FAILOVER_PHASE_UNSPECIFIED": 0,
+		"FAILOVER_PHASE_FENCE":       1,
+		"FAILOVER_PHASE_START":       2,
+	}
+)
+
+func (x FailoverPhase) Enum() *FailoverPhase {
+	p := new(FailoverPhase)
+	*p = x
+	return p
+}
+
+func (x FailoverPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FailoverPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_store_v1_records_proto_enumTypes[4].Descriptor()
+}
+
+func (FailoverPhase) Type() protoreflect.EnumType {
+	return &file_debvisor_store_v1_records_proto_enumTypes[4]
+}
+
+func (x FailoverPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FailoverPhase.Descriptor instead.
+func (FailoverPhase) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+// LostCopyState only grows.
+type LostCopyState int32
+
+const (
+	LostCopyState_LOST_COPY_STATE_UNSPECIFIED LostCopyState = 0
+	// Its node has not come back.
+	LostCopyState_LOST_COPY_STATE_AWAITED LostCopyState = 1
+	// Its node is back: the copy is being destroyed there.
+	LostCopyState_LOST_COPY_STATE_DISCARDING LostCopyState = 2
+	// It is destroyed; its entries are being taken off the blocklist.
+	LostCopyState_LOST_COPY_STATE_UNFENCING LostCopyState = 3
+	// All is done; kept while replication back is on offer.
+	LostCopyState_LOST_COPY_STATE_GONE LostCopyState = 4
+)
+
+// Enum value maps for LostCopyState.
+var (
+	LostCopyState_name = map[int32]string{
+		0: "LOST_COPY_STATE_UNSPECIFIED",
+		1: "LOST_COPY_STATE_AWAITED",
+		2: "LOST_COPY_STATE_DISCARDING",
+		3: "LOST_COPY_STATE_UNFENCING",
+		4: "LOST_COPY_STATE_GONE",
+	}
+	LostCopyState_value = map[string]int32{
+		"LOST_COPY_STATE_UNSPECIFIED": 0,
+		"LOST_COPY_STATE_AWAITED":     1,
+		"LOST_COPY_STATE_DISCARDING":  2,
+		"LOST_COPY_STATE_UNFENCING":   3,
+		"LOST_COPY_STATE_GONE":        4,
+	}
+)
+
+func (x LostCopyState) Enum() *LostCopyState {
+	p := new(LostCopyState)
+	*p = x
+	return p
+}
+
+func (x LostCopyState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LostCopyState) Descriptor() protoreflect.EnumDescriptor {
+	return file_debvisor_store_v1_records_proto_enumTypes[5].Descriptor()
+}
+
+func (LostCopyState) Type() protoreflect.EnumType {
+	return &file_debvisor_store_v1_records_proto_enumTypes[5]
+}
+
+func (x LostCopyState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LostCopyState.Descriptor instead.
+func (LostCopyState) EnumDescriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
+}
+
 // ReplicatePhase only grows within an attempt.
 type ReplicatePhase int32
 
@@ -291,11 +403,11 @@ func (x ReplicatePhase) String() string {
 }
 
 func (ReplicatePhase) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[4].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[6].Descriptor()
 }
 
 func (ReplicatePhase) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[4]
+	return &file_debvisor_store_v1_records_proto_enumTypes[6]
 }
 
 func (x ReplicatePhase) Number() protoreflect.EnumNumber {
@@ -304,7 +416,7 @@ func (x ReplicatePhase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicatePhase.Descriptor instead.
 func (ReplicatePhase) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 // TaskState only grows; numbers as in debvisor.agent.v1.TaskState.
@@ -353,11 +465,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[5].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[7].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[5]
+	return &file_debvisor_store_v1_records_proto_enumTypes[7]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -366,7 +478,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 // JoinTokenKind is what a token enrols.
@@ -403,11 +515,11 @@ func (x JoinTokenKind) String() string {
 }
 
 func (JoinTokenKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_debvisor_store_v1_records_proto_enumTypes[6].Descriptor()
+	return file_debvisor_store_v1_records_proto_enumTypes[8].Descriptor()
 }
 
 func (JoinTokenKind) Type() protoreflect.EnumType {
-	return &file_debvisor_store_v1_records_proto_enumTypes[6]
+	return &file_debvisor_store_v1_records_proto_enumTypes[8]
 }
 
 func (x JoinTokenKind) Number() protoreflect.EnumNumber {
@@ -416,7 +528,7 @@ func (x JoinTokenKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JoinTokenKind.Descriptor instead.
 func (JoinTokenKind) EnumDescriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 // Node is nodes/<id>: identity and wishes.
@@ -1253,6 +1365,9 @@ type Operation struct {
 	//	*Operation_TakeSnapshots
 	//	*Operation_RemoveSnapshots
 	//	*Operation_Replicate
+	//	*Operation_CloneImage
+	//	*Operation_ChangeImage
+	//	*Operation_Failover
 	Detail isOperation_Detail `protobuf_oneof:"detail"`
 	// The operation that it is part of; empty: none.
 	Parent string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
@@ -1480,6 +1595,33 @@ func (x *Operation) GetReplicate() *Replicate {
 	return nil
 }
 
+func (x *Operation) GetCloneImage() *CloneImage {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_CloneImage); ok {
+			return x.CloneImage
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetChangeImage() *ChangeImage {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_ChangeImage); ok {
+			return x.ChangeImage
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetFailover() *Failover {
+	if x != nil {
+		if x, ok := x.Detail.(*Operation_Failover); ok {
+			return x.Failover
+		}
+	}
+	return nil
+}
+
 func (x *Operation) GetParent() string {
 	if x != nil {
 		return x.Parent
@@ -1522,6 +1664,18 @@ type Operation_Replicate struct {
 	Replicate *Replicate `protobuf:"bytes,25,opt,name=replicate,proto3,oneof"`
 }
 
+type Operation_CloneImage struct {
+	CloneImage *CloneImage `protobuf:"bytes,26,opt,name=clone_image,json=cloneImage,proto3,oneof"`
+}
+
+type Operation_ChangeImage struct {
+	ChangeImage *ChangeImage `protobuf:"bytes,27,opt,name=change_image,json=changeImage,proto3,oneof"`
+}
+
+type Operation_Failover struct {
+	Failover *Failover `protobuf:"bytes,28,opt,name=failover,proto3,oneof"`
+}
+
 func (*Operation_Migrate) isOperation_Detail() {}
 
 func (*Operation_Evacuate) isOperation_Detail() {}
@@ -1533,6 +1687,12 @@ func (*Operation_TakeSnapshots) isOperation_Detail() {}
 func (*Operation_RemoveSnapshots) isOperation_Detail() {}
 
 func (*Operation_Replicate) isOperation_Detail() {}
+
+func (*Operation_CloneImage) isOperation_Detail() {}
+
+func (*Operation_ChangeImage) isOperation_Detail() {}
+
+func (*Operation_Failover) isOperation_Detail() {}
 
 // Evacuate is the request and the memory of an evacuation, a restore or
 // another plan of several moves.
@@ -2076,8 +2236,22 @@ type TakeSnapshots struct {
 	// Of a VM's disks: its UUID and name.
 	VmUuid string `protobuf:"bytes,5,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
 	VmName string `protobuf:"bytes,6,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
-	// What was made, as encoded debvisor.agent.v1.ZfsSnapshotID.
-	Made          [][]byte `protobuf:"bytes,7,rep,name=made,proto3" json:"made,omitempty"`
+	// What was made, as encoded debvisor.agent.v1.ZfsSnapshotID, or with images
+	// debvisor.agent.v1.RbdSnapshotID.
+	Made [][]byte `protobuf:"bytes,7,rep,name=made,proto3" json:"made,omitempty"`
+	// Of RBD instead of datasets: encoded debvisor.agent.v1.RbdImageID, and the
+	// cluster that they are in. node may be empty then: any that sees it.
+	Images [][]byte `protobuf:"bytes,8,rep,name=images,proto3" json:"images,omitempty"`
+	Fsid   string   `protobuf:"bytes,9,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	// Clones are made of it (one image).
+	Template bool `protobuf:"varint,10,opt,name=template,proto3" json:"template,omitempty"`
+	// Number of debvisor.v1.Consistency, and how long the guest may be frozen.
+	Consistency    int32  `protobuf:"varint,11,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	FreezeBudgetMs uint32 `protobuf:"varint,12,opt,name=freeze_budget_ms,json=freezeBudgetMs,proto3" json:"freeze_budget_ms,omitempty"`
+	// From 1; each is one task.
+	Attempt uint32 `protobuf:"varint,13,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// How the freeze went: encoded debvisor.agent.v1.FreezeOutcome.
+	Freeze        []byte `protobuf:"bytes,14,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2161,6 +2335,55 @@ func (x *TakeSnapshots) GetMade() [][]byte {
 	return nil
 }
 
+func (x *TakeSnapshots) GetImages() [][]byte {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *TakeSnapshots) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *TakeSnapshots) GetTemplate() bool {
+	if x != nil {
+		return x.Template
+	}
+	return false
+}
+
+func (x *TakeSnapshots) GetConsistency() int32 {
+	if x != nil {
+		return x.Consistency
+	}
+	return 0
+}
+
+func (x *TakeSnapshots) GetFreezeBudgetMs() uint32 {
+	if x != nil {
+		return x.FreezeBudgetMs
+	}
+	return 0
+}
+
+func (x *TakeSnapshots) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *TakeSnapshots) GetFreeze() []byte {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
 // RemoveSnapshots is a deletion of named snapshots, or a pruning.
 type RemoveSnapshots struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2184,7 +2407,13 @@ type RemoveSnapshots struct {
 	// debvisor.agent.v1.ZfsKept).
 	KeptBecause [][]byte `protobuf:"bytes,11,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
 	// What the batch at work is estimated to free.
-	BatchBytes    uint64 `protobuf:"varint,12,opt,name=batch_bytes,json=batchBytes,proto3" json:"batch_bytes,omitempty"`
+	BatchBytes uint64 `protobuf:"varint,12,opt,name=batch_bytes,json=batchBytes,proto3" json:"batch_bytes,omitempty"`
+	// Of RBD: the cluster; snapshots are encoded debvisor.agent.v1.RbdSnapshotID,
+	// kept_because debvisor.agent.v1.RbdKept, and images (encoded
+	// debvisor.agent.v1.RbdImageID) stand for datasets. node may be empty until a
+	// batch is at work.
+	Fsid          string   `protobuf:"bytes,13,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	Images        [][]byte `protobuf:"bytes,14,rep,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2303,6 +2532,682 @@ func (x *RemoveSnapshots) GetBatchBytes() uint64 {
 	return 0
 }
 
+func (x *RemoveSnapshots) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *RemoveSnapshots) GetImages() [][]byte {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// CloneImage is the making of an image of RBD from a template's snapshot.
+type CloneImage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Fsid  string                 `protobuf:"bytes,1,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	// Encoded debvisor.agent.v1.RbdSnapshotID and RbdImageID.
+	Template []byte `protobuf:"bytes,2,opt,name=template,proto3" json:"template,omitempty"`
+	Image    []byte `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	// The node at work, and its task's number, from 1.
+	Node    string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Attempt uint32 `protobuf:"varint,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Of the image that was made.
+	Depth         uint32 `protobuf:"varint,6,opt,name=depth,proto3" json:"depth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneImage) Reset() {
+	*x = CloneImage{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneImage) ProtoMessage() {}
+
+func (x *CloneImage) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneImage.ProtoReflect.Descriptor instead.
+func (*CloneImage) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CloneImage) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *CloneImage) GetTemplate() []byte {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *CloneImage) GetImage() []byte {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *CloneImage) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CloneImage) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *CloneImage) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+// ChangeImage flattens or removes a clone of ours.
+type ChangeImage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Fsid  string                 `protobuf:"bytes,1,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	// Encoded debvisor.agent.v1.RbdImageID, with its id.
+	Image []byte `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// The operation that cloned it.
+	ClonedBy      string `protobuf:"bytes,3,opt,name=cloned_by,json=clonedBy,proto3" json:"cloned_by,omitempty"`
+	Node          string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Attempt       uint32 `protobuf:"varint,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeImage) Reset() {
+	*x = ChangeImage{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeImage) ProtoMessage() {}
+
+func (x *ChangeImage) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeImage.ProtoReflect.Descriptor instead.
+func (*ChangeImage) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ChangeImage) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *ChangeImage) GetImage() []byte {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *ChangeImage) GetClonedBy() string {
+	if x != nil {
+		return x.ClonedBy
+	}
+	return ""
+}
+
+func (x *ChangeImage) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ChangeImage) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+// Failover is the bringing back of a VM whose node is lost.
+type Failover struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	// The lost node, and the placement that it had.
+	Source     string        `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Generation uint64        `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Target     string        `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	Phase      FailoverPhase `protobuf:"varint,6,opt,name=phase,proto3,enum=debvisor.store.v1.FailoverPhase" json:"phase,omitempty"`
+	// Each of a phase's tasks has a number, from 1.
+	Attempt uint32 `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Encoded debvisor.agent.v1.FailoverDisk.
+	Disks [][]byte `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`
+	Fsid  string   `protobuf:"bytes,9,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	// Encoded debvisor.agent.v1.FenceEvidence.
+	Evidence []byte `protobuf:"bytes,10,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// The operator's word that the node is off, and why it was believed that the
+	// data is not too old: both asked for with the call.
+	NodeIsOff             bool   `protobuf:"varint,11,opt,name=node_is_off,json=nodeIsOff,proto3" json:"node_is_off,omitempty"`
+	AcceptDataLossSeconds uint64 `protobuf:"varint,12,opt,name=accept_data_loss_seconds,json=acceptDataLossSeconds,proto3" json:"accept_data_loss_seconds,omitempty"`
+	// How old the replicas were when it was decided, seconds.
+	DataAgeSeconds uint64                 `protobuf:"varint,13,opt,name=data_age_seconds,json=dataAgeSeconds,proto3" json:"data_age_seconds,omitempty"`
+	Start          bool                   `protobuf:"varint,14,opt,name=start,proto3" json:"start,omitempty"`
+	AttemptAt      *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=attempt_at,json=attemptAt,proto3" json:"attempt_at,omitempty"`
+	// What the proof rests on, for people.
+	Proof         []string `protobuf:"bytes,16,rep,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Failover) Reset() {
+	*x = Failover{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Failover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Failover) ProtoMessage() {}
+
+func (x *Failover) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Failover.ProtoReflect.Descriptor instead.
+func (*Failover) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Failover) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *Failover) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *Failover) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Failover) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Failover) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Failover) GetPhase() FailoverPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return FailoverPhase_FAILOVER_PHASE_UNSPECIFIED
+}
+
+func (x *Failover) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Failover) GetDisks() [][]byte {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *Failover) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *Failover) GetEvidence() []byte {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *Failover) GetNodeIsOff() bool {
+	if x != nil {
+		return x.NodeIsOff
+	}
+	return false
+}
+
+func (x *Failover) GetAcceptDataLossSeconds() uint64 {
+	if x != nil {
+		return x.AcceptDataLossSeconds
+	}
+	return 0
+}
+
+func (x *Failover) GetDataAgeSeconds() uint64 {
+	if x != nil {
+		return x.DataAgeSeconds
+	}
+	return 0
+}
+
+func (x *Failover) GetStart() bool {
+	if x != nil {
+		return x.Start
+	}
+	return false
+}
+
+func (x *Failover) GetAttemptAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AttemptAt
+	}
+	return nil
+}
+
+func (x *Failover) GetProof() []string {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// LostCopy is lostcopies/<vm uuid>/<node>: a copy of a VM that was brought back
+// elsewhere, on a node that has not yet said that it is destroyed. Until then
+// its entries stay on the blocklist, and no VM of that UUID starts there.
+type LostCopy struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	VmName string                 `protobuf:"bytes,2,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Node   string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// The placement that it had there.
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Where the VM was brought back, and by which operation.
+	BroughtBackOn string                 `protobuf:"bytes,5,opt,name=brought_back_on,json=broughtBackOn,proto3" json:"brought_back_on,omitempty"`
+	Operation     string                 `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=at,proto3" json:"at,omitempty"`
+	Fsid          string                 `protobuf:"bytes,8,opt,name=fsid,proto3" json:"fsid,omitempty"`
+	// Encoded debvisor.agent.v1.FenceEvidence.
+	Evidence []byte `protobuf:"bytes,9,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// Encoded debvisor.agent.v1.FailoverFormerSource.
+	Datasets [][]byte      `protobuf:"bytes,10,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	State    LostCopyState `protobuf:"varint,11,opt,name=state,proto3,enum=debvisor.store.v1.LostCopyState" json:"state,omitempty"`
+	// Of the task that discards it or takes the entries away; each has a number.
+	Attempt uint32 `protobuf:"varint,12,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Where the entries are taken away.
+	UnfenceNode   string `protobuf:"bytes,13,opt,name=unfence_node,json=unfenceNode,proto3" json:"unfence_node,omitempty"`
+	LastError     string `protobuf:"bytes,14,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Tenant        string `protobuf:"bytes,15,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostCopy) Reset() {
+	*x = LostCopy{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostCopy) ProtoMessage() {}
+
+func (x *LostCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostCopy.ProtoReflect.Descriptor instead.
+func (*LostCopy) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LostCopy) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *LostCopy) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *LostCopy) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LostCopy) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *LostCopy) GetBroughtBackOn() string {
+	if x != nil {
+		return x.BroughtBackOn
+	}
+	return ""
+}
+
+func (x *LostCopy) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *LostCopy) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *LostCopy) GetFsid() string {
+	if x != nil {
+		return x.Fsid
+	}
+	return ""
+}
+
+func (x *LostCopy) GetEvidence() []byte {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *LostCopy) GetDatasets() [][]byte {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *LostCopy) GetState() LostCopyState {
+	if x != nil {
+		return x.State
+	}
+	return LostCopyState_LOST_COPY_STATE_UNSPECIFIED
+}
+
+func (x *LostCopy) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *LostCopy) GetUnfenceNode() string {
+	if x != nil {
+		return x.UnfenceNode
+	}
+	return ""
+}
+
+func (x *LostCopy) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *LostCopy) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+// NodeCeph is ceph/<node>: what a node last reported of its Ceph cluster.
+type NodeCeph struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Encoded debvisor.agent.v1.CephInventory.
+	Inventory     []byte                 `protobuf:"bytes,2,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	ReportedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=reported_at,json=reportedAt,proto3" json:"reported_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCeph) Reset() {
+	*x = NodeCeph{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCeph) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCeph) ProtoMessage() {}
+
+func (x *NodeCeph) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCeph.ProtoReflect.Descriptor instead.
+func (*NodeCeph) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *NodeCeph) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeCeph) GetInventory() []byte {
+	if x != nil {
+		return x.Inventory
+	}
+	return nil
+}
+
+func (x *NodeCeph) GetReportedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReportedAt
+	}
+	return nil
+}
+
+// Definition is definitions/<vm uuid>: libvirt's definition of a VM, as the node
+// that it belongs to last reported it.
+type Definition struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	Node   string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// The placement at which it was reported.
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Hash          string                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	Xml           string                 `protobuf:"bytes,5,opt,name=xml,proto3" json:"xml,omitempty"`
+	ReportedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=reported_at,json=reportedAt,proto3" json:"reported_at,omitempty"`
+	BoundToHost   []string               `protobuf:"bytes,7,rep,name=bound_to_host,json=boundToHost,proto3" json:"bound_to_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Definition) Reset() {
+	*x = Definition{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Definition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Definition) ProtoMessage() {}
+
+func (x *Definition) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Definition.ProtoReflect.Descriptor instead.
+func (*Definition) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Definition) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *Definition) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Definition) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Definition) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *Definition) GetXml() string {
+	if x != nil {
+		return x.Xml
+	}
+	return ""
+}
+
+func (x *Definition) GetReportedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReportedAt
+	}
+	return nil
+}
+
+func (x *Definition) GetBoundToHost() []string {
+	if x != nil {
+		return x.BoundToHost
+	}
+	return nil
+}
+
 // Replicate is one run of a replication job.
 type Replicate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2349,7 +3254,7 @@ type Replicate struct {
 
 func (x *Replicate) Reset() {
 	*x = Replicate{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +3266,7 @@ func (x *Replicate) String() string {
 func (*Replicate) ProtoMessage() {}
 
 func (x *Replicate) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[14]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +3279,7 @@ func (x *Replicate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replicate.ProtoReflect.Descriptor instead.
 func (*Replicate) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Replicate) GetJobId() string {
@@ -2588,7 +3493,7 @@ type ReplicationJob struct {
 
 func (x *ReplicationJob) Reset() {
 	*x = ReplicationJob{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +3505,7 @@ func (x *ReplicationJob) String() string {
 func (*ReplicationJob) ProtoMessage() {}
 
 func (x *ReplicationJob) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[15]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +3518,7 @@ func (x *ReplicationJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationJob.ProtoReflect.Descriptor instead.
 func (*ReplicationJob) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplicationJob) GetId() string {
@@ -2835,7 +3740,7 @@ type StoragePolicyRun struct {
 
 func (x *StoragePolicyRun) Reset() {
 	*x = StoragePolicyRun{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +3752,7 @@ func (x *StoragePolicyRun) String() string {
 func (*StoragePolicyRun) ProtoMessage() {}
 
 func (x *StoragePolicyRun) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[16]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +3765,7 @@ func (x *StoragePolicyRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoragePolicyRun.ProtoReflect.Descriptor instead.
 func (*StoragePolicyRun) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StoragePolicyRun) GetLastDue() *timestamppb.Timestamp {
@@ -2934,7 +3839,7 @@ type RetentionPolicy struct {
 
 func (x *RetentionPolicy) Reset() {
 	*x = RetentionPolicy{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3851,7 @@ func (x *RetentionPolicy) String() string {
 func (*RetentionPolicy) ProtoMessage() {}
 
 func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[17]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3864,7 @@ func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicy.ProtoReflect.Descriptor instead.
 func (*RetentionPolicy) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetentionPolicy) GetName() string {
@@ -3012,7 +3917,7 @@ type ReplicationPolicy struct {
 
 func (x *ReplicationPolicy) Reset() {
 	*x = ReplicationPolicy{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3929,7 @@ func (x *ReplicationPolicy) String() string {
 func (*ReplicationPolicy) ProtoMessage() {}
 
 func (x *ReplicationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[18]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3942,7 @@ func (x *ReplicationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationPolicy.ProtoReflect.Descriptor instead.
 func (*ReplicationPolicy) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReplicationPolicy) GetName() string {
@@ -3088,7 +3993,7 @@ type NodeZFS struct {
 
 func (x *NodeZFS) Reset() {
 	*x = NodeZFS{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +4005,7 @@ func (x *NodeZFS) String() string {
 func (*NodeZFS) ProtoMessage() {}
 
 func (x *NodeZFS) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[19]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +4018,7 @@ func (x *NodeZFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeZFS.ProtoReflect.Descriptor instead.
 func (*NodeZFS) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeZFS) GetNode() string {
@@ -3165,7 +4070,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3177,7 +4082,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[20]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3190,7 +4095,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Task) GetId() string {
@@ -3307,7 +4212,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +4224,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[21]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +4237,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinToken) GetId() string {
@@ -3432,7 +4337,7 @@ type Principal struct {
 
 func (x *Principal) Reset() {
 	*x = Principal{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +4349,7 @@ func (x *Principal) String() string {
 func (*Principal) ProtoMessage() {}
 
 func (x *Principal) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[22]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +4362,7 @@ func (x *Principal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Principal.ProtoReflect.Descriptor instead.
 func (*Principal) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Principal) GetType() string {
@@ -3521,7 +4426,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +4438,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[23]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +4451,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RateLimit) GetPerMinute() uint32 {
@@ -3581,7 +4486,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +4498,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[24]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +4511,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Role) GetPermissions() []string {
@@ -3634,7 +4539,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +4551,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[25]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3659,7 +4564,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Tenant) GetDescription() string {
@@ -3690,7 +4595,7 @@ type TenantStorage struct {
 
 func (x *TenantStorage) Reset() {
 	*x = TenantStorage{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +4607,7 @@ func (x *TenantStorage) String() string {
 func (*TenantStorage) ProtoMessage() {}
 
 func (x *TenantStorage) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[26]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +4620,7 @@ func (x *TenantStorage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStorage.ProtoReflect.Descriptor instead.
 func (*TenantStorage) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TenantStorage) GetBackend() string {
@@ -3762,7 +4667,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +4679,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[27]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +4692,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *APIKey) GetSha256() string {
@@ -3866,7 +4771,7 @@ type KeyUse struct {
 
 func (x *KeyUse) Reset() {
 	*x = KeyUse{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +4783,7 @@ func (x *KeyUse) String() string {
 func (*KeyUse) ProtoMessage() {}
 
 func (x *KeyUse) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[28]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +4796,7 @@ func (x *KeyUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyUse.ProtoReflect.Descriptor instead.
 func (*KeyUse) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KeyUse) GetAt() *timestamppb.Timestamp {
@@ -3929,7 +4834,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3941,7 +4846,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[29]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3954,7 +4859,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AuditHead) GetSequence() uint64 {
@@ -3993,7 +4898,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4910,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[30]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4923,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Replica) GetName() string {
@@ -4061,7 +4966,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +4978,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[31]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +4991,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Leader) GetName() string {
@@ -4204,7 +5109,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"generation\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x05 \x01(\fR\n" +
-	"definition\"\xb8\t\n" +
+	"definition\"\xfa\n" +
+	"\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
@@ -4234,7 +5140,11 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05power\x18\x16 \x01(\v2\x18.debvisor.store.v1.PowerH\x00R\x05power\x12I\n" +
 	"\x0etake_snapshots\x18\x17 \x01(\v2 .debvisor.store.v1.TakeSnapshotsH\x00R\rtakeSnapshots\x12O\n" +
 	"\x10remove_snapshots\x18\x18 \x01(\v2\".debvisor.store.v1.RemoveSnapshotsH\x00R\x0fremoveSnapshots\x12<\n" +
-	"\treplicate\x18\x19 \x01(\v2\x1c.debvisor.store.v1.ReplicateH\x00R\treplicate\x12\x16\n" +
+	"\treplicate\x18\x19 \x01(\v2\x1c.debvisor.store.v1.ReplicateH\x00R\treplicate\x12@\n" +
+	"\vclone_image\x18\x1a \x01(\v2\x1d.debvisor.store.v1.CloneImageH\x00R\n" +
+	"cloneImage\x12C\n" +
+	"\fchange_image\x18\x1b \x01(\v2\x1e.debvisor.store.v1.ChangeImageH\x00R\vchangeImage\x129\n" +
+	"\bfailover\x18\x1c \x01(\v2\x1b.debvisor.store.v1.FailoverH\x00R\bfailover\x12\x16\n" +
 	"\x06parent\x18\x1e \x01(\tR\x06parent\x12\x16\n" +
 	"\x06tenant\x18\x1f \x01(\tR\x06tenant\x1a?\n" +
 	"\x11ErrorContextEntry\x12\x10\n" +
@@ -4298,7 +5208,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05disks\x18\x11 \x03(\fR\x05disks\x12\x1f\n" +
 	"\vduration_ms\x18\x12 \x01(\x04R\n" +
 	"durationMs\x12\x18\n" +
-	"\arefused\x18\x13 \x01(\rR\arefused\"\xaf\x01\n" +
+	"\arefused\x18\x13 \x01(\rR\arefused\"\xf5\x02\n" +
 	"\rTakeSnapshots\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bdatasets\x18\x02 \x03(\tR\bdatasets\x12\x12\n" +
@@ -4306,7 +5216,15 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05label\x18\x04 \x01(\tR\x05label\x12\x17\n" +
 	"\avm_uuid\x18\x05 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x06 \x01(\tR\x06vmName\x12\x12\n" +
-	"\x04made\x18\a \x03(\fR\x04made\"\xdc\x02\n" +
+	"\x04made\x18\a \x03(\fR\x04made\x12\x16\n" +
+	"\x06images\x18\b \x03(\fR\x06images\x12\x12\n" +
+	"\x04fsid\x18\t \x01(\tR\x04fsid\x12\x1a\n" +
+	"\btemplate\x18\n" +
+	" \x01(\bR\btemplate\x12 \n" +
+	"\vconsistency\x18\v \x01(\x05R\vconsistency\x12(\n" +
+	"\x10freeze_budget_ms\x18\f \x01(\rR\x0efreezeBudgetMs\x12\x18\n" +
+	"\aattempt\x18\r \x01(\rR\aattempt\x12\x16\n" +
+	"\x06freeze\x18\x0e \x01(\fR\x06freeze\"\x88\x03\n" +
 	"\x0fRemoveSnapshots\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tsnapshots\x18\x02 \x03(\fR\tsnapshots\x12\x1a\n" +
@@ -4322,7 +5240,81 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	" \x01(\rR\x05batch\x12!\n" +
 	"\fkept_because\x18\v \x03(\fR\vkeptBecause\x12\x1f\n" +
 	"\vbatch_bytes\x18\f \x01(\x04R\n" +
-	"batchBytes\"\xdf\x05\n" +
+	"batchBytes\x12\x12\n" +
+	"\x04fsid\x18\r \x01(\tR\x04fsid\x12\x16\n" +
+	"\x06images\x18\x0e \x03(\fR\x06images\"\x96\x01\n" +
+	"\n" +
+	"CloneImage\x12\x12\n" +
+	"\x04fsid\x18\x01 \x01(\tR\x04fsid\x12\x1a\n" +
+	"\btemplate\x18\x02 \x01(\fR\btemplate\x12\x14\n" +
+	"\x05image\x18\x03 \x01(\fR\x05image\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
+	"\aattempt\x18\x05 \x01(\rR\aattempt\x12\x14\n" +
+	"\x05depth\x18\x06 \x01(\rR\x05depth\"\x82\x01\n" +
+	"\vChangeImage\x12\x12\n" +
+	"\x04fsid\x18\x01 \x01(\tR\x04fsid\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\fR\x05image\x12\x1b\n" +
+	"\tcloned_by\x18\x03 \x01(\tR\bclonedBy\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
+	"\aattempt\x18\x05 \x01(\rR\aattempt\"\x8e\x04\n" +
+	"\bFailover\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x126\n" +
+	"\x05phase\x18\x06 \x01(\x0e2 .debvisor.store.v1.FailoverPhaseR\x05phase\x12\x18\n" +
+	"\aattempt\x18\a \x01(\rR\aattempt\x12\x14\n" +
+	"\x05disks\x18\b \x03(\fR\x05disks\x12\x12\n" +
+	"\x04fsid\x18\t \x01(\tR\x04fsid\x12\x1a\n" +
+	"\bevidence\x18\n" +
+	" \x01(\fR\bevidence\x12\x1e\n" +
+	"\vnode_is_off\x18\v \x01(\bR\tnodeIsOff\x127\n" +
+	"\x18accept_data_loss_seconds\x18\f \x01(\x04R\x15acceptDataLossSeconds\x12(\n" +
+	"\x10data_age_seconds\x18\r \x01(\x04R\x0edataAgeSeconds\x12\x14\n" +
+	"\x05start\x18\x0e \x01(\bR\x05start\x129\n" +
+	"\n" +
+	"attempt_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12\x14\n" +
+	"\x05proof\x18\x10 \x03(\tR\x05proof\"\xda\x03\n" +
+	"\bLostCopy\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
+	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12&\n" +
+	"\x0fbrought_back_on\x18\x05 \x01(\tR\rbroughtBackOn\x12\x1c\n" +
+	"\toperation\x18\x06 \x01(\tR\toperation\x12*\n" +
+	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04fsid\x18\b \x01(\tR\x04fsid\x12\x1a\n" +
+	"\bevidence\x18\t \x01(\fR\bevidence\x12\x1a\n" +
+	"\bdatasets\x18\n" +
+	" \x03(\fR\bdatasets\x126\n" +
+	"\x05state\x18\v \x01(\x0e2 .debvisor.store.v1.LostCopyStateR\x05state\x12\x18\n" +
+	"\aattempt\x18\f \x01(\rR\aattempt\x12!\n" +
+	"\funfence_node\x18\r \x01(\tR\vunfenceNode\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x0e \x01(\tR\tlastError\x12\x16\n" +
+	"\x06tenant\x18\x0f \x01(\tR\x06tenant\"y\n" +
+	"\bNodeCeph\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tinventory\x18\x02 \x01(\fR\tinventory\x12;\n" +
+	"\vreported_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reportedAt\"\xe0\x01\n" +
+	"\n" +
+	"Definition\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x10\n" +
+	"\x03xml\x18\x05 \x01(\tR\x03xml\x12;\n" +
+	"\vreported_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reportedAt\x12\"\n" +
+	"\rbound_to_host\x18\a \x03(\tR\vboundToHost\"\xdf\x05\n" +
 	"\tReplicate\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -4531,7 +5523,17 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x11MOVE_STATE_MOVING\x10\x02\x12\x14\n" +
 	"\x10MOVE_STATE_MOVED\x10\x03\x12\x16\n" +
 	"\x12MOVE_STATE_BLOCKED\x10\x04\x12\x15\n" +
-	"\x11MOVE_STATE_FAILED\x10\x05*\xa0\x01\n" +
+	"\x11MOVE_STATE_FAILED\x10\x05*c\n" +
+	"\rFailoverPhase\x12\x1e\n" +
+	"\x1aFAILOVER_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14FAILOVER_PHASE_FENCE\x10\x01\x12\x18\n" +
+	"\x14FAILOVER_PHASE_START\x10\x02*\xa6\x01\n" +
+	"\rLostCopyState\x12\x1f\n" +
+	"\x1bLOST_COPY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17LOST_COPY_STATE_AWAITED\x10\x01\x12\x1e\n" +
+	"\x1aLOST_COPY_STATE_DISCARDING\x10\x02\x12\x1d\n" +
+	"\x19LOST_COPY_STATE_UNFENCING\x10\x03\x12\x18\n" +
+	"\x14LOST_COPY_STATE_GONE\x10\x04*\xa0\x01\n" +
 	"\x0eReplicatePhase\x12\x1f\n" +
 	"\x1bREPLICATE_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18REPLICATE_PHASE_SNAPSHOT\x10\x01\x12\x18\n" +
@@ -4563,116 +5565,133 @@ func file_debvisor_store_v1_records_proto_rawDescGZIP() []byte {
 	return file_debvisor_store_v1_records_proto_rawDescData
 }
 
-var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(NodeLiveness)(0),             // 0: debvisor.store.v1.NodeLiveness
 	(PlanState)(0),                // 1: debvisor.store.v1.PlanState
 	(OperationState)(0),           // 2: debvisor.store.v1.OperationState
 	(MoveState)(0),                // 3: debvisor.store.v1.MoveState
-	(ReplicatePhase)(0),           // 4: debvisor.store.v1.ReplicatePhase
-	(TaskState)(0),                // 5: debvisor.store.v1.TaskState
-	(JoinTokenKind)(0),            // 6: debvisor.store.v1.JoinTokenKind
-	(*Node)(nil),                  // 7: debvisor.store.v1.Node
-	(*NodeStatus)(nil),            // 8: debvisor.store.v1.NodeStatus
-	(*NodeHealth)(nil),            // 9: debvisor.store.v1.NodeHealth
-	(*Term)(nil),                  // 10: debvisor.store.v1.Term
-	(*VM)(nil),                    // 11: debvisor.store.v1.VM
-	(*Plan)(nil),                  // 12: debvisor.store.v1.Plan
-	(*PlanGround)(nil),            // 13: debvisor.store.v1.PlanGround
-	(*Operation)(nil),             // 14: debvisor.store.v1.Operation
-	(*Evacuate)(nil),              // 15: debvisor.store.v1.Evacuate
-	(*Move)(nil),                  // 16: debvisor.store.v1.Move
-	(*Power)(nil),                 // 17: debvisor.store.v1.Power
-	(*Migrate)(nil),               // 18: debvisor.store.v1.Migrate
-	(*TakeSnapshots)(nil),         // 19: debvisor.store.v1.TakeSnapshots
-	(*RemoveSnapshots)(nil),       // 20: debvisor.store.v1.RemoveSnapshots
-	(*Replicate)(nil),             // 21: debvisor.store.v1.Replicate
-	(*ReplicationJob)(nil),        // 22: debvisor.store.v1.ReplicationJob
-	(*StoragePolicyRun)(nil),      // 23: debvisor.store.v1.StoragePolicyRun
-	(*RetentionPolicy)(nil),       // 24: debvisor.store.v1.RetentionPolicy
-	(*ReplicationPolicy)(nil),     // 25: debvisor.store.v1.ReplicationPolicy
-	(*NodeZFS)(nil),               // 26: debvisor.store.v1.NodeZFS
-	(*Task)(nil),                  // 27: debvisor.store.v1.Task
-	(*JoinToken)(nil),             // 28: debvisor.store.v1.JoinToken
-	(*Principal)(nil),             // 29: debvisor.store.v1.Principal
-	(*RateLimit)(nil),             // 30: debvisor.store.v1.RateLimit
-	(*Role)(nil),                  // 31: debvisor.store.v1.Role
-	(*Tenant)(nil),                // 32: debvisor.store.v1.Tenant
-	(*TenantStorage)(nil),         // 33: debvisor.store.v1.TenantStorage
-	(*APIKey)(nil),                // 34: debvisor.store.v1.APIKey
-	(*KeyUse)(nil),                // 35: debvisor.store.v1.KeyUse
-	(*AuditHead)(nil),             // 36: debvisor.store.v1.AuditHead
-	(*Replica)(nil),               // 37: debvisor.store.v1.Replica
-	(*Leader)(nil),                // 38: debvisor.store.v1.Leader
-	nil,                           // 39: debvisor.store.v1.Operation.ErrorContextEntry
-	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(FailoverPhase)(0),            // 4: debvisor.store.v1.FailoverPhase
+	(LostCopyState)(0),            // 5: debvisor.store.v1.LostCopyState
+	(ReplicatePhase)(0),           // 6: debvisor.store.v1.ReplicatePhase
+	(TaskState)(0),                // 7: debvisor.store.v1.TaskState
+	(JoinTokenKind)(0),            // 8: debvisor.store.v1.JoinTokenKind
+	(*Node)(nil),                  // 9: debvisor.store.v1.Node
+	(*NodeStatus)(nil),            // 10: debvisor.store.v1.NodeStatus
+	(*NodeHealth)(nil),            // 11: debvisor.store.v1.NodeHealth
+	(*Term)(nil),                  // 12: debvisor.store.v1.Term
+	(*VM)(nil),                    // 13: debvisor.store.v1.VM
+	(*Plan)(nil),                  // 14: debvisor.store.v1.Plan
+	(*PlanGround)(nil),            // 15: debvisor.store.v1.PlanGround
+	(*Operation)(nil),             // 16: debvisor.store.v1.Operation
+	(*Evacuate)(nil),              // 17: debvisor.store.v1.Evacuate
+	(*Move)(nil),                  // 18: debvisor.store.v1.Move
+	(*Power)(nil),                 // 19: debvisor.store.v1.Power
+	(*Migrate)(nil),               // 20: debvisor.store.v1.Migrate
+	(*TakeSnapshots)(nil),         // 21: debvisor.store.v1.TakeSnapshots
+	(*RemoveSnapshots)(nil),       // 22: debvisor.store.v1.RemoveSnapshots
+	(*CloneImage)(nil),            // 23: debvisor.store.v1.CloneImage
+	(*ChangeImage)(nil),           // 24: debvisor.store.v1.ChangeImage
+	(*Failover)(nil),              // 25: debvisor.store.v1.Failover
+	(*LostCopy)(nil),              // 26: debvisor.store.v1.LostCopy
+	(*NodeCeph)(nil),              // 27: debvisor.store.v1.NodeCeph
+	(*Definition)(nil),            // 28: debvisor.store.v1.Definition
+	(*Replicate)(nil),             // 29: debvisor.store.v1.Replicate
+	(*ReplicationJob)(nil),        // 30: debvisor.store.v1.ReplicationJob
+	(*StoragePolicyRun)(nil),      // 31: debvisor.store.v1.StoragePolicyRun
+	(*RetentionPolicy)(nil),       // 32: debvisor.store.v1.RetentionPolicy
+	(*ReplicationPolicy)(nil),     // 33: debvisor.store.v1.ReplicationPolicy
+	(*NodeZFS)(nil),               // 34: debvisor.store.v1.NodeZFS
+	(*Task)(nil),                  // 35: debvisor.store.v1.Task
+	(*JoinToken)(nil),             // 36: debvisor.store.v1.JoinToken
+	(*Principal)(nil),             // 37: debvisor.store.v1.Principal
+	(*RateLimit)(nil),             // 38: debvisor.store.v1.RateLimit
+	(*Role)(nil),                  // 39: debvisor.store.v1.Role
+	(*Tenant)(nil),                // 40: debvisor.store.v1.Tenant
+	(*TenantStorage)(nil),         // 41: debvisor.store.v1.TenantStorage
+	(*APIKey)(nil),                // 42: debvisor.store.v1.APIKey
+	(*KeyUse)(nil),                // 43: debvisor.store.v1.KeyUse
+	(*AuditHead)(nil),             // 44: debvisor.store.v1.AuditHead
+	(*Replica)(nil),               // 45: debvisor.store.v1.Replica
+	(*Leader)(nil),                // 46: debvisor.store.v1.Leader
+	nil,                           // 47: debvisor.store.v1.Operation.ErrorContextEntry
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_debvisor_store_v1_records_proto_depIdxs = []int32{
-	40, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
-	40, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	40, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
-	40, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
+	48, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
+	48, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	48, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
+	48, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
 	0,  // 4: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	40, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	40, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	40, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	48, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
+	48, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	48, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	40, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	40, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
-	13, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	48, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	48, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	15, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
 	2,  // 13: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	40, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	40, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	40, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	39, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	18, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	15, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
-	17, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
-	19, // 21: debvisor.store.v1.Operation.take_snapshots:type_name -> debvisor.store.v1.TakeSnapshots
-	20, // 22: debvisor.store.v1.Operation.remove_snapshots:type_name -> debvisor.store.v1.RemoveSnapshots
-	21, // 23: debvisor.store.v1.Operation.replicate:type_name -> debvisor.store.v1.Replicate
-	16, // 24: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	40, // 25: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
-	3,  // 26: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	40, // 27: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	4,  // 28: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
-	40, // 29: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
-	40, // 30: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
-	40, // 31: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
-	40, // 32: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
-	40, // 33: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
-	40, // 34: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
-	40, // 35: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
-	40, // 36: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
-	40, // 37: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
-	40, // 38: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
-	40, // 39: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	23, // 40: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	40, // 41: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	23, // 42: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	40, // 43: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
-	5,  // 44: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	10, // 45: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	40, // 46: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	40, // 47: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	6,  // 48: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	40, // 49: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	40, // 50: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	40, // 51: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	30, // 52: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
-	30, // 53: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
-	33, // 54: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
-	40, // 55: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
-	40, // 56: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
-	40, // 57: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	40, // 58: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
-	59, // [59:59] is the sub-list for method output_type
-	59, // [59:59] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	48, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	48, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	48, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	47, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	20, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	17, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	19, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	21, // 21: debvisor.store.v1.Operation.take_snapshots:type_name -> debvisor.store.v1.TakeSnapshots
+	22, // 22: debvisor.store.v1.Operation.remove_snapshots:type_name -> debvisor.store.v1.RemoveSnapshots
+	29, // 23: debvisor.store.v1.Operation.replicate:type_name -> debvisor.store.v1.Replicate
+	23, // 24: debvisor.store.v1.Operation.clone_image:type_name -> debvisor.store.v1.CloneImage
+	24, // 25: debvisor.store.v1.Operation.change_image:type_name -> debvisor.store.v1.ChangeImage
+	25, // 26: debvisor.store.v1.Operation.failover:type_name -> debvisor.store.v1.Failover
+	18, // 27: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	48, // 28: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 29: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	48, // 30: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 31: debvisor.store.v1.Failover.phase:type_name -> debvisor.store.v1.FailoverPhase
+	48, // 32: debvisor.store.v1.Failover.attempt_at:type_name -> google.protobuf.Timestamp
+	48, // 33: debvisor.store.v1.LostCopy.at:type_name -> google.protobuf.Timestamp
+	5,  // 34: debvisor.store.v1.LostCopy.state:type_name -> debvisor.store.v1.LostCopyState
+	48, // 35: debvisor.store.v1.NodeCeph.reported_at:type_name -> google.protobuf.Timestamp
+	48, // 36: debvisor.store.v1.Definition.reported_at:type_name -> google.protobuf.Timestamp
+	6,  // 37: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
+	48, // 38: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
+	48, // 39: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
+	48, // 40: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
+	48, // 41: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
+	48, // 42: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
+	48, // 43: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
+	48, // 44: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
+	48, // 45: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
+	48, // 46: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
+	48, // 47: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
+	48, // 48: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 49: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	48, // 50: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 51: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	48, // 52: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
+	7,  // 53: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	12, // 54: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	48, // 55: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	48, // 56: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 57: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	48, // 58: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	48, // 59: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 60: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	38, // 61: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	38, // 62: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	41, // 63: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	48, // 64: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	48, // 65: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 66: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	48, // 67: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
@@ -4687,14 +5706,17 @@ func file_debvisor_store_v1_records_proto_init() {
 		(*Operation_TakeSnapshots)(nil),
 		(*Operation_RemoveSnapshots)(nil),
 		(*Operation_Replicate)(nil),
+		(*Operation_CloneImage)(nil),
+		(*Operation_ChangeImage)(nil),
+		(*Operation_Failover)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_store_v1_records_proto_rawDesc), len(file_debvisor_store_v1_records_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   33,
+			NumEnums:      9,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
