@@ -74,7 +74,7 @@ func (w words) contract(role string) []string {
 		return strings.Fields("node:list node:heartbeat")
 	case "viewer":
 		viewer := strings.Fields("node:list storage:snapshot:list migration:plan node:get " +
-			"storage:list storage:retention:list storage:replication:list storage:replication:status")
+			"storage:list storage:image:list migration:lost:list storage:retention:list storage:replication:list storage:replication:status")
 		for _, rule := range w.methods {
 			resource, verb, _ := strings.Cut(rule.Permission, ":")
 			if slices.Contains(added, resource) && (verb == "list" || verb == "get") {
