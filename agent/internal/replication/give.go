@@ -330,7 +330,7 @@ func (g *giving) parts(ctx context.Context, source io.Reader) (last []byte, n in
 	least := headerSize // in one frame
 	for i := 0; ; i++ {
 		buf := g.bufs[i%2]
-		most := min(g.pace.Piece(frameSize), g.r.shared.Piece(frameSize))
+		most := min(g.pace.Piece(frameSize), g.r.leaving.Piece(frameSize))
 		read, err := io.ReadAtLeast(source, buf[headSize:headSize+most], min(least, most))
 		if errors.Is(err, io.EOF) {
 			return last, n, nil, nil
@@ -376,7 +376,7 @@ func (g *giving) part(ctx context.Context, buf []byte, n int) error {
 	if err := g.pace.Wait(ctx, n); err != nil {
 		return err
 	}
-	if err := g.r.shared.Wait(ctx, n); err != nil {
+	if err := g.r.leaving.Wait(ctx, n); err != nil {
 		return err
 	}
 	if err := g.l.sendData(buf, n); err != nil {

@@ -49,6 +49,7 @@ func (k receiveKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *a
 	if right.GetTargetNode() != k.r.cfg.Node || right.GetId() == "" || right.GetJobId() == "" {
 		return failure(codeInternal, "the task %s is not for this node", t.GetId())
 	}
+	k.r.arriving.limitTo(spec.GetNodeBandwidthMib())
 	c := &receiver{
 		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetTargetDataset()),
 		keep: keeper{k.r.zfs, right.GetJobId(), right.GetTargetDataset()},

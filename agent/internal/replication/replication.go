@@ -28,10 +28,9 @@ type Config struct {
 type Replication struct {
 	cfg Config
 	zfs *zfs.ZFS
-	// shared is the pace of all that leaves this node, node its limit, bytes a
-	// second, as it was last told.
-	shared *pace.Pace
-	node   atomic.Uint64
+	// leaving and arriving are the paces of all that leaves this node and of all that
+	// arrives, under the limits that were last told.
+	leaving, arriving nodePace
 	// patience is how long a target that is full, or a step that comes to nothing, is
 	// tried again.
 	patience time.Duration
@@ -42,9 +41,17 @@ type Replication struct {
 // New makes a Replication.
 func New(cfg Config) *Replication {
 	r := &Replication{cfg: cfg, zfs: cfg.ZFS, patience: 2 * time.Minute, passing: func(string) {}}
-	r.shared = &pace.Pace{Limit: r.node.Load}
+	r.leaving.Limit, r.arriving.Limit = r.leaving.most.Load, r.arriving.most.Load
 	return r
 }
+
+// nodePace is a pace whose limit, bytes a second, is the node's.
+type nodePace struct {
+	pace.Pace
+	most atomic.Uint64
+}
+
+func (p *nodePace) limitTo(mib uint64) { p.most.Store(mib << 20) }
 
 // Kinds are the kinds of tasks: zfs-snapshot, zfs-destroy, replicate-receive,
 // replicate-send and replication-release.

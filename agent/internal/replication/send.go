@@ -44,7 +44,7 @@ func (k sendKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *agen
 	if right.GetSourceNode() != k.r.cfg.Node || right.GetId() == "" || right.GetJobId() == "" {
 		return failure(codeInternal, "the task %s is not for this node", t.GetId())
 	}
-	k.r.node.Store(spec.GetNodeBandwidthMib() << 20)
+	k.r.leaving.limitTo(spec.GetNodeBandwidthMib())
 	s := &sender{
 		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetSourceDataset()),
 		keep: keeper{k.r.zfs, right.GetJobId(), right.GetSourceDataset()},

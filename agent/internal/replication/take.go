@@ -307,6 +307,9 @@ func (t *taking) data(ctx context.Context, p []byte) error {
 			return t.fail(err)
 		}
 	}
+	if err := t.c.r.arriving.Wait(ctx, len(p)); err != nil {
+		return err
+	}
 	n, err := t.zfs.Write(p)
 	t.c.bytes.Add(uint64(n))
 	if err == nil {

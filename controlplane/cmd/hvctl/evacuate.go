@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -214,16 +215,17 @@ func nodeConfirmOff(a *app) *cobra.Command {
 
 func nodeLimit(a *app) *cobra.Command {
 	var limits debvisorv1.NodeLimits
+	flags := []string{"bandwidth", "parallel", "replications", "replication-bandwidth"}
 	c := &cobra.Command{
 		Use: "limit NODE", Short: "Bound what migrations and replications may take of a node", Args: cobra.ExactArgs(1),
-		Long: "Bound what migrations and replications may take of a node, in each direction: the migrations' bandwidth\n" +
-			"together, and how many of each there are at once. What is not given stays as it is; 0 means the default.",
+		Long: "Bound what migrations and replications may take of a node, in each direction: the bandwidth of all\n" +
+			"migrations and that of all replications, and how many of each there are at once. What is not given stays as it is; 0 means the default.",
 		Example:           "  hvctl node limit hv1 --bandwidth 500 --parallel 4\n  hvctl node limit hv1 --bandwidth 0",
 		ValidArgsFunction: a.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			given := cmd.Flags().Changed
-			if !given("bandwidth") && !given("parallel") && !given("replications") {
-				return usage("--bandwidth, --parallel, --replications or several of them are needed")
+			if !slices.ContainsFunc(flags, given) {
+				return usage("--bandwidth, --parallel, --replications, --replication-bandwidth or several of them are needed")
 			}
 			return a.changeNode(cmd.Context(), "limits of "+args[0]+" set", func(ctx context.Context, c *client) (*debvisorv1.NodeAck, error) {
 				n, err := c.nodes.GetNode(ctx, nodeRef(args[0]))
@@ -239,6 +241,9 @@ func nodeLimit(a *app) *cobra.Command {
 				if !given("replications") {
 					limits.ParallelReplications = n.GetLimits().GetParallelReplications()
 				}
+				if !given("replication-bandwidth") {
+					limits.ReplicationBandwidthMib = n.GetLimits().GetReplicationBandwidthMib()
+				}
 				return c.nodes.SetNodeLimits(ctx, &debvisorv1.NodeLimitsRequest{Node: nodeRef(args[0]), Limits: &limits})
 			})
 		},
@@ -246,7 +251,8 @@ func nodeLimit(a *app) *cobra.Command {
 	c.Flags().Uint64Var(&limits.MigrationBandwidthMib, "bandwidth", 0, "MiB/s of all migrations together; 0: no limit")
 	c.Flags().Uint32Var(&limits.ParallelMigrations, "parallel", 0, "migrations at once, up to 64; 0: 2")
 	c.Flags().Uint32Var(&limits.ParallelReplications, "replications", 0, "replications at once, up to 64; 0: 2")
-	for _, flag := range []string{"bandwidth", "parallel", "replications"} {
+	c.Flags().Uint64Var(&limits.ReplicationBandwidthMib, "replication-bandwidth", 0, "MiB/s of all replications together; 0: no limit")
+	for _, flag := range flags {
 		complete(c, flag, cobra.NoFileCompletions)
 	}
 	return c
@@ -263,6 +269,9 @@ func limitsText(l *debvisorv1.NodeLimits) string {
 	}
 	if n := l.GetParallelReplications(); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d replications at once", n))
+	}
+	if n := l.GetReplicationBandwidthMib(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d MiB/s of replications", n))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -66,6 +66,7 @@ func (s *nodeService) SetNodeLimits(ctx context.Context, req *debvisorv1.NodeLim
 		node.MigrationBandwidthMib = req.GetLimits().GetMigrationBandwidthMib()
 		node.ParallelMigrations = req.GetLimits().GetParallelMigrations()
 		node.ParallelReplications = req.GetLimits().GetParallelReplications()
+		node.ReplicationBandwidthMib = req.GetLimits().GetReplicationBandwidthMib()
 		return node, nil
 	}, "the limits of node "+id+" are set")
 }

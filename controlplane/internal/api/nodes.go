@@ -44,7 +44,7 @@ func (s *nodeService) GetNode(ctx context.Context, ref *debvisorv1.NodeRef) (*de
 		AgentVersion: status.GetAgentVersion(), PeerAddress: status.GetPeerAddress(),
 		Limits: &debvisorv1.NodeLimits{
 			MigrationBandwidthMib: node.GetMigrationBandwidthMib(), ParallelMigrations: node.GetParallelMigrations(),
-			ParallelReplications: node.GetParallelReplications(),
+			ParallelReplications: node.GetParallelReplications(), ReplicationBandwidthMib: node.GetReplicationBandwidthMib(),
 		},
 	}
 	detail.SafeToReboot = len(planner.AgainstReboot(snapshot, node.GetId())) == 0

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -49,6 +50,8 @@ type Controller struct {
 
 	// pauses is until when an operation, or job, whose step was not taken is let be.
 	pauses map[string]time.Time
+	// unfit is why no transaction holds the next step of an operation.
+	unfit map[string]error
 	// watched is when the jobs' RPOs were last looked at.
 	watched time.Time
 }
@@ -61,7 +64,7 @@ func New(view View, committer Committer, ask look.Ask, auditor Auditor, log hclo
 // Lead advances operations until ctx ends, which is no error, or another leads
 // (store.ErrFenced). Nothing that it began goes on when it has returned.
 func (c *Controller) Lead(ctx context.Context, l election.Leadership) error {
-	c.pauses, c.watched = map[string]time.Time{}, time.Time{}
+	c.pauses, c.unfit, c.watched = map[string]time.Time{}, map[string]error{}, time.Time{}
 	ctx, cancel := context.WithCancel(ctx)
 	d := newDesk(c.ask, c.view, c.log)
 	defer d.wait()
@@ -113,7 +116,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		if err != nil {
 			return again, err
 		}
-		s, q := decide(snapshot, op, moment{now: now, term: l.Term, rightID: right, answer: desk.answer(id), pace: c.pace})
+		s, q := decide(snapshot, op, moment{now: now, term: l.Term, rightID: right, answer: desk.answer(id), unfit: c.unfit[id], pace: c.pace})
 		if q != nil {
 			desk.put(ctx, id, q)
 		}
@@ -130,6 +133,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		again = again || took
 	}
 	desk.keep(active)
+	maps.DeleteFunc(c.unfit, func(id string, _ error) bool { return !active[id] })
 	return again, nil
 }
 
@@ -154,6 +158,12 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step, d
 		return true, ctx.Err()
 	case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 		return false, err
+	case s.op != nil && store.IsTooLarge(err):
+		// To try again is no use: the operation ends of it, by steps that are small.
+		c.log.Error("a step of an operation on storage does not fit in a transaction", "about", s.about, "step", s.name, "error", err)
+		c.unfit[s.about] = err
+		c.pauses[s.about] = time.Now().Add(retryAfter)
+		return false, nil
 	case err != nil:
 		c.log.Warn("an operation on storage stands still until etcd takes its step", "about", s.about, "step", s.name, "error", err)
 		c.pauses[s.about] = time.Now().Add(retryAfter)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +86,38 @@ func (m *mortal) Commit(ctx context.Context, c store.Change) (int64, error) {
 	}
 	m.die()
 	return 0, ctx.Err()
+}
+
+// narrow is an etcd that one task is too large for.
+type narrow struct {
+	*store.Store
+	task    string
+	refused atomic.Int64
+}
+
+func (k *narrow) Commit(ctx context.Context, c store.Change) (int64, error) {
+	if slices.Contains(c.Require, store.Absent(store.TaskKey(k.task))) {
+		k.refused.Add(1)
+		c.Puts = append(c.Puts, store.PutString(store.TaskKey(k.task)+"/more", strings.Repeat("x", store.MaxRecordBytes+1)))
+	}
+	return k.Store.Commit(ctx, c)
+}
+
+// TestAStepThatNoTransactionHolds ends its operation, once, and frees what it held.
+func TestAStepThatNoTransactionHolds(t *testing.T) {
+	b := newBench(t)
+	b.during(b.hosts.work)
+	b.job("big", &debvisorv1.ReplicationOptions{})
+	etcd := &narrow{Store: b.store, task: "op/1/" + taskReceive}
+	l, c := b.elect("r1"), b.controller(etcd)
+	b.during(func(ctx context.Context) { _ = c.Lead(ctx, l) })
+	b.run("op", "big")
+	if op := b.ended("op"); op.GetState() != task.OpFailed || op.GetErrorCode() != "CHANGE_TOO_LARGE" {
+		t.Errorf("it ended as %v", op)
+	}
+	if job := b.view.Current().Replications["big"].Value; job.GetLastErrorCode() != "CHANGE_TOO_LARGE" || etcd.refused.Load() != 1 {
+		t.Errorf("after %d refusals the job is %v", etcd.refused.Load(), job)
+	}
 }
 
 // TestTheLeaderDiesAtEveryStep: wherever a leader is cut off, the next one brings

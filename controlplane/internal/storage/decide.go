@@ -51,7 +51,9 @@ type moment struct {
 	rightID string
 	// answer is the last that was asked for the operation; nil: nothing was.
 	answer *answer
-	pace   pace
+	// unfit is why no transaction holds the step that was to be next; nil: it may.
+	unfit error
+	pace  pace
 }
 
 // stepName names a step, for logs and failpoints.
@@ -124,6 +126,8 @@ func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at mom
 	}
 	var next *step
 	switch {
+	case d.unfit != nil:
+		next = d.tooLarge()
 	case d.op.GetKind() == KindCreate && d.op.GetTakeSnapshots() != nil:
 		next = d.create()
 	case (d.op.GetKind() == KindDelete || d.op.GetKind() == KindPrune) && d.op.GetRemoveSnapshots() != nil:
@@ -207,6 +211,18 @@ func (d *decision) broken(why string) *step {
 		return s
 	}
 	return d.fail("BROKEN_RECORD", why)
+}
+
+// tooLarge ends an operation whose next step no transaction holds, once no agent is
+// at work for it any more.
+func (d *decision) tooLarge() *step {
+	if s, waiting := d.stop("ending, since its next step does not fit in a transaction"); waiting {
+		return s
+	}
+	if job, ok := d.snapshot.Replications[d.op.GetReplicate().GetJobId()]; ok && d.op.GetKind() == KindRun {
+		return d.failRun(job, nil, codeOf(d.unfit), plain(d.unfit))
+	}
+	return d.fail(codeOf(d.unfit), plain(d.unfit))
 }
 
 // The codes of tasks that were ended without their agents.

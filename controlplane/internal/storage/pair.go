@@ -75,6 +75,7 @@ func (d *decision) send(receive *half) *step {
 		ReplicateSend: &agentv1.ReplicateSend{
 			Right: spec.GetRight(), Steps: spec.GetSteps(), TargetAddress: receive.progress.GetReplicateReceive().GetAddress(),
 			Raw: spec.GetRaw(), BandwidthMib: options.GetBandwidthMib(), Cursor: common,
+			NodeBandwidthMib: d.snapshot.Nodes[r.GetSource()].Value.GetReplicationBandwidthMib(),
 		},
 	}}, "sending from "+r.GetSource())
 }

@@ -47,6 +47,7 @@ type world struct {
 //	task ATTEMPT KIND STATE [CODE]    of the operation
 //	asked, interrupted           of the task before; its end was asked for; worth another
 //	address, bytes N, cursor NAME GUID, destroyed N, kept N
+//	unfit                        no transaction holds the step that was to be next
 //	answer PLAN | error CODE [again] | listing   what the agents answered
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation], moment) {
 	t.Helper()
@@ -73,8 +74,8 @@ func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry
 			JobId: jobID, Source: "a", Target: "b", Dataset: "tank/vm", TargetDataset: "backup/vm", Snapshot: "dv-1",
 		}}
 	}
-	for _, id := range []string{"a", "b"} {
-		w.d.Nodes.Put(id, &storev1.Node{Id: id}, 3)
+	for id, mib := range map[string]uint64{"a": 30, "b": 40} {
+		w.d.Nodes.Put(id, &storev1.Node{Id: id, ReplicationBandwidthMib: mib}, 3)
 		w.d.Statuses.Put(id, &storev1.NodeStatus{Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE, BootId: "1"}, 3)
 	}
 	for fact := range strings.SplitSeq(facts, ",") {
@@ -112,6 +113,8 @@ func (w *world) fact(f []string) {
 		w.op.State, w.op.StartedAt = task.OpRunning, timestamppb.New(noon.Add(-2*time.Second))
 	case "cancel":
 		w.op.CancelRequested = true
+	case "unfit":
+		w.at.unfit = errdefs.New(errdefs.InvalidArgument, "CHANGE_TOO_LARGE", "the record has too many bytes")
 	case "down", "off":
 		w.d.Statuses.Put(f[1], &storev1.NodeStatus{Id: f[1], Liveness: storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE, BootId: "1"}, 3)
 		if f[0] == "off" {

@@ -248,7 +248,7 @@ func (d *decision) receive(job cluster.Entry[*storev1.ReplicationJob], plan *rep
 	r.ToCreated = seconds(plan.LastCreated)
 	spec := &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ReplicateReceive{ReplicateReceive: &agentv1.ReplicateReceive{
 		Right: right, Steps: plan.Steps, Aside: plan.Aside, Raw: plan.Raw, Type: plan.Type, TargetGuid: plan.TargetGUID,
-		Cursor: cursor(r.GetTargetDataset(), plan),
+		Cursor: cursor(r.GetTargetDataset(), plan), NodeBandwidthMib: d.snapshot.Nodes[r.GetTarget()].Value.GetReplicationBandwidthMib(),
 	}}}
 	s := d.order(stepReceive, d.attempt(), taskReceive, r.GetTarget(), "zfs-copy/"+r.GetTargetDataset(), spec, "preparing "+r.GetTarget())
 	s.change.Require = append(s.change.Require, store.Unchanged(store.ReplicationKey(r.GetJobId()), job.ModRevision))

@@ -94,6 +94,9 @@ func TestRuns(t *testing.T) {
 		pair + "running,task 1 replicate-send running,off a":                                                                   "node-gone 1/replicate-send",
 		pair + "failed NODE_GONE,task 1 replicate-send running":                                                                "cancel-task 1/replicate-send",
 		pair + "failed NODE_GONE,task 1 replicate-send cancelled CANCELLED":                                                    "fail NODE_GONE",
+		pair + "running,task 1 replicate-send running,unfit":                                                                   "cancel-task 1/replicate-receive",
+		pair + "cancelled CANCELLED,task 1 replicate-send cancelled CANCELLED,unfit":                                           "fail CHANGE_TOO_LARGE",
+		"running,phase plan,answer new,unfit":                                                                                  "fail CHANGE_TOO_LARGE",
 		pair + "running,task 1 replicate-send running,nojob":                                                                   "cancel-task 1/replicate-receive",
 	} {
 		check(t, KindRun, facts, want)
@@ -113,11 +116,14 @@ func TestWhatARunSays(t *testing.T) {
 		s.task.GetNode() != "b" || s.task.GetResource() != "zfs-copy/backup/vm" || s.op.GetReplicate().GetToCreated().GetSeconds() != noon.Unix()-97 {
 		t.Errorf("the target is told %v; %v", r, s.op)
 	}
+	if mib := r.GetNodeBandwidthMib(); mib != 40 {
+		t.Errorf("all that arrives on the target may take %d MiB/s", mib)
+	}
 	s = check(t, KindRun, "running,phase receive,task 1 replicate-receive running,address", "send 1/replicate-send")
 	if err := proto.Unmarshal(s.task.GetSpec(), &spec); err != nil {
 		t.Fatal(err)
 	}
-	if send := spec.GetReplicateSend(); send.GetTargetAddress() != "b:7500" || send.GetRight().GetId() != "r0" || !send.GetRaw() || send.GetBandwidthMib() != 7 ||
+	if send := spec.GetReplicateSend(); send.GetTargetAddress() != "b:7500" || send.GetRight().GetId() != "r0" || !send.GetRaw() || send.GetBandwidthMib() != 7 || send.GetNodeBandwidthMib() != 30 ||
 		send.GetCursor().GetName() != "s1" || send.GetCursor().GetDataset() != "tank/vm" || len(send.GetSteps()) != 1 || s.task.GetNode() != "a" {
 		t.Errorf("the source is told %v", send)
 	}

@@ -46,7 +46,15 @@ func (e *ConflictError) Unwrap() error {
 
 // tooLarge says which limit a change breaks.
 func tooLarge(format string, args ...any) *errdefs.Error {
-	return errdefs.New(errdefs.InvalidArgument, "CHANGE_TOO_LARGE", format, args...)
+	return errdefs.New(errdefs.InvalidArgument, codeTooLarge, format, args...)
+}
+
+const codeTooLarge = "CHANGE_TOO_LARGE"
+
+// IsTooLarge tells that a change was refused for its size: it never fits.
+func IsTooLarge(err error) bool {
+	var e *errdefs.Error
+	return errors.As(err, &e) && e.Code == codeTooLarge
 }
 
 // refused gives a kind to an error that etcd answered a transaction with. ctx

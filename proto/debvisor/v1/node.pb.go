@@ -717,7 +717,7 @@ func (x *NodeDetail) GetSafeToReboot() bool {
 	return false
 }
 
-// NodeLimits bounds what migrations may take of a node.
+// NodeLimits bounds what migrations and replications may take of a node.
 type NodeLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// MiB/s in each direction, of all migrations together; 0: no limit.
@@ -726,8 +726,10 @@ type NodeLimits struct {
 	ParallelMigrations uint32 `protobuf:"varint,2,opt,name=parallel_migrations,json=parallelMigrations,proto3" json:"parallel_migrations,omitempty"`
 	// Replications from and to the node at once, each; 0: 2.
 	ParallelReplications uint32 `protobuf:"varint,3,opt,name=parallel_replications,json=parallelReplications,proto3" json:"parallel_replications,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// MiB/s in each direction, of all replications together; 0: no limit.
+	ReplicationBandwidthMib uint64 `protobuf:"varint,4,opt,name=replication_bandwidth_mib,json=replicationBandwidthMib,proto3" json:"replication_bandwidth_mib,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *NodeLimits) Reset() {
@@ -777,6 +779,13 @@ func (x *NodeLimits) GetParallelMigrations() uint32 {
 func (x *NodeLimits) GetParallelReplications() uint32 {
 	if x != nil {
 		return x.ParallelReplications
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetReplicationBandwidthMib() uint64 {
+	if x != nil {
+		return x.ReplicationBandwidthMib
 	}
 	return 0
 }
@@ -1806,12 +1815,13 @@ const file_debvisor_v1_node_proto_rawDesc = "" +
 	"\x10off_confirmed_at\x18\n" +
 	" \x01(\v2\x16.debvisor.v1.TimestampR\x0eoffConfirmedAt\x12(\n" +
 	"\x10off_confirmed_by\x18\v \x01(\tR\x0eoffConfirmedBy\x12$\n" +
-	"\x0esafe_to_reboot\x18\f \x01(\bR\fsafeToReboot\"\xc7\x01\n" +
+	"\x0esafe_to_reboot\x18\f \x01(\bR\fsafeToReboot\"\x8e\x02\n" +
 	"\n" +
 	"NodeLimits\x12A\n" +
 	"\x17migration_bandwidth_mib\x18\x01 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\x15migrationBandwidthMib\x128\n" +
 	"\x13parallel_migrations\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18@R\x12parallelMigrations\x12<\n" +
-	"\x15parallel_replications\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\x14parallelReplications\"~\n" +
+	"\x15parallel_replications\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\x14parallelReplications\x12E\n" +
+	"\x19replication_bandwidth_mib\x18\x04 \x01(\x04B\t\xbaH\x062\x04\x18\x80\x80@R\x17replicationBandwidthMib\"~\n" +
 	"\x11NodeLimitsRequest\x120\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefB\x06\xbaH\x03\xc8\x01\x01R\x04node\x127\n" +
 	"\x06limits\x18\x02 \x01(\v2\x17.debvisor.v1.NodeLimitsB\x06\xbaH\x03\xc8\x01\x01R\x06limits\"f\n" +

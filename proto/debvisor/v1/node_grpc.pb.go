@@ -64,7 +64,7 @@ type NodeServiceClient interface {
 	// ConfirmNodeOff is the operator's word that a node that is not heard is
 	// powered off: what waits for it goes on. FAILED_PRECONDITION while it is heard.
 	ConfirmNodeOff(ctx context.Context, in *NodeOffRequest, opts ...grpc.CallOption) (*NodeAck, error)
-	// SetNodeLimits bounds what migrations may take of a node.
+	// SetNodeLimits bounds what migrations and replications may take of a node.
 	SetNodeLimits(ctx context.Context, in *NodeLimitsRequest, opts ...grpc.CallOption) (*NodeAck, error)
 	// CreateJoinToken makes a single-use secret that enrols a node or a replica.
 	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*JoinToken, error)
@@ -243,7 +243,7 @@ type NodeServiceServer interface {
 	// ConfirmNodeOff is the operator's word that a node that is not heard is
 	// powered off: what waits for it goes on. FAILED_PRECONDITION while it is heard.
 	ConfirmNodeOff(context.Context, *NodeOffRequest) (*NodeAck, error)
-	// SetNodeLimits bounds what migrations may take of a node.
+	// SetNodeLimits bounds what migrations and replications may take of a node.
 	SetNodeLimits(context.Context, *NodeLimitsRequest) (*NodeAck, error)
 	// CreateJoinToken makes a single-use secret that enrols a node or a replica.
 	CreateJoinToken(context.Context, *JoinTokenRequest) (*JoinToken, error)

@@ -1719,9 +1719,11 @@ type ReplicateReceive struct {
 	Writable bool `protobuf:"varint,7,opt,name=writable,proto3" json:"writable,omitempty"`
 	// The snapshot that both ends have before the first step; absent: none. Where
 	// there are no steps, its hold is put right and nothing is received.
-	Cursor        *ZfsSnapshotID `protobuf:"bytes,8,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Cursor *ZfsSnapshotID `protobuf:"bytes,8,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// MiB/s of all replications that arrive on this node; 0: no limit.
+	NodeBandwidthMib uint64 `protobuf:"varint,9,opt,name=node_bandwidth_mib,json=nodeBandwidthMib,proto3" json:"node_bandwidth_mib,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ReplicateReceive) Reset() {
@@ -1808,6 +1810,13 @@ func (x *ReplicateReceive) GetCursor() *ZfsSnapshotID {
 		return x.Cursor
 	}
 	return nil
+}
+
+func (x *ReplicateReceive) GetNodeBandwidthMib() uint64 {
+	if x != nil {
+		return x.NodeBandwidthMib
+	}
+	return 0
 }
 
 // ReplicateSend sends the steps one after the other, and keeps the cursor's
@@ -2300,7 +2309,7 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\x04guid\x18\x01 \x01(\x04R\x04guid\x12\x1b\n" +
 	"\trename_to\x18\x02 \x01(\tR\brenameTo\x12\x1b\n" +
 	"\tkeep_guid\x18\x03 \x01(\x04R\bkeepGuid\x12:\n" +
-	"\adestroy\x18\x04 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\adestroy\"\xf6\x02\n" +
+	"\adestroy\x18\x04 \x03(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\adestroy\"\xa4\x03\n" +
 	"\x10ReplicateReceive\x129\n" +
 	"\x05right\x18\x01 \x01(\v2#.debvisor.agent.v1.ReplicationRightR\x05right\x128\n" +
 	"\x05steps\x18\x02 \x03(\v2\".debvisor.agent.v1.ReplicationStepR\x05steps\x124\n" +
@@ -2310,7 +2319,8 @@ const file_debvisor_agent_v1_zfs_proto_rawDesc = "" +
 	"\vtarget_guid\x18\x06 \x01(\x04R\n" +
 	"targetGuid\x12\x1a\n" +
 	"\bwritable\x18\a \x01(\bR\bwritable\x128\n" +
-	"\x06cursor\x18\b \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\"\xca\x02\n" +
+	"\x06cursor\x18\b \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\x06cursor\x12,\n" +
+	"\x12node_bandwidth_mib\x18\t \x01(\x04R\x10nodeBandwidthMib\"\xca\x02\n" +
 	"\rReplicateSend\x129\n" +
 	"\x05right\x18\x01 \x01(\v2#.debvisor.agent.v1.ReplicationRightR\x05right\x128\n" +
 	"\x05steps\x18\x02 \x03(\v2\".debvisor.agent.v1.ReplicationStepR\x05steps\x12%\n" +

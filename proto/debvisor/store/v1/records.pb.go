@@ -558,8 +558,10 @@ type Node struct {
 	OffLastSeen *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=off_last_seen,json=offLastSeen,proto3" json:"off_last_seen,omitempty"`
 	// Replications from and to it at once, each; 0: the default.
 	ParallelReplications uint32 `protobuf:"varint,18,opt,name=parallel_replications,json=parallelReplications,proto3" json:"parallel_replications,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// MiB/s of all replications from or to it; 0: no limit.
+	ReplicationBandwidthMib uint64 `protobuf:"varint,19,opt,name=replication_bandwidth_mib,json=replicationBandwidthMib,proto3" json:"replication_bandwidth_mib,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -714,6 +716,13 @@ func (x *Node) GetOffLastSeen() *timestamppb.Timestamp {
 func (x *Node) GetParallelReplications() uint32 {
 	if x != nil {
 		return x.ParallelReplications
+	}
+	return 0
+}
+
+func (x *Node) GetReplicationBandwidthMib() uint64 {
+	if x != nil {
+		return x.ReplicationBandwidthMib
 	}
 	return 0
 }
@@ -5019,7 +5028,7 @@ var File_debvisor_store_v1_records_proto protoreflect.FileDescriptor
 
 const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x05\n" +
+	"\x1fdebvisor/store/v1/records.proto\x12\x11debvisor.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x0e\n" +
@@ -5041,7 +5050,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"off_reason\x18\x0f \x01(\tR\toffReason\x12\x1e\n" +
 	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\x12>\n" +
 	"\roff_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\voffLastSeen\x123\n" +
-	"\x15parallel_replications\x18\x12 \x01(\rR\x14parallelReplications\"\x95\x04\n" +
+	"\x15parallel_replications\x18\x12 \x01(\rR\x14parallelReplications\x12:\n" +
+	"\x19replication_bandwidth_mib\x18\x13 \x01(\x04R\x17replicationBandwidthMib\"\x95\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
