@@ -33,8 +33,11 @@ func Decide(snapshots []Snapshot, policy Policy, protected Protection, now time.
 		rest = rest[n:]
 	}
 	for i := range d.Verdicts {
+		d.Verdicts[i].protect(protected)
+	}
+	together(d.Verdicts)
+	for i := range d.Verdicts {
 		v := &d.Verdicts[i]
-		v.protect(protected)
 		if v.Keep = len(v.Reasons) > 0; v.Keep {
 			d.Kept++
 		} else {
@@ -129,6 +132,23 @@ func (v *Verdict) protect(p Protection) {
 	}
 	for _, job := range p.Resumes[v.Snapshot.GUID] {
 		v.because(Resume, "needed to resume job %s", job)
+	}
+}
+
+// together has the snapshots of a set stay where one of them does: a part of what
+// was one moment of several datasets is of no use.
+func together(verdicts []Verdict) {
+	stays := map[string]*Snapshot{}
+	for i := range verdicts {
+		if v := &verdicts[i]; v.Snapshot.Set != "" && len(v.Reasons) > 0 && stays[v.Snapshot.Set] == nil {
+			stays[v.Snapshot.Set] = &v.Snapshot
+		}
+	}
+	for i := range verdicts {
+		v := &verdicts[i]
+		if one := stays[v.Snapshot.Set]; one != nil && len(v.Reasons) == 0 {
+			v.because(Set, "of one set with %s@%s", one.Dataset, one.Name)
+		}
 	}
 }
 

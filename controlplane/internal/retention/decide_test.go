@@ -39,7 +39,7 @@ func momentOf(t testing.TB, text string, zone *time.Location) time.Time {
 // named s0, s1, … with guid 100, 101, … and createtxg 0, unless they say
 // otherwise:
 //
-//	of DATASET, name N, label L, txg N, used N, held TAG, cloned DATASET
+//	of DATASET, name N, label L, set S, txg N, used N, held TAG, cloned DATASET
 //	theirs, noguid, notime
 //	cursor NODE, resume JOB     replication needs it
 func facts(t testing.TB, zone *time.Location, lines string) ([]Snapshot, Protection) {
@@ -65,6 +65,8 @@ func facts(t testing.TB, zone *time.Location, lines string) ([]Snapshot, Protect
 				s.Name = w[1]
 			case w[0] == "label" && one:
 				s.Label = w[1]
+			case w[0] == "set" && one:
+				s.Set = w[1]
 			case w[0] == "txg" && one:
 				s.CreateTXG = number(t, w[1])
 			case w[0] == "used" && one:
@@ -234,6 +236,22 @@ func TestDecide(t *testing.T) {
 			2026-11-21T10:00
 			2026-11-21T11:00 theirs`,
 			[]string{"s0: last 1", "s1: not ours"},
+		},
+		{
+			"a set stays, or goes, as a whole", "UTC", "2026-11-21T12:00",
+			Policy{KeepLast: 1},
+			`
+			2026-11-21T08:00 set x
+			2026-11-21T08:00 set x of tank/b held me
+			2026-11-21T09:00 set y
+			2026-11-21T09:00 set y of tank/b
+			2026-11-21T10:00 set z
+			2026-11-21T10:00 set z of tank/b
+			2026-11-21T11:00 of tank/b`,
+			[]string{
+				"s0: of one set with tank/b@s1", "s2 -", "s4: last 1",
+				"s1: held by me", "s3 -", "s5: of one set with tank/a@s4", "s6: last 1",
+			},
 		},
 		{
 			"what is protected counts as any other", "UTC", "2026-11-21T12:00",

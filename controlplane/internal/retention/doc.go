@@ -5,7 +5,8 @@
 //
 // It promises never to let go a snapshot that is not ours, is held, is cloned,
 // is the last one in common with a replication target, is needed to resume a
-// replication, lies in the future, or of which a fact is missing; to let go
+// replication, lies in the future, or of which a fact is missing; to let the
+// snapshots of a set go together only, of those that it is given; to let go
 // nothing more when asked again after the removal; and that a policy that keeps
 // more lets go no other. That the facts are true is the caller's to see to:
 // whoever cannot learn what protects a dataset's snapshots must not ask.

@@ -56,6 +56,7 @@ func randomWorld(t *testing.T, r *rand.Rand) *world {
 			GUID: uint64(i + 1), CreateTXG: uint64(r.IntN(4)), Used: uint64(r.IntN(100)), Ours: r.IntN(5) > 0,
 			Created: w.now.Add(-time.Duration(r.IntN(span)) * time.Minute),
 			Label:   []string{"", "pre-x", "nightly"}[r.IntN(3)],
+			Set:     []string{"", "", "", "x", "y", "z"}[r.IntN(6)],
 		}
 		switch r.IntN(20) {
 		case 0:
@@ -114,6 +115,19 @@ func TestWhatIsProtectedNeverGoes(t *testing.T) {
 			if v.Keep != (len(v.Reasons) > 0) {
 				t.Errorf("keep is %v with the reasons %v", v.Keep, v.Reasons)
 			}
+		}
+	})
+}
+
+func TestASetStaysOrGoesAsAWhole(t *testing.T) {
+	each(t, func(t *testing.T, _ *rand.Rand, w *world) {
+		stays := map[string]bool{}
+		for _, v := range w.decide().Verdicts {
+			was, seen := stays[v.Snapshot.Set]
+			if v.Snapshot.Set != "" && seen && was != v.Keep {
+				t.Errorf("of the set %s some stay and some go", v.Snapshot.Set)
+			}
+			stays[v.Snapshot.Set] = v.Keep
 		}
 	})
 }

@@ -21,6 +21,9 @@ type Snapshot struct {
 	Holds, Clones []string
 	// Label is what it was given when it was taken.
 	Label string
+	// Set is what it shares with the snapshots of other datasets that were taken at
+	// the same moment; "": it was taken alone.
+	Set string
 }
 
 // Protection is what replication needs, by the snapshot's GUID: one that is
@@ -61,6 +64,7 @@ const (
 	Cloned  Rule = "cloned"
 	Common  Rule = "cursor" // the last in common with a target
 	Resume  Rule = "resume" // a job's going on needs it
+	Set     Rule = "set"    // another of its set stays
 )
 
 // Reason is one rule that keeps a snapshot, with what it is about.

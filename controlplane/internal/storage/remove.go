@@ -197,8 +197,8 @@ func deletion(
 	for _, v := range retention.Decide(snapshots, retention.Policy{}, protected, now, nil).Verdicts {
 		var texts []string
 		for _, reason := range v.Reasons {
-			// Whoever names a snapshot need not wait for a clock.
-			if reason.Rule != retention.Future && reason.Rule != retention.Unknown {
+			// Whoever names a snapshot need not wait for a clock, nor name all of a set.
+			if reason.Rule != retention.Future && reason.Rule != retention.Unknown && reason.Rule != retention.Set {
 				texts = append(texts, reason.Text)
 			}
 		}

@@ -43,7 +43,7 @@ func Snapshots(listing *agentv1.ZfsListing) []retention.Snapshot {
 	for _, s := range listing.GetSnapshots() {
 		one := retention.Snapshot{
 			Dataset: s.GetDataset(), Name: s.GetName(), GUID: s.GetGuid(), CreateTXG: s.GetCreateTxg(), Used: s.GetUsedBytes(),
-			Ours: Ours(copies[s.GetDataset()], s), Holds: s.GetHolds(), Clones: s.GetClones(), Label: s.GetLabel(),
+			Ours: Ours(copies[s.GetDataset()], s), Holds: s.GetHolds(), Clones: s.GetClones(), Label: s.GetLabel(), Set: s.GetSet(),
 		}
 		if s.GetCreated() > 0 {
 			one.Created = time.Unix(s.GetCreated(), 0)

@@ -20,14 +20,14 @@ func TestWhoseSnapshots(t *testing.T) {
 	got := Snapshots(&agentv1.ZfsListing{
 		Datasets: []*agentv1.ZfsDataset{{Name: "tank/a"}, {Name: "tank/copy", ReplicationJob: "j"}},
 		Snapshots: []*agentv1.ZfsSnapshot{
-			{Dataset: "tank/a", Name: "x", Operation: "op-1", Guid: 1, Created: 7, CreateTxg: 2, UsedBytes: 3, Label: "l", Holds: []string{"h"}, Clones: []string{"c"}},
+			{Dataset: "tank/a", Name: "x", Operation: "op-1", Guid: 1, Created: 7, CreateTxg: 2, UsedBytes: 3, Label: "l", Set: "op-1", Holds: []string{"h"}, Clones: []string{"c"}},
 			{Dataset: "tank/a", Name: ours, Guid: 2},
 			{Dataset: "tank/copy", Name: ours, Guid: 3, Created: 8},
 			{Dataset: "tank/copy", Name: "theirs", Guid: 4},
 		},
 	})
 	want := []retention.Snapshot{
-		{Dataset: "tank/a", Name: "x", GUID: 1, CreateTXG: 2, Created: time.Unix(7, 0), Used: 3, Ours: true, Holds: []string{"h"}, Clones: []string{"c"}, Label: "l"},
+		{Dataset: "tank/a", Name: "x", GUID: 1, CreateTXG: 2, Created: time.Unix(7, 0), Used: 3, Ours: true, Holds: []string{"h"}, Clones: []string{"c"}, Label: "l", Set: "op-1"},
 		{Dataset: "tank/a", Name: ours, GUID: 2}, // only its name is as ours
 		{Dataset: "tank/copy", Name: ours, GUID: 3, Created: time.Unix(8, 0), Ours: true},
 		{Dataset: "tank/copy", Name: "theirs", GUID: 4},
