@@ -59,6 +59,8 @@ type Config struct {
 	Busy func() bool
 	// ZFS is asked what there is of ZFS; nil: nobody is.
 	ZFS ZFS
+	// Ceph is asked how the host's Ceph cluster is; nil: nobody is.
+	Ceph Ceph
 	// Root is where /proc, /sys and /etc are found; empty: "/".
 	Root string
 	Log  hclog.Logger
@@ -69,11 +71,11 @@ type Collector struct {
 	cfg     Config
 	host    host
 	storage *sampler[disks]
-	ceph    *sampler[string]
 	places  *storage.Storage
 	mounted *sampler[error] // why the file systems could not be listed
 	files   *sampler[struct{}]
 	looks   *sampler[struct{}] // at ZFS
+	asks    *sampler[struct{}] // of Ceph
 	pending pending
 	changed chan struct{}
 	born    time.Time
@@ -86,6 +88,7 @@ type Collector struct {
 	capabilities *debvisorv1.NodeCapabilities
 	capacity     *debvisorv1.NodeCapacity
 	zfs          zfsKnown
+	ceph         cephKnown
 	news         news
 }
 
@@ -100,12 +103,9 @@ func New(cfg Config) *Collector {
 	c.places = storage.New(storage.Config{Node: cfg.Node, Shared: cfg.Shared, Root: cfg.Root})
 	c.mounted = newSampler(capacityEvery, c.samplePlaces)
 	c.files = newSampler(filesEvery, c.sampleFiles)
-	c.ceph = newSampler(15*time.Second, c.sampleCeph)
 	c.looks = newSampler(zfsEvery, c.lookAtZFS)
-	c.zfs.host = c.hasZFS()
-	if c.withoutCeph() {
-		c.ceph.last = cephNone // known without asking
-	}
+	c.asks = newSampler(cephEvery, c.lookAtCeph)
+	c.zfs.host, c.ceph.host = c.hasZFS(), c.hasCeph() // known without asking
 	c.updateCapacity()
 	return c
 }
@@ -115,10 +115,10 @@ func (c *Collector) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { c.storage.run(ctx) })
-	group.Go(func() { c.ceph.run(ctx) })
 	group.Go(func() { c.mounted.run(ctx) })
 	group.Go(func() { c.files.run(ctx) })
 	group.Go(func() { c.looks.run(ctx) })
+	group.Go(func() { c.asks.run(ctx) })
 	group.Go(func() { c.measureDirt(ctx) })
 	c.cfg.Hypervisor.Subscribe(c.pending.add)
 	check := time.NewTicker(checkEvery)

@@ -62,18 +62,7 @@ func (c *Collector) Health(rtt time.Duration) *debvisorv1.Health {
 		problem(warn, "%s", failed)
 	}
 	c.zfsHealth(problem)
-	ceph, under := c.ceph.latest()
-	h.CephStatus = ceph
-	switch {
-	case under > hungAfter:
-		problem(bad, "ceph has not answered for %s", under.Round(time.Second))
-	case ceph == "HEALTH_WARN":
-		problem(warn, "ceph says HEALTH_WARN")
-	case ceph == "":
-		h.CephStatus = cephUnknown
-	case ceph != cephNone && ceph != "HEALTH_OK":
-		problem(bad, "ceph says %s", ceph)
-	}
+	h.CephStatus = c.cephHealth(problem)
 	return h
 }
 

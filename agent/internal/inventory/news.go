@@ -13,7 +13,7 @@ type news struct {
 	down         bool // tell that libvirt does not answer
 	capacity     bool
 	capabilities bool
-	zfs          bool
+	zfs, ceph    bool
 	changed      map[string]struct{}
 	gone         map[string]struct{}
 }
@@ -35,14 +35,15 @@ func (n *news) goneNow(uuid string) {
 }
 
 func (n *news) empty() bool {
-	return !n.complete && !n.down && !n.capacity && !n.capabilities && !n.zfs && len(n.changed) == 0 && len(n.gone) == 0
+	return !n.complete && !n.down && !n.capacity && !n.capabilities && !n.zfs && !n.ceph && len(n.changed) == 0 && len(n.gone) == 0
 }
 
-// onlyZFS tells whether there is nothing else to tell.
-func (n *news) onlyZFS() bool {
+// onlyApart tells whether there is nothing to tell but what comes in messages of
+// its own, since it may be large.
+func (n *news) onlyApart() bool {
 	rest := *n
-	rest.zfs = false
-	return n.zfs && rest.empty()
+	rest.zfs, rest.ceph = false, false
+	return (n.zfs || n.ceph) && rest.empty()
 }
 
 // Inventory is everything, or what is new since the last call; nil: nothing.
@@ -56,21 +57,17 @@ func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
 		return nil
 	}
 	c.news = news{}
-	if n.onlyZFS() && !complete {
-		return &agentv1.Inventory{Zfs: c.zfs.told, LibvirtDown: c.down != nil}
+	if n.onlyApart() && !complete {
+		return c.apart(n)
 	}
-	if c.zfs.host && (complete || n.complete || n.zfs) { // one to itself, after this one
-		c.news.zfs = c.zfs.told != nil
-		if c.news.zfs {
-			c.ring()
-		}
-	}
+	// Each to itself, after this one.
+	c.later(c.zfs.told != nil && (complete || n.complete || n.zfs), c.ceph.told != nil && (complete || n.complete || n.ceph))
 	inv := &agentv1.Inventory{Complete: complete || n.complete, LibvirtDown: c.down != nil}
 	defer func() { inv.Cpus = c.untold(inv.GetDomains()) }()
 	if inv.Complete {
 		clear(c.told)
 		inv.Capacity, inv.Capabilities = c.capacity, c.capabilities
-		inv.ZfsFollows = c.zfs.host
+		inv.ZfsFollows, inv.CephFollows = c.zfs.host, c.ceph.host
 		if c.down == nil {
 			inv.Domains = c.domains(slices.Sorted(maps.Keys(c.seen)))
 		}
@@ -85,6 +82,26 @@ func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
 	inv.Domains = c.domains(slices.Sorted(maps.Keys(n.changed)))
 	inv.Gone = slices.Sorted(maps.Keys(n.gone))
 	return inv
+}
+
+// apart tells one of what comes in messages of its own; callers hold mu.
+func (c *Collector) apart(n news) *agentv1.Inventory {
+	inv := &agentv1.Inventory{LibvirtDown: c.down != nil}
+	if n.zfs {
+		inv.Zfs = c.zfs.told
+		c.later(false, n.ceph)
+		return inv
+	}
+	inv.Ceph = c.ceph.told
+	return inv
+}
+
+// later notes what is still to be told in messages of its own; callers hold mu.
+func (c *Collector) later(zfs, ceph bool) {
+	c.news.zfs, c.news.ceph = zfs, ceph
+	if zfs || ceph {
+		c.ring()
+	}
 }
 
 // domains are those of the UUIDs; callers hold mu. Domains are never changed

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -40,10 +39,9 @@ const (
 
 // zfsKnown is what is known of the host's ZFS.
 type zfsKnown struct {
-	host bool                  // it has ZFS
-	told *agentv1.ZfsInventory // nil: it was not looked at yet; never changed
-	// failing is since when it does not answer; zero: it does.
-	failing time.Time
+	host   bool                  // it has ZFS
+	told   *agentv1.ZfsInventory // nil: it was not looked at yet; never changed
+	outage outage
 }
 
 // PokeZFS has the host's ZFS looked at soon: a task has changed something. It
@@ -120,23 +118,16 @@ func (c *Collector) noteZFS(found *agentv1.ZfsInventory, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known := &c.zfs
-	switch {
-	case err == nil && !known.failing.IsZero():
-		c.cfg.Log.Info("ZFS answers", "silent_for", time.Since(known.failing).Round(time.Second))
-		known.failing = time.Time{}
-	case err != nil:
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = errZFSHangs // whatever it was doing
-		}
-		if known.failing.IsZero() {
-			known.failing = time.Now()
-			c.cfg.Log.Error("ZFS does not answer", "error", err)
-		}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errZFSHangs // whatever it was doing
+	}
+	silent := known.outage.note(c.cfg.Log, "ZFS", err)
+	if err != nil {
 		found = &agentv1.ZfsInventory{}
 		if known.told != nil {
 			found = proto.CloneOf(known.told)
 		}
-		found.Error = fmt.Sprintf("ZFS has not answered since %s: %v", known.failing.UTC().Format(time.RFC3339), err)
+		found.Error = silent
 	}
 	known.host = true
 	if !proto.Equal(found, known.told) {
