@@ -47,6 +47,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 		if err == nil {
 			err = i.writeZFS(ctx, l, false)
 		}
+		if err == nil {
+			err = i.writeCeph(ctx, l, false)
+		}
 		if err == nil && (i.takeMoved() || seen == nil || vmsDiffer(seen, now)) {
 			err = i.placeVMs(ctx, l, now)
 			seen = now
@@ -78,6 +81,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 			}
 			if err := i.writeZFS(ctx, l, true); errors.Is(err, store.ErrFenced) {
 				return fmt.Errorf("writing the nodes' ZFS: %w", err)
+			}
+			if err := i.writeCeph(ctx, l, true); errors.Is(err, store.ErrFenced) {
+				return fmt.Errorf("writing the nodes' Ceph: %w", err)
 			}
 			if err := i.forgetGone(ctx, l, time.Now()); errors.Is(err, store.ErrFenced) {
 				return fmt.Errorf("forgetting VMs: %w", err)
@@ -127,6 +133,9 @@ func (i *Inventory) begin(s *cluster.Snapshot, now time.Time) {
 	}
 	for id, record := range s.ZFS {
 		i.node(id).zfs.told = decode(record.Value.GetInventory(), &agentv1.ZfsInventory{})
+	}
+	for id, record := range s.Ceph {
+		i.node(id).ceph.told = decode(record.Value.GetInventory(), &agentv1.CephInventory{})
 	}
 }
 

@@ -36,6 +36,7 @@ type node struct {
 	listed  []string
 	cpus    cpus
 	zfs     zfs
+	ceph    ceph
 
 	// startedBoot is the boot after which its VMs were started, or were found
 	// started; empty: it was never looked at.
@@ -121,6 +122,7 @@ func (n *node) report(inv *agentv1.Inventory) {
 	}
 	n.cpus.take(inv)
 	n.zfs.take(inv, time.Now())
+	n.ceph.take(inv, time.Now())
 	if inv.GetLibvirtDown() {
 		return // domains stay as last seen
 	}

@@ -65,23 +65,7 @@ func sameDataset(a, b *agentv1.ZfsDataset) bool {
 // written.
 func (i *Inventory) writeZFS(ctx context.Context, l election.Leadership, all bool) error {
 	records, gone := i.takeZFS(all)
-	for len(records)+len(gone) > 0 {
-		chunk := firstChunk(records)
-		change := store.Change{Fence: l.Fence}
-		for _, r := range chunk {
-			change.Puts = append(change.Puts, store.PutProto(store.NodeZFSKey(r.GetNode()), r))
-		}
-		few := gone[:min(len(gone), chunkRecords)]
-		for _, node := range few {
-			change.Deletes = append(change.Deletes, store.NodeZFSKey(node))
-		}
-		if _, err := i.cfg.Store.Commit(ctx, change); err != nil {
-			i.giveBackZFS(records, gone)
-			return err
-		}
-		records, gone = records[len(chunk):], gone[len(few):]
-	}
-	return nil
+	return writeEach(ctx, i.cfg.Store, l, store.NodeZFSKey, records, gone, i.giveBackZFS)
 }
 
 // takeZFS takes what is to be written, and the nodes that have no ZFS any more.
@@ -103,13 +87,10 @@ func (i *Inventory) takeZFS(all bool) (records []*storev1.NodeZFS, gone []string
 	return records, gone
 }
 
-func (i *Inventory) giveBackZFS(records []*storev1.NodeZFS, gone []string) {
+func (i *Inventory) giveBackZFS(nodes []string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for _, r := range records {
-		gone = append(gone, r.GetNode())
-	}
-	for _, id := range gone {
+	for _, id := range nodes {
 		if n, ok := i.nodes[id]; ok {
 			n.zfs.urgent = true
 		}
