@@ -170,6 +170,7 @@ type Operation struct {
 	ParentId      string              `protobuf:"bytes,17,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
 	Snapshot      *SnapshotDetails    `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	Replication   *ReplicationDetails `protobuf:"bytes,19,opt,name=replication,proto3" json:"replication,omitempty"`
+	Image         *ImageDetails       `protobuf:"bytes,20,opt,name=image,proto3" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +338,13 @@ func (x *Operation) GetReplication() *ReplicationDetails {
 	return nil
 }
 
+func (x *Operation) GetImage() *ImageDetails {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
 // SnapshotDetails is what is particular to taking or removing snapshots.
 type SnapshotDetails struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -348,8 +356,13 @@ type SnapshotDetails struct {
 	Removed    uint32   `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
 	FreedBytes uint64   `protobuf:"varint,6,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
 	// The retention policy that asked for it.
-	Policy        string   `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
-	KeptBecause   []string `protobuf:"bytes,8,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	Policy      string   `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	KeptBecause []string `protobuf:"bytes,8,rep,name=kept_because,json=keptBecause,proto3" json:"kept_because,omitempty"`
+	// How the guest's freeze went; absent: none was asked for.
+	Freeze  *FreezeResult  `protobuf:"bytes,9,opt,name=freeze,proto3" json:"freeze,omitempty"`
+	Backend StorageBackend `protobuf:"varint,10,opt,name=backend,proto3,enum=debvisor.v1.StorageBackend" json:"backend,omitempty"`
+	// Clones are made of it.
+	Template      bool `protobuf:"varint,11,opt,name=template,proto3" json:"template,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +453,109 @@ func (x *SnapshotDetails) GetKeptBecause() []string {
 	return nil
 }
 
+func (x *SnapshotDetails) GetFreeze() *FreezeResult {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
+func (x *SnapshotDetails) GetBackend() StorageBackend {
+	if x != nil {
+		return x.Backend
+	}
+	return StorageBackend_BACKEND_UNKNOWN
+}
+
+func (x *SnapshotDetails) GetTemplate() bool {
+	if x != nil {
+		return x.Template
+	}
+	return false
+}
+
+// ImageDetails is what is particular to cloning, flattening or removing an image
+// of RBD.
+type ImageDetails struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// pool/image, or pool/namespace/image.
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// The image@snapshot that it is cloned of.
+	Template string `protobuf:"bytes,3,opt,name=template,proto3" json:"template,omitempty"`
+	// How many parents stand one above the other, once it is made.
+	Depth uint32 `protobuf:"varint,4,opt,name=depth,proto3" json:"depth,omitempty"`
+	// The operation that flattens it in the background; empty: none does.
+	FlattenOperationId string `protobuf:"bytes,5,opt,name=flatten_operation_id,json=flattenOperationId,proto3" json:"flatten_operation_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ImageDetails) Reset() {
+	*x = ImageDetails{}
+	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDetails) ProtoMessage() {}
+
+func (x *ImageDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDetails.ProtoReflect.Descriptor instead.
+func (*ImageDetails) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ImageDetails) GetNode() *NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ImageDetails) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *ImageDetails) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *ImageDetails) GetFlattenOperationId() string {
+	if x != nil {
+		return x.FlattenOperationId
+	}
+	return ""
+}
+
 // ReplicationDetails is what is particular to a run of a replication job.
 type ReplicationDetails struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -459,7 +575,7 @@ type ReplicationDetails struct {
 
 func (x *ReplicationDetails) Reset() {
 	*x = ReplicationDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +587,7 @@ func (x *ReplicationDetails) String() string {
 func (*ReplicationDetails) ProtoMessage() {}
 
 func (x *ReplicationDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[2]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +600,7 @@ func (x *ReplicationDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicationDetails.ProtoReflect.Descriptor instead.
 func (*ReplicationDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{2}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ReplicationDetails) GetJobId() string {
@@ -569,7 +685,7 @@ type OperationProgress struct {
 
 func (x *OperationProgress) Reset() {
 	*x = OperationProgress{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +697,7 @@ func (x *OperationProgress) String() string {
 func (*OperationProgress) ProtoMessage() {}
 
 func (x *OperationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[3]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +710,7 @@ func (x *OperationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationProgress.ProtoReflect.Descriptor instead.
 func (*OperationProgress) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{3}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *OperationProgress) GetPercent() float64 {
@@ -672,7 +788,7 @@ type MigrationDetails struct {
 
 func (x *MigrationDetails) Reset() {
 	*x = MigrationDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +800,7 @@ func (x *MigrationDetails) String() string {
 func (*MigrationDetails) ProtoMessage() {}
 
 func (x *MigrationDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[4]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +813,7 @@ func (x *MigrationDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationDetails.ProtoReflect.Descriptor instead.
 func (*MigrationDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MigrationDetails) GetVmId() string {
@@ -798,7 +914,7 @@ type EvacuationDetails struct {
 
 func (x *EvacuationDetails) Reset() {
 	*x = EvacuationDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +926,7 @@ func (x *EvacuationDetails) String() string {
 func (*EvacuationDetails) ProtoMessage() {}
 
 func (x *EvacuationDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[5]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +939,7 @@ func (x *EvacuationDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuationDetails.ProtoReflect.Descriptor instead.
 func (*EvacuationDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EvacuationDetails) GetNode() *NodeRef {
@@ -873,7 +989,7 @@ type VMMove struct {
 
 func (x *VMMove) Reset() {
 	*x = VMMove{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1001,7 @@ func (x *VMMove) String() string {
 func (*VMMove) ProtoMessage() {}
 
 func (x *VMMove) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[6]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1014,7 @@ func (x *VMMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMMove.ProtoReflect.Descriptor instead.
 func (*VMMove) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VMMove) GetVmId() string {
@@ -971,7 +1087,7 @@ type PowerDetails struct {
 
 func (x *PowerDetails) Reset() {
 	*x = PowerDetails{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1099,7 @@ func (x *PowerDetails) String() string {
 func (*PowerDetails) ProtoMessage() {}
 
 func (x *PowerDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[7]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1112,7 @@ func (x *PowerDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerDetails.ProtoReflect.Descriptor instead.
 func (*PowerDetails) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PowerDetails) GetVmId() string {
@@ -1037,7 +1153,7 @@ type OperationRef struct {
 
 func (x *OperationRef) Reset() {
 	*x = OperationRef{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1165,7 @@ func (x *OperationRef) String() string {
 func (*OperationRef) ProtoMessage() {}
 
 func (x *OperationRef) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[8]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1178,7 @@ func (x *OperationRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationRef.ProtoReflect.Descriptor instead.
 func (*OperationRef) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OperationRef) GetId() string {
@@ -1087,7 +1203,7 @@ type OperationFilter struct {
 
 func (x *OperationFilter) Reset() {
 	*x = OperationFilter{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1215,7 @@ func (x *OperationFilter) String() string {
 func (*OperationFilter) ProtoMessage() {}
 
 func (x *OperationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[9]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1228,7 @@ func (x *OperationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationFilter.ProtoReflect.Descriptor instead.
 func (*OperationFilter) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OperationFilter) GetActiveOnly() bool {
@@ -1153,7 +1269,7 @@ type OperationList struct {
 
 func (x *OperationList) Reset() {
 	*x = OperationList{}
-	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1281,7 @@ func (x *OperationList) String() string {
 func (*OperationList) ProtoMessage() {}
 
 func (x *OperationList) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_v1_operation_proto_msgTypes[10]
+	mi := &file_debvisor_v1_operation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1294,7 @@ func (x *OperationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationList.ProtoReflect.Descriptor instead.
 func (*OperationList) Descriptor() ([]byte, []int) {
-	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_v1_operation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OperationList) GetOperations() []*Operation {
@@ -1192,7 +1308,7 @@ var File_debvisor_v1_operation_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x1bdebvisor/v1/migration.proto\"\xce\x06\n" +
+	"\x1bdebvisor/v1/operation.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\x1a\x1bdebvisor/v1/migration.proto\x1a\x19debvisor/v1/storage.proto\"\xff\x06\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x121\n" +
@@ -1217,7 +1333,8 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\x05power\x18\x10 \x01(\v2\x19.debvisor.v1.PowerDetailsR\x05power\x12\x1b\n" +
 	"\tparent_id\x18\x11 \x01(\tR\bparentId\x128\n" +
 	"\bsnapshot\x18\x12 \x01(\v2\x1c.debvisor.v1.SnapshotDetailsR\bsnapshot\x12A\n" +
-	"\vreplication\x18\x13 \x01(\v2\x1f.debvisor.v1.ReplicationDetailsR\vreplication\"\xf7\x01\n" +
+	"\vreplication\x18\x13 \x01(\v2\x1f.debvisor.v1.ReplicationDetailsR\vreplication\x12/\n" +
+	"\x05image\x18\x14 \x01(\v2\x19.debvisor.v1.ImageDetailsR\x05image\"\xfd\x02\n" +
 	"\x0fSnapshotDetails\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x1a\n" +
 	"\bdatasets\x18\x02 \x03(\tR\bdatasets\x12\x12\n" +
@@ -1227,7 +1344,17 @@ const file_debvisor_v1_operation_proto_rawDesc = "" +
 	"\vfreed_bytes\x18\x06 \x01(\x04R\n" +
 	"freedBytes\x12\x16\n" +
 	"\x06policy\x18\a \x01(\tR\x06policy\x12!\n" +
-	"\fkept_because\x18\b \x03(\tR\vkeptBecause\"\xb1\x02\n" +
+	"\fkept_because\x18\b \x03(\tR\vkeptBecause\x121\n" +
+	"\x06freeze\x18\t \x01(\v2\x19.debvisor.v1.FreezeResultR\x06freeze\x125\n" +
+	"\abackend\x18\n" +
+	" \x01(\x0e2\x1b.debvisor.v1.StorageBackendR\abackend\x12\x1a\n" +
+	"\btemplate\x18\v \x01(\bR\btemplate\"\xb2\x01\n" +
+	"\fImageDetails\x12(\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.debvisor.v1.NodeRefR\x04node\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x1a\n" +
+	"\btemplate\x18\x03 \x01(\tR\btemplate\x12\x14\n" +
+	"\x05depth\x18\x04 \x01(\rR\x05depth\x120\n" +
+	"\x14flatten_operation_id\x18\x05 \x01(\tR\x12flattenOperationId\"\xb1\x02\n" +
 	"\x12ReplicationDetails\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12,\n" +
 	"\x06source\x18\x02 \x01(\v2\x14.debvisor.v1.NodeRefR\x06source\x12,\n" +
@@ -1331,69 +1458,76 @@ func file_debvisor_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_debvisor_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_debvisor_v1_operation_proto_goTypes = []any{
 	(OperationState)(0),        // 0: debvisor.v1.OperationState
 	(VMMoveState)(0),           // 1: debvisor.v1.VMMoveState
 	(*Operation)(nil),          // 2: debvisor.v1.Operation
 	(*SnapshotDetails)(nil),    // 3: debvisor.v1.SnapshotDetails
-	(*ReplicationDetails)(nil), // 4: debvisor.v1.ReplicationDetails
-	(*OperationProgress)(nil),  // 5: debvisor.v1.OperationProgress
-	(*MigrationDetails)(nil),   // 6: debvisor.v1.MigrationDetails
-	(*EvacuationDetails)(nil),  // 7: debvisor.v1.EvacuationDetails
-	(*VMMove)(nil),             // 8: debvisor.v1.VMMove
-	(*PowerDetails)(nil),       // 9: debvisor.v1.PowerDetails
-	(*OperationRef)(nil),       // 10: debvisor.v1.OperationRef
-	(*OperationFilter)(nil),    // 11: debvisor.v1.OperationFilter
-	(*OperationList)(nil),      // 12: debvisor.v1.OperationList
-	(*Timestamp)(nil),          // 13: debvisor.v1.Timestamp
-	(*ErrorDetails)(nil),       // 14: debvisor.v1.ErrorDetails
-	(*NodeRef)(nil),            // 15: debvisor.v1.NodeRef
-	(MoveMethod)(0),            // 16: debvisor.v1.MoveMethod
-	(*MoveEstimate)(nil),       // 17: debvisor.v1.MoveEstimate
-	(*DiskAction)(nil),         // 18: debvisor.v1.DiskAction
+	(*ImageDetails)(nil),       // 4: debvisor.v1.ImageDetails
+	(*ReplicationDetails)(nil), // 5: debvisor.v1.ReplicationDetails
+	(*OperationProgress)(nil),  // 6: debvisor.v1.OperationProgress
+	(*MigrationDetails)(nil),   // 7: debvisor.v1.MigrationDetails
+	(*EvacuationDetails)(nil),  // 8: debvisor.v1.EvacuationDetails
+	(*VMMove)(nil),             // 9: debvisor.v1.VMMove
+	(*PowerDetails)(nil),       // 10: debvisor.v1.PowerDetails
+	(*OperationRef)(nil),       // 11: debvisor.v1.OperationRef
+	(*OperationFilter)(nil),    // 12: debvisor.v1.OperationFilter
+	(*OperationList)(nil),      // 13: debvisor.v1.OperationList
+	(*Timestamp)(nil),          // 14: debvisor.v1.Timestamp
+	(*ErrorDetails)(nil),       // 15: debvisor.v1.ErrorDetails
+	(*NodeRef)(nil),            // 16: debvisor.v1.NodeRef
+	(*FreezeResult)(nil),       // 17: debvisor.v1.FreezeResult
+	(StorageBackend)(0),        // 18: debvisor.v1.StorageBackend
+	(MoveMethod)(0),            // 19: debvisor.v1.MoveMethod
+	(*MoveEstimate)(nil),       // 20: debvisor.v1.MoveEstimate
+	(*DiskAction)(nil),         // 21: debvisor.v1.DiskAction
 }
 var file_debvisor_v1_operation_proto_depIdxs = []int32{
 	0,  // 0: debvisor.v1.Operation.state:type_name -> debvisor.v1.OperationState
-	13, // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
-	13, // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
-	13, // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
-	5,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
-	14, // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
-	6,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
-	7,  // 7: debvisor.v1.Operation.evacuation:type_name -> debvisor.v1.EvacuationDetails
-	9,  // 8: debvisor.v1.Operation.power:type_name -> debvisor.v1.PowerDetails
+	14, // 1: debvisor.v1.Operation.created_at:type_name -> debvisor.v1.Timestamp
+	14, // 2: debvisor.v1.Operation.started_at:type_name -> debvisor.v1.Timestamp
+	14, // 3: debvisor.v1.Operation.ended_at:type_name -> debvisor.v1.Timestamp
+	6,  // 4: debvisor.v1.Operation.progress:type_name -> debvisor.v1.OperationProgress
+	15, // 5: debvisor.v1.Operation.error:type_name -> debvisor.v1.ErrorDetails
+	7,  // 6: debvisor.v1.Operation.migration:type_name -> debvisor.v1.MigrationDetails
+	8,  // 7: debvisor.v1.Operation.evacuation:type_name -> debvisor.v1.EvacuationDetails
+	10, // 8: debvisor.v1.Operation.power:type_name -> debvisor.v1.PowerDetails
 	3,  // 9: debvisor.v1.Operation.snapshot:type_name -> debvisor.v1.SnapshotDetails
-	4,  // 10: debvisor.v1.Operation.replication:type_name -> debvisor.v1.ReplicationDetails
-	15, // 11: debvisor.v1.SnapshotDetails.node:type_name -> debvisor.v1.NodeRef
-	15, // 12: debvisor.v1.ReplicationDetails.source:type_name -> debvisor.v1.NodeRef
-	15, // 13: debvisor.v1.ReplicationDetails.target:type_name -> debvisor.v1.NodeRef
-	13, // 14: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
-	15, // 15: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
-	15, // 16: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
-	16, // 17: debvisor.v1.MigrationDetails.method:type_name -> debvisor.v1.MoveMethod
-	17, // 18: debvisor.v1.MigrationDetails.estimate:type_name -> debvisor.v1.MoveEstimate
-	18, // 19: debvisor.v1.MigrationDetails.disks:type_name -> debvisor.v1.DiskAction
-	15, // 20: debvisor.v1.EvacuationDetails.node:type_name -> debvisor.v1.NodeRef
-	8,  // 21: debvisor.v1.EvacuationDetails.moves:type_name -> debvisor.v1.VMMove
-	15, // 22: debvisor.v1.VMMove.source:type_name -> debvisor.v1.NodeRef
-	15, // 23: debvisor.v1.VMMove.target:type_name -> debvisor.v1.NodeRef
-	1,  // 24: debvisor.v1.VMMove.state:type_name -> debvisor.v1.VMMoveState
-	15, // 25: debvisor.v1.PowerDetails.node:type_name -> debvisor.v1.NodeRef
-	2,  // 26: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
-	10, // 27: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
-	11, // 28: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
-	10, // 29: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
-	10, // 30: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
-	2,  // 31: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
-	12, // 32: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
-	2,  // 33: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
-	2,  // 34: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
-	31, // [31:35] is the sub-list for method output_type
-	27, // [27:31] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	5,  // 10: debvisor.v1.Operation.replication:type_name -> debvisor.v1.ReplicationDetails
+	4,  // 11: debvisor.v1.Operation.image:type_name -> debvisor.v1.ImageDetails
+	16, // 12: debvisor.v1.SnapshotDetails.node:type_name -> debvisor.v1.NodeRef
+	17, // 13: debvisor.v1.SnapshotDetails.freeze:type_name -> debvisor.v1.FreezeResult
+	18, // 14: debvisor.v1.SnapshotDetails.backend:type_name -> debvisor.v1.StorageBackend
+	16, // 15: debvisor.v1.ImageDetails.node:type_name -> debvisor.v1.NodeRef
+	16, // 16: debvisor.v1.ReplicationDetails.source:type_name -> debvisor.v1.NodeRef
+	16, // 17: debvisor.v1.ReplicationDetails.target:type_name -> debvisor.v1.NodeRef
+	14, // 18: debvisor.v1.OperationProgress.updated_at:type_name -> debvisor.v1.Timestamp
+	16, // 19: debvisor.v1.MigrationDetails.source:type_name -> debvisor.v1.NodeRef
+	16, // 20: debvisor.v1.MigrationDetails.target:type_name -> debvisor.v1.NodeRef
+	19, // 21: debvisor.v1.MigrationDetails.method:type_name -> debvisor.v1.MoveMethod
+	20, // 22: debvisor.v1.MigrationDetails.estimate:type_name -> debvisor.v1.MoveEstimate
+	21, // 23: debvisor.v1.MigrationDetails.disks:type_name -> debvisor.v1.DiskAction
+	16, // 24: debvisor.v1.EvacuationDetails.node:type_name -> debvisor.v1.NodeRef
+	9,  // 25: debvisor.v1.EvacuationDetails.moves:type_name -> debvisor.v1.VMMove
+	16, // 26: debvisor.v1.VMMove.source:type_name -> debvisor.v1.NodeRef
+	16, // 27: debvisor.v1.VMMove.target:type_name -> debvisor.v1.NodeRef
+	1,  // 28: debvisor.v1.VMMove.state:type_name -> debvisor.v1.VMMoveState
+	16, // 29: debvisor.v1.PowerDetails.node:type_name -> debvisor.v1.NodeRef
+	2,  // 30: debvisor.v1.OperationList.operations:type_name -> debvisor.v1.Operation
+	11, // 31: debvisor.v1.OperationService.GetOperation:input_type -> debvisor.v1.OperationRef
+	12, // 32: debvisor.v1.OperationService.ListOperations:input_type -> debvisor.v1.OperationFilter
+	11, // 33: debvisor.v1.OperationService.WatchOperation:input_type -> debvisor.v1.OperationRef
+	11, // 34: debvisor.v1.OperationService.CancelOperation:input_type -> debvisor.v1.OperationRef
+	2,  // 35: debvisor.v1.OperationService.GetOperation:output_type -> debvisor.v1.Operation
+	13, // 36: debvisor.v1.OperationService.ListOperations:output_type -> debvisor.v1.OperationList
+	2,  // 37: debvisor.v1.OperationService.WatchOperation:output_type -> debvisor.v1.Operation
+	2,  // 38: debvisor.v1.OperationService.CancelOperation:output_type -> debvisor.v1.Operation
+	35, // [35:39] is the sub-list for method output_type
+	31, // [31:35] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_operation_proto_init() }
@@ -1403,13 +1537,14 @@ func file_debvisor_v1_operation_proto_init() {
 	}
 	file_debvisor_v1_common_proto_init()
 	file_debvisor_v1_migration_proto_init()
+	file_debvisor_v1_storage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_operation_proto_rawDesc), len(file_debvisor_v1_operation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
