@@ -25,6 +25,8 @@ type Answers struct {
 	Hypervisor Hypervisor
 	// ZFS answers questions about ZFS; nil: this host has none.
 	ZFS *ZFS
+	// Ceph answers questions about Ceph; nil: this host has none.
+	Ceph *Ceph
 }
 
 // Answer gives the answer to a question, which may be that there is none and
@@ -34,6 +36,13 @@ func (a Answers) Answer(ctx context.Context, q *agentv1.Ask, part func(*agentv1.
 	switch k := q.GetQuestion().(type) {
 	case *agentv1.Ask_ListZfs, *agentv1.Ask_EstimateZfsSend, *agentv1.Ask_EstimateZfsDestroy:
 		last, err := a.ZFS.answer(ctx, q, part)
+		if err != nil {
+			return Refusal(q.GetId(), err)
+		}
+		last.Id = q.GetId()
+		return last
+	case *agentv1.Ask_ListRbd:
+		last, err := a.Ceph.list(ctx, k.ListRbd, part)
 		if err != nil {
 			return Refusal(q.GetId(), err)
 		}
