@@ -30,6 +30,7 @@ func (h *Hypervisor) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
 			out = append(out, d)
 		}
 		h.cpus.forgetBut(out)
+		h.definitions.forgetBut(out)
 		return out, nil
 	})
 }
@@ -100,7 +101,7 @@ func (h *Hypervisor) describe(d *libvirt.Domain) (*agentv1.Domain, error) {
 		return nil, err
 	}
 	out.CpuHash = h.cpus.keep(cpu)
-	return out, nil
+	return out, h.tellDefinition(d, out)
 }
 
 // active tells whether there is a QEMU.

@@ -46,6 +46,8 @@ type Hypervisor struct {
 	host  atomic.Pointer[host]  // as last told; nil: not yet
 	cpus  cpus
 
+	definitions definitions
+
 	learning atomic.Bool // the CPUs that the host provides are being asked for
 }
 
