@@ -17,43 +17,68 @@ import (
 // arguments, environment and working directory; its output and its status are passed through. Inside it runs the tests. So "go
 // test" works on a host without ZFS. Only fuzzing, which is to be of things that need no ZFS, stays outside.
 func Main(m *testing.M, s Spec) {
-	if Inside() {
-		os.Exit(m.Run())
-	}
 	flag.Parse()
-	if flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.list").Value.String() != "" {
+	if Inside() || outside() {
 		os.Exit(m.Run())
 	}
-	status, err := runInside(s)
+	status, err := runInside(s, nil)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tests in a machine:", err)
 	}
 	os.Exit(status)
 }
 
-// runInside returns the status that the tests ended with.
-func runInside(s Spec) (int, error) {
-	ctx := context.Background()
+// outside tells that the flags ask for what needs no machine.
+func outside() bool {
+	return flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.list").Value.String() != ""
+}
+
+// bounded ends after what the tests may take. They end by themselves then, and say where they were: this is for a machine that hangs.
+func bounded() (context.Context, context.CancelFunc) {
 	if limit, ok := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); ok && limit > 0 {
-		// The tests inside end by themselves then, and say where they were. This is for a machine that hangs.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit+20*time.Second)
-		defer cancel()
+		return context.WithTimeout(context.Background(), limit+20*time.Second)
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return 1, err
+	return context.WithCancel(context.Background())
+}
+
+// bootFor boots a machine for this test program, which has to have that environment and directory in it.
+func bootFor(ctx context.Context, s Spec, prepare func(context.Context, *Machine) error) (m *Machine, env []string, dir string, err error) {
+	if dir, err = os.Getwd(); err != nil {
+		return nil, nil, "", err
 	}
 	s.Shared = append(slices.Clone(s.Shared), writtenDirs()...)
 	s.Visible = append(slices.Clone(s.Visible), moduleOf(dir))
-	m, err := Boot(ctx, s)
+	if m, err = Boot(ctx, s); err != nil {
+		return nil, nil, "", err
+	}
+	if prepare != nil {
+		if err := prepare(ctx, m); err != nil {
+			return nil, nil, "", errors.Join(fmt.Errorf("preparing %s: %w", m.Name(), err), m.Close())
+		}
+	}
+	env = slices.DeleteFunc(os.Environ(), func(e string) bool {
+		return strings.HasPrefix(e, "PATH=") || strings.HasPrefix(e, "HOME=") || strings.HasPrefix(e, "TMPDIR=")
+	})
+	return m, slices.Clip(env), dir, nil
+}
+
+// closeAfter closes a machine once the host has what was written in it, which go test wants to read.
+func closeAfter(ctx context.Context, m *Machine) (err error) {
+	if m.On() {
+		_, err = m.Run(ctx, "sync")
+	}
+	return errors.Join(err, m.Close())
+}
+
+// runInside returns the status that the tests ended with.
+func runInside(s Spec, prepare func(context.Context, *Machine) error) (int, error) {
+	ctx, cancel := bounded()
+	defer cancel()
+	m, env, dir, err := bootFor(ctx, s, prepare)
 	if err != nil {
 		return 1, err
 	}
 	args := append([]string{mustExecutable()}, os.Args[1:]...)
-	env := slices.DeleteFunc(os.Environ(), func(e string) bool {
-		return strings.HasPrefix(e, "PATH=") || strings.HasPrefix(e, "HOME=") || strings.HasPrefix(e, "TMPDIR=")
-	})
 	err = m.RunCommand(ctx, Command{Args: args, Env: env, Dir: dir, Stdout: os.Stdout, Stderr: os.Stderr})
 	status := 0
 	var exit *ExitError
@@ -63,11 +88,7 @@ func runInside(s Spec) (int, error) {
 	case err != nil:
 		status, err = 1, fmt.Errorf("%w; the machine's console: %s", err, tail(m.Log()))
 	}
-	if m.On() {
-		_, synced := m.Run(ctx, "sync") // what go test wants to read of it
-		err = errors.Join(err, synced)
-	}
-	if err = errors.Join(err, m.Close()); err != nil && status == 0 {
+	if err = errors.Join(err, closeAfter(ctx, m)); err != nil && status == 0 {
 		status = 1
 	}
 	return status, err
