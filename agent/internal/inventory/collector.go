@@ -22,6 +22,8 @@ type Hypervisor interface {
 	Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error)
 	// CPU is the description that a domain just told of refers to.
 	CPU(hash string) (*agentv1.CPUDescription, bool)
+	// Definition is the persistent definition of a domain just told of.
+	Definition(uuid string) (*agentv1.DomainDefinition, bool)
 	// DirtyRate measures a running domain's, bytes a second; 0: it cannot be.
 	DirtyRate(ctx context.Context, uuid string) (uint64, error)
 	Written(ctx context.Context, uuid string) (uint64, error)
@@ -81,10 +83,11 @@ type Collector struct {
 	born    time.Time
 
 	mu           sync.Mutex
-	seen         map[string]*agentv1.Domain         // when libvirt last answered
-	down         error                              // why libvirt does not answer; nil: it does
-	cpus         map[string]*agentv1.CPUDescription // that seen refers to
-	told         map[string]bool                    // of cpus, since the last complete inventory
+	seen         map[string]*agentv1.Domain           // when libvirt last answered
+	down         error                                // why libvirt does not answer; nil: it does
+	cpus         map[string]*agentv1.CPUDescription   // that seen refers to
+	told         map[string]bool                      // of cpus, since the last complete inventory
+	definitions  map[string]*agentv1.DomainDefinition // of seen, by UUID
 	capabilities *debvisorv1.NodeCapabilities
 	capacity     *debvisorv1.NodeCapacity
 	zfs          zfsKnown
@@ -97,7 +100,7 @@ func New(cfg Config) *Collector {
 	c := &Collector{
 		cfg: cfg, host: host{root: cfg.Root}, changed: make(chan struct{}, 1), born: time.Now(),
 		pending: newPending(), seen: map[string]*agentv1.Domain{}, down: errNotAsked,
-		cpus: map[string]*agentv1.CPUDescription{}, told: map[string]bool{},
+		cpus: map[string]*agentv1.CPUDescription{}, told: map[string]bool{}, definitions: map[string]*agentv1.DomainDefinition{},
 	}
 	c.storage = newSampler(5*time.Second, c.sampleDisks)
 	c.places = storage.New(storage.Config{Node: cfg.Node, Shared: cfg.Shared, Root: cfg.Root})
@@ -218,10 +221,12 @@ func (c *Collector) note(uuid string, d *agentv1.Domain) {
 	switch {
 	case d == nil && had:
 		delete(c.seen, uuid)
+		c.forgetDefinition(uuid)
 		c.news.goneNow(uuid)
 	case d != nil && (!had || !proto.Equal(was, d)):
 		c.seen[uuid] = d
 		c.noteCPU(d.GetCpuHash())
+		c.noteDefinition(d)
 		c.news.changedNow(uuid)
 	default:
 		return

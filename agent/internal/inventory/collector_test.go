@@ -44,6 +44,14 @@ func (l *libvirtd) CPU(hash string) (*agentv1.CPUDescription, bool) {
 	return &agentv1.CPUDescription{Hash: hash, Xml: l.cpu}, true
 }
 
+// Definition is of as many bytes as the domain has memory.
+func (l *libvirtd) Definition(uuid string) (*agentv1.DomainDefinition, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := l.domains[uuid]
+	return &agentv1.DomainDefinition{Uuid: uuid, Hash: d.GetDefinitionHash(), Xml: strings.Repeat("x", int(d.GetMemoryBytes()))}, d.GetDefinitionHash() != ""
+}
+
 // Written counts on with each question.
 func (l *libvirtd) Written(context.Context, string) (uint64, error) {
 	l.mu.Lock()

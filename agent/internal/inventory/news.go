@@ -16,6 +16,7 @@ type news struct {
 	zfs, ceph    bool
 	changed      map[string]struct{}
 	gone         map[string]struct{}
+	definitions  map[string]struct{}
 }
 
 func (n *news) changedNow(uuid string) {
@@ -35,15 +36,16 @@ func (n *news) goneNow(uuid string) {
 }
 
 func (n *news) empty() bool {
-	return !n.complete && !n.down && !n.capacity && !n.capabilities && !n.zfs && !n.ceph && len(n.changed) == 0 && len(n.gone) == 0
+	return !n.complete && !n.down && !n.capacity && !n.capabilities && !n.zfs && !n.ceph &&
+		len(n.changed) == 0 && len(n.gone) == 0 && len(n.definitions) == 0
 }
 
 // onlyApart tells whether there is nothing to tell but what comes in messages of
 // its own, since it may be large.
 func (n *news) onlyApart() bool {
 	rest := *n
-	rest.zfs, rest.ceph = false, false
-	return (n.zfs || n.ceph) && rest.empty()
+	rest.zfs, rest.ceph, rest.definitions = false, false, nil
+	return !n.empty() && rest.empty()
 }
 
 // Inventory is everything, or what is new since the last call; nil: nothing.
@@ -61,8 +63,9 @@ func (c *Collector) Inventory(complete bool) *agentv1.Inventory {
 		return c.apart(n)
 	}
 	// Each to itself, after this one.
-	c.later(c.zfs.told != nil && (complete || n.complete || n.zfs), c.ceph.told != nil && (complete || n.complete || n.ceph))
-	inv := &agentv1.Inventory{Complete: complete || n.complete, LibvirtDown: c.down != nil}
+	all := complete || n.complete
+	c.later(c.zfs.told != nil && (all || n.zfs), c.ceph.told != nil && (all || n.ceph), c.untoldDefinitions(n, all))
+	inv := &agentv1.Inventory{Complete: all, LibvirtDown: c.down != nil}
 	defer func() { inv.Cpus = c.untold(inv.GetDomains()) }()
 	if inv.Complete {
 		clear(c.told)
@@ -89,17 +92,24 @@ func (c *Collector) apart(n news) *agentv1.Inventory {
 	inv := &agentv1.Inventory{LibvirtDown: c.down != nil}
 	if n.zfs {
 		inv.Zfs = c.zfs.told
-		c.later(false, n.ceph)
+		c.later(false, n.ceph, n.definitions)
 		return inv
 	}
-	inv.Ceph = c.ceph.told
+	if n.ceph {
+		inv.Ceph = c.ceph.told
+		c.later(false, false, n.definitions)
+		return inv
+	}
+	some, left := c.someDefinitions(n.definitions)
+	inv.Definitions = some
+	c.later(false, false, left)
 	return inv
 }
 
 // later notes what is still to be told in messages of its own; callers hold mu.
-func (c *Collector) later(zfs, ceph bool) {
-	c.news.zfs, c.news.ceph = zfs, ceph
-	if zfs || ceph {
+func (c *Collector) later(zfs, ceph bool, definitions map[string]struct{}) {
+	c.news.zfs, c.news.ceph, c.news.definitions = zfs, ceph, definitions
+	if zfs || ceph || len(definitions) > 0 {
 		c.ring()
 	}
 }
