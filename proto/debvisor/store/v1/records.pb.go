@@ -2748,9 +2748,13 @@ type Failover struct {
 	Start          bool                   `protobuf:"varint,14,opt,name=start,proto3" json:"start,omitempty"`
 	AttemptAt      *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=attempt_at,json=attemptAt,proto3" json:"attempt_at,omitempty"`
 	// What the proof rests on, for people.
-	Proof         []string `protobuf:"bytes,16,rep,name=proof,proto3" json:"proof,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Proof []string `protobuf:"bytes,16,rep,name=proof,proto3" json:"proof,omitempty"`
+	// How the lost node stood when it was asked for (NodeStatus): once it has been
+	// heard again, whatever was said of it counts no more.
+	SourceLastSeen *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=source_last_seen,json=sourceLastSeen,proto3" json:"source_last_seen,omitempty"`
+	SourceBootId   string                 `protobuf:"bytes,18,opt,name=source_boot_id,json=sourceBootId,proto3" json:"source_boot_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Failover) Reset() {
@@ -2895,6 +2899,20 @@ func (x *Failover) GetProof() []string {
 	return nil
 }
 
+func (x *Failover) GetSourceLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SourceLastSeen
+	}
+	return nil
+}
+
+func (x *Failover) GetSourceBootId() string {
+	if x != nil {
+		return x.SourceBootId
+	}
+	return ""
+}
+
 // LostCopy is lostcopies/<vm uuid>/<node>: a copy of a VM that was brought back
 // elsewhere, on a node that has not yet said that it is destroyed. Until then
 // its entries stay on the blocklist, and no VM of that UUID starts there.
@@ -2918,9 +2936,15 @@ type LostCopy struct {
 	// Of the task that discards it or takes the entries away; each has a number.
 	Attempt uint32 `protobuf:"varint,12,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Where the entries are taken away.
-	UnfenceNode   string `protobuf:"bytes,13,opt,name=unfence_node,json=unfenceNode,proto3" json:"unfence_node,omitempty"`
-	LastError     string `protobuf:"bytes,14,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	Tenant        string `protobuf:"bytes,15,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	UnfenceNode string `protobuf:"bytes,13,opt,name=unfence_node,json=unfenceNode,proto3" json:"unfence_node,omitempty"`
+	LastError   string `protobuf:"bytes,14,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Tenant      string `protobuf:"bytes,15,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Encoded ReplicationJob, as ReverseReplication makes them.
+	ReverseJobs [][]byte `protobuf:"bytes,16,rep,name=reverse_jobs,json=reverseJobs,proto3" json:"reverse_jobs,omitempty"`
+	// What the proof rests on, for people.
+	Proof []string `protobuf:"bytes,17,rep,name=proof,proto3" json:"proof,omitempty"`
+	// When it was last tried in vain.
+	TriedAt       *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=tried_at,json=triedAt,proto3" json:"tried_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3058,6 +3082,27 @@ func (x *LostCopy) GetTenant() string {
 		return x.Tenant
 	}
 	return ""
+}
+
+func (x *LostCopy) GetReverseJobs() [][]byte {
+	if x != nil {
+		return x.ReverseJobs
+	}
+	return nil
+}
+
+func (x *LostCopy) GetProof() []string {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *LostCopy) GetTriedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TriedAt
+	}
+	return nil
 }
 
 // NodeCeph is ceph/<node>: what a node last reported of its Ceph cluster.
@@ -5266,7 +5311,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05image\x18\x02 \x01(\fR\x05image\x12\x1b\n" +
 	"\tcloned_by\x18\x03 \x01(\tR\bclonedBy\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
-	"\aattempt\x18\x05 \x01(\rR\aattempt\"\x8e\x04\n" +
+	"\aattempt\x18\x05 \x01(\rR\aattempt\"\xfa\x04\n" +
 	"\bFailover\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x16\n" +
@@ -5287,7 +5332,9 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x05start\x18\x0e \x01(\bR\x05start\x129\n" +
 	"\n" +
 	"attempt_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12\x14\n" +
-	"\x05proof\x18\x10 \x03(\tR\x05proof\"\xda\x03\n" +
+	"\x05proof\x18\x10 \x03(\tR\x05proof\x12D\n" +
+	"\x10source_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x0esourceLastSeen\x12$\n" +
+	"\x0esource_boot_id\x18\x12 \x01(\tR\fsourceBootId\"\xca\x04\n" +
 	"\bLostCopy\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x12\n" +
@@ -5307,7 +5354,10 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\funfence_node\x18\r \x01(\tR\vunfenceNode\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x0e \x01(\tR\tlastError\x12\x16\n" +
-	"\x06tenant\x18\x0f \x01(\tR\x06tenant\"y\n" +
+	"\x06tenant\x18\x0f \x01(\tR\x06tenant\x12!\n" +
+	"\freverse_jobs\x18\x10 \x03(\fR\vreverseJobs\x12\x14\n" +
+	"\x05proof\x18\x11 \x03(\tR\x05proof\x125\n" +
+	"\btried_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\atriedAt\"y\n" +
 	"\bNodeCeph\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tinventory\x18\x02 \x01(\fR\tinventory\x12;\n" +
@@ -5662,46 +5712,48 @@ var file_debvisor_store_v1_records_proto_depIdxs = []int32{
 	48, // 30: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
 	4,  // 31: debvisor.store.v1.Failover.phase:type_name -> debvisor.store.v1.FailoverPhase
 	48, // 32: debvisor.store.v1.Failover.attempt_at:type_name -> google.protobuf.Timestamp
-	48, // 33: debvisor.store.v1.LostCopy.at:type_name -> google.protobuf.Timestamp
-	5,  // 34: debvisor.store.v1.LostCopy.state:type_name -> debvisor.store.v1.LostCopyState
-	48, // 35: debvisor.store.v1.NodeCeph.reported_at:type_name -> google.protobuf.Timestamp
-	48, // 36: debvisor.store.v1.Definition.reported_at:type_name -> google.protobuf.Timestamp
-	6,  // 37: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
-	48, // 38: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
-	48, // 39: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
-	48, // 40: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
-	48, // 41: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
-	48, // 42: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
-	48, // 43: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
-	48, // 44: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
-	48, // 45: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
-	48, // 46: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
-	48, // 47: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
-	48, // 48: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	31, // 49: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	48, // 50: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	31, // 51: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	48, // 52: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
-	7,  // 53: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	12, // 54: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	48, // 55: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	48, // 56: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	8,  // 57: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	48, // 58: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	48, // 59: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 60: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	38, // 61: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
-	38, // 62: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
-	41, // 63: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
-	48, // 64: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
-	48, // 65: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 66: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	48, // 67: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	48, // 33: debvisor.store.v1.Failover.source_last_seen:type_name -> google.protobuf.Timestamp
+	48, // 34: debvisor.store.v1.LostCopy.at:type_name -> google.protobuf.Timestamp
+	5,  // 35: debvisor.store.v1.LostCopy.state:type_name -> debvisor.store.v1.LostCopyState
+	48, // 36: debvisor.store.v1.LostCopy.tried_at:type_name -> google.protobuf.Timestamp
+	48, // 37: debvisor.store.v1.NodeCeph.reported_at:type_name -> google.protobuf.Timestamp
+	48, // 38: debvisor.store.v1.Definition.reported_at:type_name -> google.protobuf.Timestamp
+	6,  // 39: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
+	48, // 40: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
+	48, // 41: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
+	48, // 42: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
+	48, // 43: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
+	48, // 44: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
+	48, // 45: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
+	48, // 46: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
+	48, // 47: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
+	48, // 48: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
+	48, // 49: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
+	48, // 50: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 51: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	48, // 52: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 53: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	48, // 54: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
+	7,  // 55: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	12, // 56: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	48, // 57: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	48, // 58: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 59: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	48, // 60: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	48, // 61: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 62: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	38, // 63: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	38, // 64: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	41, // 65: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	48, // 66: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	48, // 67: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 68: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	48, // 69: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
