@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 export GOTOOLCHAIN := auto
-export GOFLAGS := -buildvcs=false
+# pacific: go-ceph for Ceph 16 and later; ceph_preview: progress of flattening.
+export GOFLAGS := -buildvcs=false -tags=pacific,ceph_preview
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION)
 PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cmd/debvisor-agent
