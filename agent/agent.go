@@ -14,6 +14,7 @@ import (
 
 	"github.com/debvisor/debvisor/agent/internal/answer"
 	"github.com/debvisor/debvisor/agent/internal/enroll"
+	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
@@ -68,9 +69,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	moves := newMigration(cfg, record, reloader, hv, pools, others, ports)
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
+	freezer := newFreezer(cfg, hv)
 	copies := replication.New(replication.Config{
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
-		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("replication"),
+		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
 	var host *inventory.Collector // before the first task runs
 	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds()), func() { host.PokeZFS() })
@@ -101,6 +103,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing to tell
 	var group run.Group
 	group.Add("hypervisor", hv.Run)
+	group.Add("frozen guests", freezer.Run)
 	group.Add("inventory", host.Run)
 	group.Add("peers", others.run)
 	group.Add("worker", work.Run)
@@ -132,6 +135,13 @@ func tunnelPorts(cfg Config, others *peers) (portRange, error) {
 		ports.host, _, err = net.SplitHostPort(others.address)
 	}
 	return ports, err
+}
+
+// newFreezer makes what freezes guests, in children of this very program.
+func newFreezer(cfg Config, hv *hypervisor.Hypervisor) *freeze.Freezer {
+	return freeze.New(freeze.Config{
+		Dir: cfg.DataDir, LibvirtURI: cfg.LibvirtURI, Command: []string{"/proc/self/exe", "freeze"}, Thaw: hv, Log: cfg.Log.Named("freeze"),
+	})
 }
 
 // newMigration makes the kinds of tasks that move VMs and has their side told

@@ -101,13 +101,14 @@ func table() []layer {
 		{[]string{ag + "zvol"}, "one volume of a VM that moves", with(ag + "zfs")},
 		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker", ag+"pace", ag+"zfs", ag+"zvol")},
 		{[]string{ag + "replication"}, "task kinds above zfs and tunnel", with("certs", ag+"zfs", ag+"tunnel", ag+"pace", ag+"worker")},
+		{[]string{ag + "freeze"}, "guests stand still for a moment; what is done meanwhile is not its business", with(ag + "hypervisor")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
-			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication",
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze",
 		)},
-		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel")},
+		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel", ag+"freeze")},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/shared/obs"
 )
@@ -32,7 +33,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand())
+	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand(), freezeCommand())
 	return cmd
 }
 
@@ -43,5 +44,15 @@ func tunnelCommand() *cobra.Command {
 		Hidden:             true,
 		DisableFlagParsing: true,
 		RunE:               func(_ *cobra.Command, args []string) error { return tunnel.Main(args) },
+	}
+}
+
+// freezeCommand is the child process that holds a guest's freeze; run starts it.
+func freezeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:                "freeze",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		RunE:               func(_ *cobra.Command, args []string) error { return freeze.Main(args) },
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -87,7 +88,8 @@ func runAgent(text string) error {
 		return err
 	}
 	r := New(Config{
-		Node: cfg.Node, Cluster: cluster, ZFS: zfs.New(zfs.Config{Log: log.Named("zfs")}), Certificates: reloader,
+		Freezer: unfrozen{},
+		Node:    cfg.Node, Cluster: cluster, ZFS: zfs.New(zfs.Config{Log: log.Named("zfs")}), Certificates: reloader,
 		Host: "127.0.0.1", FirstPort: cfg.First, LastPort: cfg.Last, Log: log,
 	})
 	if cfg.Patience > 0 {
@@ -165,4 +167,14 @@ func tellReports(ctx context.Context, w *worker.Worker) {
 		}
 		timer.Stop()
 	}
+}
+
+// unfrozen is for tests that freeze no guest: those are the lab's.
+type unfrozen struct{}
+
+func (unfrozen) Frozen(ctx context.Context, order *agentv1.Freeze, take func(ctx context.Context) error) (*agentv1.FreezeOutcome, error) {
+	if order != nil {
+		return nil, errors.New("nothing freezes here")
+	}
+	return nil, take(ctx)
 }

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	"github.com/debvisor/debvisor/agent/internal/zfs"
 	"github.com/debvisor/debvisor/certs"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
 // Config is what the kinds work with.
@@ -21,7 +23,15 @@ type Config struct {
 	// Host and ports are where streams are received, and what sources are told.
 	Host                string
 	FirstPort, LastPort int
-	Log                 hclog.Logger
+	// Freezer freezes guests while snapshots are taken (freeze.Freezer).
+	Freezer Freezer
+	Log     hclog.Logger
+}
+
+// Freezer calls take with the guest frozen, or, where none is asked for (nil),
+// as it is.
+type Freezer interface {
+	Frozen(ctx context.Context, f *agentv1.Freeze, take func(ctx context.Context) error) (*agentv1.FreezeOutcome, error)
 }
 
 // Replication holds what the kinds share. It is safe for concurrent use.

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"strconv"
 
 	"github.com/debvisor/debvisor/agent/internal/worker"
@@ -24,12 +25,65 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 		return failure(codeInternal, "the task %s names no dataset or no operation", t.GetId())
 	}
 	made, err := k.find(ctx, spec)
+	if err == nil && len(made) > 0 && spec.GetFreeze().GetRequired() && !run.Marked(markFrozen) {
+		// Taken by a former process, of which nobody knows whether the guest was frozen
+		// to the end.
+		made, err = nil, k.undo(ctx, made)
+	}
 	if err != nil || len(made) > 0 {
-		return k.end(ctx, made, err)
+		return k.end(ctx, made, k.unknown(spec), err)
 	}
 	if isCancelled(run) {
 		return cancelled()
 	}
+	freeze, err := k.r.cfg.Freezer.Frozen(ctx, spec.GetFreeze(), func(ctx context.Context) error { return k.take(ctx, spec) })
+	if err != nil {
+		if left, looked := k.find(ctx, spec); looked == nil && len(left) > 0 {
+			err = errors.Join(err, k.undo(ctx, left))
+		}
+		return k.end(ctx, nil, freeze, err)
+	}
+	if freeze.GetFrozen() {
+		if err := run.Mark(ctx, markFrozen); err != nil {
+			return k.end(ctx, nil, freeze, err)
+		}
+	}
+	made, err = k.find(ctx, spec)
+	return k.end(ctx, made, freeze, err)
+}
+
+// markFrozen says that the guest was frozen while the snapshots were taken.
+const markFrozen = "frozen"
+
+// unknown is what is told of the freeze of snapshots that a former process took.
+func (k snapshotKind) unknown(spec *agentv1.ZfsSnapshotCreate) *agentv1.FreezeOutcome {
+	switch {
+	case spec.GetFreeze() == nil:
+		return nil
+	case spec.GetFreeze().GetRequired(): // it has the mark
+		return &agentv1.FreezeOutcome{Frozen: true}
+	}
+	return &agentv1.FreezeOutcome{Reason: "the agent ended after the snapshots were taken: nobody knows whether the guest was frozen to their end"}
+}
+
+// undo destroys snapshots that are not what was asked for. No replication has
+// them: until the operation's end nobody knows of them.
+func (k snapshotKind) undo(ctx context.Context, made []*agentv1.ZfsSnapshotID) error {
+	refs := make([]zfs.Ref, 0, len(made))
+	for _, id := range made {
+		refs = append(refs, zfs.Ref{Dataset: id.GetDataset(), Name: id.GetName(), GUID: id.GetGuid()})
+	}
+	failed, err := k.r.zfs.DestroySnapshots(ctx, refs)
+	for _, one := range failed {
+		if one != nil && !gone(one) {
+			err = errors.Join(err, one)
+		}
+	}
+	return err
+}
+
+// take takes the snapshots, in one moment.
+func (k snapshotKind) take(ctx context.Context, spec *agentv1.ZfsSnapshotCreate) error {
 	k.r.pass(pointSnapshotBefore)
 	properties := map[string]string{zfs.PropertyOperation: spec.GetOperation()}
 	for name, value := range map[string]string{zfs.PropertyLabel: spec.GetLabel(), zfs.PropertySet: spec.GetSet()} {
@@ -37,27 +91,32 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 			properties[name] = value
 		}
 	}
-	if err := k.r.zfs.Snapshot(ctx, zfs.SnapshotSpec{Datasets: spec.GetDatasets(), Name: spec.GetName(), Properties: properties}); err != nil {
-		return k.end(ctx, nil, err)
+	err := k.r.zfs.Snapshot(ctx, zfs.SnapshotSpec{Datasets: spec.GetDatasets(), Name: spec.GetName(), Properties: properties})
+	if err == nil {
+		k.r.pass(pointSnapshotTaken)
 	}
-	k.r.pass(pointSnapshotTaken)
-	made, err = k.find(ctx, spec)
-	return k.end(ctx, made, err)
+	return err
 }
 
 // Observe looks for the snapshots.
-func (k snapshotKind) Observe(ctx context.Context, t *agentv1.Task, _ worker.Run) *agentv1.TaskOutcome {
-	made, err := k.find(ctx, t.GetSpec().GetZfsSnapshotCreate())
+func (k snapshotKind) Observe(ctx context.Context, t *agentv1.Task, run worker.Run) *agentv1.TaskOutcome {
+	spec := t.GetSpec().GetZfsSnapshotCreate()
+	made, err := k.find(ctx, spec)
 	if err == nil && len(made) == 0 && ctx.Err() == nil {
 		return broken(CodeInterrupted, "the agent's journal was lost before a snapshot was taken")
 	}
-	return k.end(ctx, made, err)
+	if err == nil && len(made) > 0 && spec.GetFreeze().GetRequired() && !run.Marked(markFrozen) {
+		if err = k.undo(ctx, made); err == nil {
+			return broken(CodeInterrupted, "the agent's journal was lost: nobody knew whether the guest was frozen when the snapshots were taken")
+		}
+	}
+	return k.end(ctx, made, k.unknown(spec), err)
 }
 
-func (k snapshotKind) end(ctx context.Context, made []*agentv1.ZfsSnapshotID, err error) *agentv1.TaskOutcome {
+func (k snapshotKind) end(ctx context.Context, made []*agentv1.ZfsSnapshotID, freeze *agentv1.FreezeOutcome, err error) *agentv1.TaskOutcome {
 	out := outcomeOf(ctx, err)
 	if out != nil {
-		out.Zfs = &agentv1.ZfsOutcome{Made: made}
+		out.Zfs, out.Freeze = &agentv1.ZfsOutcome{Made: made}, freeze
 	}
 	return out
 }
