@@ -86,6 +86,8 @@ type Spec struct {
 	Take      *storev1.TakeSnapshots
 	Remove    *storev1.RemoveSnapshots
 	Replicate *storev1.Replicate
+	Clone     *storev1.CloneImage
+	Change    *storev1.ChangeImage
 	TraceID   string
 	// Begin, unless nil, is told the operation's id before Submit writes it: for
 	// details that are named by it.
@@ -152,6 +154,10 @@ func (s *Spec) record(
 		op.Detail = &storev1.Operation_RemoveSnapshots{RemoveSnapshots: s.Remove}
 	case s.Replicate != nil:
 		op.Detail = &storev1.Operation_Replicate{Replicate: s.Replicate}
+	case s.Clone != nil:
+		op.Detail = &storev1.Operation_CloneImage{CloneImage: s.Clone}
+	case s.Change != nil:
+		op.Detail = &storev1.Operation_ChangeImage{ChangeImage: s.Change}
 	}
 	return op
 }

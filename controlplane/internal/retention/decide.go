@@ -127,6 +127,12 @@ func (v *Verdict) protect(p Protection) {
 	for _, clone := range sorted(v.Snapshot.Clones) {
 		v.because(Cloned, "cloned by %s", clone)
 	}
+	if v.Snapshot.Protected {
+		v.because(Protected, "protected in RBD")
+	}
+	if v.Snapshot.Template {
+		v.because(Template, "a template")
+	}
 	for _, c := range p.Cursors[v.Snapshot.GUID] {
 		v.because(Common, "last common snapshot with node %s (job %s)", c.Node, c.Job)
 	}
@@ -163,4 +169,23 @@ func sorted(s []string) []string {
 
 func (v *Verdict) because(rule Rule, format string, args ...any) {
 	v.Reasons = append(v.Reasons, Reason{Rule: rule, Text: fmt.Sprintf(format, args...)})
+}
+
+// Against are the reasons that count though somebody names the snapshot for its
+// end: not those of a clock, nor that others of its set stay, nor that it is a
+// template.
+func (v *Verdict) Against() []string {
+	var texts []string
+	for _, r := range v.Reasons {
+		switch r.Rule {
+		case Future, Set, Template:
+		case Unknown:
+			if v.Snapshot.GUID == 0 {
+				texts = append(texts, r.Text)
+			}
+		default:
+			texts = append(texts, r.Text)
+		}
+	}
+	return texts
 }

@@ -19,6 +19,9 @@ type Snapshot struct {
 	Ours bool
 	// Holds are the tags that hold it, Clones the datasets made of it.
 	Holds, Clones []string
+	// Protected tells that somebody has set RBD's protection on it, Template that
+	// clones are to be made of it: no rule lets either go.
+	Protected, Template bool
 	// Label is what it was given when it was taken.
 	Label string
 	// Set is what it shares with the snapshots of other datasets that were taken at
@@ -65,6 +68,9 @@ const (
 	Common  Rule = "cursor" // the last in common with a target
 	Resume  Rule = "resume" // a job's going on needs it
 	Set     Rule = "set"    // another of its set stays
+
+	Protected Rule = "protected" // by RBD's own mark
+	Template  Rule = "template"  // clones are to be made of it
 )
 
 // Reason is one rule that keeps a snapshot, with what it is about.

@@ -12,6 +12,9 @@ import (
 // snapshots that were made the first time: their name is the operation's.
 func (d *decision) create() *step {
 	t := d.op.GetTakeSnapshots()
+	if len(t.GetImages()) > 0 {
+		return d.createImages()
+	}
 	if t.GetNode() == "" || len(t.GetDatasets()) == 0 || t.GetName() == "" {
 		return d.broken("the operation does not say of what snapshots are to be taken")
 	}
@@ -26,6 +29,7 @@ func (d *decision) create() *step {
 		for _, made := range last.outcome.GetZfs().GetMade() {
 			t.Made = append(t.Made, encoded(made))
 		}
+		froze(t, last)
 		return d.succeed(fmt.Sprintf("%d snapshots %s are taken on %s", len(t.GetDatasets()), t.GetName(), t.GetNode()))
 	case d.op.GetCancelRequested():
 		s, _ := d.stop("cancelling")
@@ -53,12 +57,16 @@ func (d *decision) takeSet(tries []*half) *step {
 		_, message := tries[len(tries)-1].why()
 		return d.note("waiting to try again: " + message)
 	}
+	freeze, failed := d.freeze(t, t.GetNode())
+	if failed != nil {
+		return failed
+	}
 	set := ""
 	if len(t.GetDatasets()) > 1 {
 		set = d.op.GetId()
 	}
 	spec := &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotCreate{ZfsSnapshotCreate: &agentv1.ZfsSnapshotCreate{
-		Datasets: t.GetDatasets(), Name: t.GetName(), Operation: d.op.GetId(), Label: t.GetLabel(), Set: set,
+		Datasets: t.GetDatasets(), Name: t.GetName(), Operation: d.op.GetId(), Label: t.GetLabel(), Set: set, Freeze: freeze,
 	}}}
 	return d.order(stepTask, strconv.Itoa(len(tries)+1), taskSnapshot, t.GetNode(), "zfs/"+t.GetDatasets()[0], spec, "taking snapshots on "+t.GetNode())
 }

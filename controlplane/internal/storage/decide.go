@@ -25,6 +25,10 @@ const (
 	KindPrune  = "snapshot.prune"
 	KindRun    = "replication.run"
 	KindEnd    = "replication.delete"
+
+	KindClone   = "image.clone"
+	KindFlatten = "image.flatten"
+	KindRemove  = "image.delete"
 )
 
 // The kinds of tasks, the last part of their ids.
@@ -34,11 +38,17 @@ const (
 	taskReceive  = "replicate-receive"
 	taskSend     = "replicate-send"
 	taskRelease  = "replication-release"
+
+	taskRbdSnapshot    = "rbd-snapshot"
+	taskRbdRemove      = "rbd-snapshot-remove"
+	taskRbdClone       = "rbd-clone"
+	taskRbdFlatten     = "rbd-flatten"
+	taskRbdImageRemove = "rbd-image-remove"
 )
 
 func ours(kind string) bool {
 	switch kind {
-	case KindCreate, KindDelete, KindPrune, KindRun, KindEnd:
+	case KindCreate, KindDelete, KindPrune, KindRun, KindEnd, KindClone, KindFlatten, KindRemove:
 		return true
 	}
 	return false
@@ -90,6 +100,8 @@ type step struct {
 	op   *storev1.Operation
 	task *storev1.Task
 	job  *storev1.ReplicationJob
+	// began is the operation that goes on where this one ends; nil: none does.
+	began *storev1.Operation
 }
 
 // decision is one operation with all that is decided on.
@@ -132,6 +144,10 @@ func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at mom
 		next = d.create()
 	case (d.op.GetKind() == KindDelete || d.op.GetKind() == KindPrune) && d.op.GetRemoveSnapshots() != nil:
 		next = d.remove()
+	case d.op.GetKind() == KindClone && d.op.GetCloneImage() != nil:
+		next = d.clone()
+	case (d.op.GetKind() == KindFlatten || d.op.GetKind() == KindRemove) && d.op.GetChangeImage() != nil:
+		next = d.change()
 	case d.op.GetKind() == KindRun && d.op.GetReplicate() != nil:
 		next = d.run()
 	case d.op.GetKind() == KindEnd && d.op.GetReplicate() != nil:

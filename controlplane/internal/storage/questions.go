@@ -39,6 +39,8 @@ type question struct {
 	list   *agentv1.ListZfs
 	remove *storev1.RemoveSnapshots
 	kept   map[uint64]bool
+	// images asks node for what is in its Ceph cluster.
+	images *agentv1.ListRbd
 }
 
 // answer is one question's.
@@ -46,6 +48,7 @@ type answer struct {
 	key     string
 	plan    *repldiff.Plan
 	listing *agentv1.ZfsListing
+	images  []*agentv1.RbdSnapshot
 	frees   uint64
 	err     error
 	// refused is how often in a row the agents have refused to answer it.
@@ -113,9 +116,12 @@ func (d *desk) find(ctx context.Context, q *question) *answer {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	a := &answer{key: q.key}
-	if q.job != nil {
+	switch {
+	case q.job != nil:
 		a.plan, a.err = look.Plan(ctx, d.ask, d.view.Current(), q.job, q.more, time.Now())
-	} else {
+	case q.images != nil:
+		a.images, a.err = look.Images(ctx, d.ask, q.node, q.images)
+	default:
 		a.listing, a.err = look.List(ctx, d.ask, q.node, q.list)
 		if a.err == nil {
 			a.frees, a.err = d.frees(ctx, q, a.listing)

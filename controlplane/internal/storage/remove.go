@@ -33,6 +33,9 @@ const CodeNeeded = "SNAPSHOT_NEEDED"
 // each decided anew.
 func (d *decision) remove() *step {
 	r := d.op.GetRemoveSnapshots()
+	if r.GetFsid() != "" {
+		return d.removeImages()
+	}
 	if r.GetNode() == "" || len(r.GetSnapshots()) == 0 && len(r.GetDatasets()) == 0 {
 		return d.broken("the operation does not say which snapshots are to go")
 	}

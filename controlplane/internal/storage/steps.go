@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -111,7 +113,15 @@ func (d *decision) about() map[string]string {
 		put("dataset", t.GetDatasets()[0])
 		put("snapshot", t.GetName())
 	}
+	if t := d.op.GetTakeSnapshots(); len(t.GetImages()) > 0 {
+		put("node", t.GetNode())
+		put("snapshot", t.GetName())
+		if images, err := imagesOf(t.GetImages()); err == nil {
+			put("image", paths(images)[0])
+		}
+	}
 	put("node", d.op.GetRemoveSnapshots().GetNode())
+	d.aboutImage(put)
 	if r := d.op.GetReplicate(); r != nil {
 		put("job", r.GetJobId())
 		put("source", r.GetSource())
@@ -120,6 +130,24 @@ func (d *decision) about() map[string]string {
 		put("target_dataset", r.GetTargetDataset())
 	}
 	return all
+}
+
+// aboutImage tells of the image that is cloned, flattened or removed.
+func (d *decision) aboutImage(put func(key, value string)) {
+	image, template := &agentv1.RbdImageID{}, &agentv1.RbdSnapshotID{}
+	c, x := d.op.GetCloneImage(), d.op.GetChangeImage()
+	record := c.GetImage()
+	if c == nil {
+		record = x.GetImage()
+	}
+	if len(record) == 0 || proto.Unmarshal(record, image) != nil || proto.Unmarshal(c.GetTemplate(), template) != nil {
+		return
+	}
+	put("node", cmp.Or(c.GetNode(), x.GetNode()))
+	put("image", cluster.RBDPath(image))
+	if c != nil {
+		put("template", cluster.RBDSnapshotPath(template))
+	}
 }
 
 // verdict is what a task's end means for its operation.
@@ -150,6 +178,8 @@ func judge(h *half) verdict {
 		return fatal
 	}
 	switch code {
+	case "CEPH_DOWN", "CEPH_UNKNOWN":
+		return absent
 	case "POOL_SUSPENDED", "DATASET_BUSY", "STREAM_BROKEN", "INTERNAL":
 		if h.outcome.GetInterrupted() {
 			return passing
