@@ -51,7 +51,9 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 			err = i.writeCeph(ctx, l, false)
 		}
 		if err == nil && (i.takeMoved() || seen == nil || vmsDiffer(seen, now)) {
-			err = i.placeVMs(ctx, l, now)
+			if err = i.placeVMs(ctx, l, now); err == nil {
+				err = i.writeDefinitions(ctx, l, now)
+			}
 			seen = now
 		}
 		if err == nil {

@@ -35,8 +35,10 @@ type node struct {
 	domains map[string]domain
 	listed  []string
 	cpus    cpus
-	zfs     zfs
-	ceph    ceph
+	// definitions are of domains.
+	definitions definitions
+	zfs         zfs
+	ceph        ceph
 
 	// startedBoot is the boot after which its VMs were started, or were found
 	// started; empty: it was never looked at.
@@ -123,6 +125,7 @@ func (n *node) report(inv *agentv1.Inventory) {
 	n.cpus.take(inv)
 	n.zfs.take(inv, time.Now())
 	n.ceph.take(inv, time.Now())
+	defer func() { n.definitions.take(inv, n.domains) }()
 	if inv.GetLibvirtDown() {
 		return // domains stay as last seen
 	}
@@ -144,6 +147,7 @@ func (n *node) forgetDomains() {
 	n.listed = n.uuids()
 	n.known = false
 	clear(n.domains)
+	clear(n.definitions)
 }
 
 // uuids are those of the domains as last told.
