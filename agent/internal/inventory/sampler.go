@@ -29,15 +29,21 @@ func (s *sampler[T]) run(ctx context.Context) {
 	defer tick.Stop()
 	done := make(chan T, 1)
 	s.start(ctx, done)
-	busy, wanted := true, false
+	busy, wanted, resting := true, false, (<-chan time.Time)(nil)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case v := <-done:
 			s.mu.Lock()
+			took := time.Since(s.began)
 			s.last, s.began = v, time.Time{}
 			s.mu.Unlock()
+			pause := min(rest*took, s.every/5)
+			if busy = pause > 0; busy {
+				resting = time.After(pause)
+			}
+		case <-resting:
 			busy = false
 		case <-tick.C:
 			wanted = wanted || !busy
@@ -51,7 +57,12 @@ func (s *sampler[T]) run(ctx context.Context) {
 	}
 }
 
-// poke has a measurement begin now, or right after the one under way, which may
+// rest is for how long after a measurement none is begun, in times of what it took,
+// and no longer than a fifth of the usual pause:
+// where something is changed all the time, looking is not what most time goes to.
+const rest = 4
+
+// poke has a measurement begin now, or soon after the one under way, which may
 // have looked already. It never waits.
 func (s *sampler[T]) poke() {
 	select {

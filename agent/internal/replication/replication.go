@@ -66,5 +66,5 @@ func (p *nodePace) limitTo(mib uint64) { p.most.Store(mib << 20) }
 // Kinds are the kinds of tasks: zfs-snapshot, zfs-destroy, replicate-receive,
 // replicate-send and replication-release.
 func (r *Replication) Kinds() []worker.Kind {
-	return []worker.Kind{snapshotKind{r}, destroyKind{r}, receiveKind{r}, sendKind{r}, releaseKind{r}}
+	return []worker.Kind{quickKind{snapshotKind{r}}, destroyKind{r}, receiveKind{r}, sendKind{r}, releaseKind{r}}
 }

@@ -72,30 +72,9 @@ type SnapshotSpec struct {
 // Snapshot takes an atomic set of snapshots: all at one moment, or none. One that
 // is there already makes it SNAPSHOT_EXISTS; whose it is, its properties tell.
 func (z *ZFS) Snapshot(ctx context.Context, s SnapshotSpec) error {
-	if len(s.Datasets) == 0 {
-		return errdefs.Field("datasets", "", "at least one dataset")
-	}
-	var names []string
-	for _, d := range s.Datasets {
-		if _, err := parseDataset("datasets", d); err != nil {
-			return err
-		}
-		n, err := parseSnapshot("name", d+"@"+s.Name)
-		if err != nil {
-			return err
-		}
-		if pool, _, _ := strings.Cut(s.Datasets[0], "/"); n.Pool() != pool {
-			return errdefs.Field("datasets", d, "datasets of one pool, here "+pool)
-		}
-		if slices.Contains(names, n.String()) {
-			return errdefs.Field("datasets", d, "each dataset once")
-		}
-		names = append(names, n.String())
-	}
-	for p := range s.Properties {
-		if !strings.Contains(p, ":") {
-			return errdefs.Field("properties", shortened(p), "user properties, which have a ':' in their name")
-		}
+	names, err := s.names()
+	if err != nil {
+		return err
 	}
 	properties, err := assignments("-o", s.Properties)
 	if err != nil {
@@ -103,4 +82,36 @@ func (z *ZFS) Snapshot(ctx context.Context, s SnapshotSpec) error {
 	}
 	args := append(append([]string{"snapshot"}, properties...), "--")
 	return z.do(ctx, command{program: "zfs", args: append(args, names...), about: names[0]})
+}
+
+// names checks the set and gives its snapshots' full names.
+func (s SnapshotSpec) names() (names []string, err error) {
+	if len(s.Datasets) == 0 {
+		return nil, errdefs.Field("datasets", "", "at least one dataset")
+	}
+	for _, d := range s.Datasets {
+		if _, err := parseDataset("datasets", d); err != nil {
+			return nil, err
+		}
+		n, err := parseSnapshot("name", d+"@"+s.Name)
+		if err != nil {
+			return nil, err
+		}
+		if pool, _, _ := strings.Cut(s.Datasets[0], "/"); n.Pool() != pool {
+			return nil, errdefs.Field("datasets", d, "datasets of one pool, here "+pool)
+		}
+		if slices.Contains(names, n.String()) {
+			return nil, errdefs.Field("datasets", d, "each dataset once")
+		}
+		names = append(names, n.String())
+	}
+	for p := range s.Properties {
+		if !strings.Contains(p, ":") {
+			return nil, errdefs.Field("properties", shortened(p), "user properties, which have a ':' in their name")
+		}
+		if err := checkProperty(p); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
 }

@@ -22,6 +22,8 @@ type ZFS struct {
 	probed *Capabilities // nil: not yet
 	// left counts the commands that were killed and hang in the kernel.
 	left atomic.Int32
+	// takers are who has snapshots taken just now.
+	takers takers
 }
 
 // New gives this host's ZFS; whether there is any, Probe tells.
