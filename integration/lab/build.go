@@ -27,7 +27,7 @@ func (l *Lab) build(ctx context.Context) error {
 		return fmt.Errorf("build what the lab needs: %w: %s", err, said.String())
 	}
 	l.built = strings.TrimSpace(string(out))
-	for _, name := range []string{"vmlinuz", "initramfs"} {
+	for _, name := range []string{"vmlinuz", "initramfs", "initramfs-agent"} {
 		raw, err := os.ReadFile(filepath.Join(l.built, name))
 		if err != nil {
 			return err

@@ -23,6 +23,7 @@ type GuestSpec struct {
 	KeptPages int           // pages of memory that all hold the last value, which the guest checks: see Trouble (64)
 	Deaf      bool          // takes no notice of its power button, so it does not shut down when asked
 	CPU       string        // model (qemu64)
+	Agent     bool          // with the QEMU guest agent and a file system in memory; its counter stands still while it is frozen
 	Devices   string        // further devices, in libvirt's XML
 }
 
@@ -155,6 +156,12 @@ func (g *Guest) xml(s GuestSpec) string {
 	if s.Deaf {
 		deaf = 1
 	}
+	initramfs, agent := "initramfs", ""
+	if s.Agent {
+		initramfs, agent = "initramfs-agent", " tick.agent=1"
+		s.Devices += `
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>`
+	}
 	return fmt.Sprintf(`<domain type='qemu'>
   <name>%[1]s</name>
   <uuid>%[2]s</uuid>
@@ -163,8 +170,8 @@ func (g *Guest) xml(s GuestSpec) string {
   <os>
     <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
     <kernel>%[4]s/vmlinuz</kernel>
-    <initrd>%[4]s/initramfs</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off tick.ms=%[5]d tick.dirty=%[6]d tick.room=%[7]d tick.disks=%[8]d tick.deaf=%[9]d tick.kept=%[13]d</cmdline>
+    <initrd>%[4]s/%[14]s</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off tick.ms=%[5]d tick.dirty=%[6]d tick.room=%[7]d tick.disks=%[8]d tick.deaf=%[9]d tick.kept=%[13]d%[15]s</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact'><model fallback='forbid'>%[10]s</model></cpu>
@@ -178,7 +185,7 @@ func (g *Guest) xml(s GuestSpec) string {
     %[12]s
   </devices>
 </domain>`, s.Name, s.UUID, s.MemoryMiB, images, s.Period.Milliseconds(), s.DirtyKiB, s.DirtyRoom, writable, deaf, s.CPU,
-		disks.String(), s.Devices, s.KeptPages)
+		disks.String(), s.Devices, s.KeptPages, initramfs, agent)
 }
 
 // StartTwin starts the guest on a second node as well, as nobody should: with local disks made anew there, past our daemons.

@@ -105,6 +105,16 @@ static void keep(volatile uint64_t *kept, long pages, uint64_t n) {
   }
 }
 
+// Stands still between two values while the guest agent's hook wants it: /hold asks for it, /held answers.
+static void hold(uint64_t n) {
+  if (access("/hold", F_OK)) return;
+  printf("tick held n=%lu\n", n);
+  close(open("/held", O_CREAT | O_WRONLY, 0600));
+  while (!access("/hold", F_OK)) usleep(2000);
+  printf("tick goes on n=%lu\n", n);
+  unlink("/held");
+}
+
 int main(int argc, char **argv) {
   char cmdline[2048], boot[64], *record, *memory = NULL;
   int fds[DISKS], disks = 0;
@@ -145,6 +155,7 @@ int main(int argc, char **argv) {
   printf("tick starts after n=%lu boot=%s\n", n, boot);
 
   for (uint64_t next = nanoseconds(CLOCK_MONOTONIC);; next += (uint64_t)period * 1000000u) {
+    hold(n);
     uint64_t up = nanoseconds(CLOCK_BOOTTIME);
     n++;
     memset(record, 0, RECORD);
