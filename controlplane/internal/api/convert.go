@@ -84,6 +84,7 @@ func operationMessage(scope cluster.Scope, op *storev1.Operation) *debvisorv1.Op
 		CreatedAt: timestamp(op.GetCreatedAt()), StartedAt: timestamp(op.GetStartedAt()), EndedAt: timestamp(op.GetEndedAt()),
 		Step: op.GetStep(), CancelRequested: op.GetCancelRequested(), TraceId: op.GetTraceId(), ParentId: op.GetParent(),
 		Evacuation: evacuationDetails(scope, op), Snapshot: snapshotDetails(scope, op), Replication: replicationDetails(op),
+		Image: imageDetails(scope, op),
 	}
 	if len(op.GetProgress()) > 0 {
 		m.Progress = decode(op.GetProgress(), &debvisorv1.OperationProgress{})

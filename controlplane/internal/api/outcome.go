@@ -73,9 +73,11 @@ func failureKind(code string) errdefs.Kind {
 		repldiff.SourceReplaced, repldiff.NoSnapshot, repldiff.SameDataset, repldiff.TargetUnrelated, repldiff.Diverged, repldiff.PlanChanged,
 		repldiff.EncryptedUnsafe, repldiff.NameClash, repldiff.NoSpace, look.TargetPoolNotFound,
 		"DATASET_EXISTS", "DATASET_CHANGED", "DATASET_HAS_CHILDREN", "SNAPSHOT_EXISTS", "SNAPSHOT_HELD", "SNAPSHOT_HAS_CLONES", "NO_SPACE", "QUOTA",
+		"IMAGE_EXISTS", "IMAGE_REPLACED", "IMAGE_IN_GROUP", "IMAGE_HAS_SNAPSHOTS", "IMAGE_HAS_CLONES", "IMAGE_IN_USE", "SNAPSHOT_CLONED", "SNAPSHOT_PROTECTED",
+		"CLONE_TOO_DEEP", "NOT_OURS", "NO_CEPH", "NO_PERMISSION", "NO_GUEST_AGENT", "FREEZE_FAILED", "SNAPSHOT_NEEDED", "READ_ONLY", "FEATURE_MISSING",
 		"POOL_SUSPENDED", "KEY_NOT_LOADED", "NOT_PERMITTED", "ZFS_UNSUPPORTED", "DESTINATION_MODIFIED":
 		return errdefs.FailedPrecondition
-	case "VM_NOT_FOUND", "NODE_NOT_FOUND", "DATASET_NOT_FOUND", "JOB_NOT_FOUND", repldiff.SourceNotFound:
+	case "VM_NOT_FOUND", "NODE_NOT_FOUND", "DATASET_NOT_FOUND", "IMAGE_NOT_FOUND", "SNAPSHOT_NOT_FOUND", "POOL_NOT_FOUND", "JOB_NOT_FOUND", repldiff.SourceNotFound:
 		return errdefs.NotFound
 	}
 	return errdefs.Aborted

@@ -29,7 +29,11 @@ const (
 // FailedPrecondition for a replication's copy, which would diverge by it, and
 // for a node that is not heard.
 func (s *storageService) CreateSnapshot(ctx context.Context, req *debvisorv1.SnapshotRequest) (*debvisorv1.SnapshotStatus, error) {
-	op, err := s.take(ctx, req, req.GetLabel(), func(scope cluster.Scope) (*storev1.TakeSnapshots, error) {
+	q := quietness{req.GetConsistency(), req.GetFreezeBudgetMs()}
+	op, err := s.take(ctx, req, req.GetLabel(), q, func(scope cluster.Scope) (*storev1.TakeSnapshots, error) {
+		if isImage(req.GetDataset()) {
+			return s.takeImages(ctx, scope, func(int) string { return "dataset" }, []*debvisorv1.DatasetRef{req.GetDataset()})
+		}
 		d, err := s.resolve(ctx, scope, "dataset", req.GetDataset(), "take snapshots")
 		if err != nil {
 			return nil, err
@@ -39,12 +43,18 @@ func (s *storageService) CreateSnapshot(ctx context.Context, req *debvisorv1.Sna
 	if err != nil {
 		return nil, err
 	}
-	take := op.GetTakeSnapshots()
-	status := &debvisorv1.SnapshotStatus{Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(), Message: taken(op)}
-	for _, path := range take.GetDatasets() {
-		status.Snapshot = &debvisorv1.SnapshotRef{Dataset: datasetRef(take.GetNode(), path), SnapshotName: take.GetName()}
+	return snapshotStatus(op), nil
+}
+
+// snapshotStatus answers the making of one snapshot.
+func snapshotStatus(op *storev1.Operation) *debvisorv1.SnapshotStatus {
+	status := &debvisorv1.SnapshotStatus{
+		Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(), Message: taken(op), Freeze: freezeResult(op.GetTakeSnapshots()),
 	}
-	return status, nil
+	for _, ref := range takenRefs(op.GetTakeSnapshots()) {
+		status.Snapshot = ref
+	}
+	return status
 }
 
 // CreateSnapshotSet takes snapshots of several datasets of one node and pool in
@@ -54,9 +64,13 @@ func (s *storageService) CreateSnapshotSet(ctx context.Context, req *debvisorv1.
 		return nil, errdefs.Field("datasets", fmt.Sprintf("%d datasets and the VM %q", len(req.GetDatasets()), clip(req.GetVm().GetVmId())),
 			"datasets of one node and pool, or vm, and not both")
 	}
-	op, err := s.take(ctx, req, req.GetLabel(), func(scope cluster.Scope) (*storev1.TakeSnapshots, error) {
+	q := quietness{req.GetConsistency(), req.GetFreezeBudgetMs()}
+	op, err := s.take(ctx, req, req.GetLabel(), q, func(scope cluster.Scope) (*storev1.TakeSnapshots, error) {
 		if req.GetVm().GetVmId() != "" {
 			return s.takeVM(ctx, scope, req.GetVm())
+		}
+		if isImage(req.GetDatasets()[0]) {
+			return s.takeImages(ctx, scope, func(i int) string { return fmt.Sprintf("datasets[%d]", i) }, req.GetDatasets())
 		}
 		all, err := s.resolveAll(ctx, scope, "datasets", req.GetDatasets(), "take snapshots")
 		if err != nil {
@@ -67,12 +81,10 @@ func (s *storageService) CreateSnapshotSet(ctx context.Context, req *debvisorv1.
 	if err != nil {
 		return nil, err
 	}
-	take := op.GetTakeSnapshots()
-	status := &debvisorv1.SnapshotSetStatus{Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(), Message: taken(op)}
-	for _, path := range take.GetDatasets() {
-		status.Snapshots = append(status.Snapshots, &debvisorv1.SnapshotRef{Dataset: datasetRef(take.GetNode(), path), SnapshotName: take.GetName()})
-	}
-	return status, nil
+	return &debvisorv1.SnapshotSetStatus{
+		Status: debvisorv1.StatusCode_STATUS_OK, OperationId: op.GetId(), Message: taken(op), Snapshots: takenRefs(op.GetTakeSnapshots()),
+		Freeze: freezeResult(op.GetTakeSnapshots()),
+	}, nil
 }
 
 // taken tells people of an operation that takes snapshots.
@@ -81,13 +93,16 @@ func taken(op *storev1.Operation) string {
 	if op.GetState() != task.OpSucceeded {
 		return fmt.Sprintf("operation %s takes it; watch it for its end", op.GetId())
 	}
+	if len(take.GetImages()) > 0 {
+		return fmt.Sprintf("@%s of %s is taken", take.GetName(), strings.Join(imageNames(take.GetImages()), ", "))
+	}
 	return fmt.Sprintf("@%s of %s on %s is taken", take.GetName(), strings.Join(take.GetDatasets(), ", "), take.GetNode())
 }
 
 // take submits an operation that takes the snapshots that of finds and, where
 // the caller wants it, waits for its end.
 func (s *storageService) take(
-	ctx context.Context, req proto.Message, label string, of func(cluster.Scope) (*storev1.TakeSnapshots, error),
+	ctx context.Context, req proto.Message, label string, quiet quietness, of func(cluster.Scope) (*storev1.TakeSnapshots, error),
 ) (*storev1.Operation, error) {
 	if err := checkLabel("label", label); err != nil {
 		return nil, err
@@ -99,10 +114,20 @@ func (s *storageService) take(
 		}
 		detail.Label = label
 		spec.Take, spec.Owner = detail, s.ownerOfAll(scope.Snapshot(), detail.GetDatasets()...)
+		if spec.Resources, err = quiet.quiet(scope, detail); err != nil {
+			return err
+		}
+		spec.Begin = func(id string) { detail.Name = cluster.SnapshotName(id, time.Now()) }
+		if images := takenImages(detail); len(images) > 0 {
+			spec.Owner = s.ownerOfImages(scope.Snapshot(), images...)
+			for _, id := range images {
+				spec.Resources = append(spec.Resources, cluster.RBDResource(detail.GetFsid(), id))
+			}
+			return nil
+		}
 		for _, path := range detail.GetDatasets() {
 			spec.Resources = append(spec.Resources, cluster.ZFSResource(detail.GetNode(), path))
 		}
-		spec.Begin = func(id string) { detail.Name = cluster.SnapshotName(id, time.Now()) }
 		return heardForStorage(scope.Snapshot(), detail.GetNode())
 	})
 }
@@ -211,6 +236,9 @@ func (s *storageService) takeVM(ctx context.Context, scope cluster.Scope, ref *d
 	}
 	var all []dataset
 	var elsewhere, pools, where []string
+	if images := imageDisks(vm); len(images) > 0 {
+		return s.takeVMImages(ctx, scope, vm, images)
+	}
 	for _, disk := range vmDisks(vm.GetDomain()) {
 		path := disk.GetZfsDataset()
 		pool, name, below := strings.Cut(path, "/")

@@ -30,6 +30,9 @@ const maxListText = 3072
 // removed and each is named: FailedPrecondition; NotFound where any is missing.
 func (s *storageService) DeleteSnapshots(ctx context.Context, req *debvisorv1.DeleteSnapshotsRequest) (*debvisorv1.PruneResult, error) {
 	op, err := s.submit(ctx, kindRemove, req, func(scope cluster.Scope, spec *operations.Spec) error {
+		if anyImage(req.GetSnapshots()) {
+			return s.removeNamedImages(ctx, scope, req.GetSnapshots(), spec)
+		}
 		node, names, err := s.namedSnapshots(ctx, scope, req.GetSnapshots())
 		if err != nil {
 			return err
@@ -183,6 +186,14 @@ func (s *storageService) pruneResult(scope cluster.Scope, op *storev1.Operation)
 // keptBecause tells of the snapshots that were to go and stayed.
 func keptBecause(scope cluster.Scope, r *storev1.RemoveSnapshots) []string {
 	var texts []string
+	if r.GetFsid() != "" {
+		own := removedImages(r)
+		for _, b := range r.GetKeptBecause() {
+			kept := decode(b, &agentv1.RbdKept{})
+			texts = append(texts, cluster.RBDSnapshotPath(kept.GetSnapshot())+": "+discreetText(scope, own, kept.GetReason()))
+		}
+		return texts
+	}
 	for _, b := range r.GetKeptBecause() {
 		kept := decode(b, &agentv1.ZfsKept{})
 		reason := discreetText(scope, slices.Concat(r.GetDatasets(), []string{kept.GetSnapshot().GetDataset()}), kept.GetReason())

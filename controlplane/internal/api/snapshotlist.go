@@ -29,6 +29,9 @@ func (s *storageService) ListSnapshots(ctx context.Context, filter *debvisorv1.S
 		return nil, err
 	}
 	scope := scopeOf(ctx, s.view.Current())
+	if isImage(filter.GetDataset()) {
+		return s.listImageSnapshots(ctx, scope, filter, after)
+	}
 	d, err := s.resolve(ctx, scope, "dataset", filter.GetDataset(), "list the snapshots")
 	if err != nil {
 		return nil, err
@@ -61,6 +64,9 @@ func (s *storageService) ListSnapshots(ctx context.Context, filter *debvisorv1.S
 // GetSnapshot answers one snapshot, asked of the node now.
 func (s *storageService) GetSnapshot(ctx context.Context, ref *debvisorv1.SnapshotRef) (*debvisorv1.Snapshot, error) {
 	scope := scopeOf(ctx, s.view.Current())
+	if isImage(ref.GetDataset()) {
+		return s.getImageSnapshot(ctx, scope, ref)
+	}
 	d, err := s.resolve(ctx, scope, "dataset", ref.GetDataset(), "show the snapshots")
 	if err != nil {
 		return nil, err

@@ -25,6 +25,9 @@ func (s *storageService) PruneSnapshots(ctx context.Context, req *debvisorv1.Pru
 		return nil, err
 	}
 	op, err := s.submit(ctx, kindPrune, req, func(scope cluster.Scope, spec *operations.Spec) error {
+		if isImage(req.GetDataset()) {
+			return s.pruneImages(ctx, scope, req, spec)
+		}
 		d, err := s.resolve(ctx, scope, "dataset", req.GetDataset(), "prune the snapshots")
 		if err != nil {
 			return err
@@ -74,6 +77,9 @@ func (s *storageService) PlanPrune(ctx context.Context, req *debvisorv1.PruneReq
 		return nil, err
 	}
 	scope := scopeOf(ctx, s.view.Current())
+	if isImage(req.GetDataset()) {
+		return s.planImagePrune(ctx, scope, req, policy, zone)
+	}
 	d, err := s.resolve(ctx, scope, "dataset", req.GetDataset(), "prune the snapshots")
 	if err != nil {
 		return nil, err

@@ -35,28 +35,6 @@ func unbuilt(what string) error {
 	return errdefs.New(errdefs.Unimplemented, "NOT_BUILT_YET", "this version of DebVisor cannot %s yet", what)
 }
 
-// CreateRbdTemplateSnapshot is not built yet.
-func (s *storageService) CreateRbdTemplateSnapshot(ctx context.Context, req *debvisorv1.RbdTemplateRequest) (*debvisorv1.SnapshotStatus, error) {
-	return nil, s.unbuilt(ctx, "make templates of images", req.GetImage())
-}
-
-// CloneRbdFromTemplate is not built yet.
-func (s *storageService) CloneRbdFromTemplate(ctx context.Context, req *debvisorv1.RbdCloneRequest) (*debvisorv1.CloneResult, error) {
-	return nil, s.unbuilt(ctx, "clone images", req.GetTemplateSnapshot().GetDataset(), req.GetNewImage())
-}
-
-// unbuilt refuses storage that is not the caller's, NotFound, and then says that
-// the method is not built.
-func (s *storageService) unbuilt(ctx context.Context, what string, named ...*debvisorv1.DatasetRef) error {
-	scope := scopeOf(ctx, s.view.Current())
-	for _, ref := range named {
-		if err := s.own(scope, ref); err != nil {
-			return err
-		}
-	}
-	return unbuilt(what)
-}
-
 // own refuses storage that is not the scope's tenant's; whoever belongs to none
 // may name any.
 func (s *storageService) own(scope cluster.Scope, ref *debvisorv1.DatasetRef) error {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -68,7 +69,14 @@ func quotePaths(own []string, text string) string {
 func datasetsOf(op *storev1.Operation) (paths []string, storage bool) {
 	switch {
 	case op.GetTakeSnapshots() != nil:
-		return op.GetTakeSnapshots().GetDatasets(), true
+		return append(imageNames(op.GetTakeSnapshots().GetImages()), op.GetTakeSnapshots().GetDatasets()...), true
+	case op.GetRemoveSnapshots().GetFsid() != "":
+		return removedImages(op.GetRemoveSnapshots()), true
+	case op.GetCloneImage() != nil:
+		template := decode(op.GetCloneImage().GetTemplate(), &agentv1.RbdSnapshotID{})
+		return append(imageNames([][]byte{op.GetCloneImage().GetImage()}), cluster.RBDPath(template.GetImage())), true
+	case op.GetChangeImage() != nil:
+		return imageNames([][]byte{op.GetChangeImage().GetImage()}), true
 	case op.GetRemoveSnapshots() != nil:
 		for _, b := range op.GetRemoveSnapshots().GetSnapshots() {
 			paths = append(paths, decode(b, &agentv1.ZfsSnapshotID{}).GetDataset())
@@ -117,7 +125,14 @@ func discreetText(scope cluster.Scope, own []string, text string) string {
 // on storage; nil for others.
 func snapshotDetails(scope cluster.Scope, op *storev1.Operation) *debvisorv1.SnapshotDetails {
 	if take := op.GetTakeSnapshots(); take != nil {
-		return &debvisorv1.SnapshotDetails{Node: nodeRef(take.GetNode()), Datasets: take.GetDatasets(), Name: take.GetName(), Label: take.GetLabel()}
+		d := &debvisorv1.SnapshotDetails{
+			Node: nodeRef(take.GetNode()), Datasets: take.GetDatasets(), Name: take.GetName(), Label: take.GetLabel(), Freeze: freezeResult(take),
+			Backend: debvisorv1.StorageBackend_BACKEND_ZFS, Template: take.GetTemplate(),
+		}
+		if len(take.GetImages()) > 0 {
+			d.Datasets, d.Backend = imageNames(take.GetImages()), debvisorv1.StorageBackend_BACKEND_RBD
+		}
+		return d
 	}
 	r := op.GetRemoveSnapshots()
 	if r == nil {
@@ -125,7 +140,11 @@ func snapshotDetails(scope cluster.Scope, op *storev1.Operation) *debvisorv1.Sna
 	}
 	d := &debvisorv1.SnapshotDetails{
 		Node: nodeRef(r.GetNode()), Datasets: r.GetDatasets(), Removed: r.GetRemoved(), FreedBytes: r.GetFreedBytes(),
-		Policy: r.GetPolicy(), KeptBecause: keptBecause(scope, r),
+		Policy: r.GetPolicy(), KeptBecause: keptBecause(scope, r), Backend: debvisorv1.StorageBackend_BACKEND_ZFS,
+	}
+	if r.GetFsid() != "" {
+		d.Datasets, d.Backend = removedImages(r), debvisorv1.StorageBackend_BACKEND_RBD
+		return d
 	}
 	for _, b := range r.GetSnapshots() {
 		if one := decode(b, &agentv1.ZfsSnapshotID{}); len(d.GetDatasets()) == 0 || d.GetDatasets()[len(d.GetDatasets())-1] != one.GetDataset() {
@@ -133,6 +152,17 @@ func snapshotDetails(scope cluster.Scope, op *storev1.Operation) *debvisorv1.Sna
 		}
 	}
 	return d
+}
+
+// removedImages are the images that a removal is about, each once.
+func removedImages(r *storev1.RemoveSnapshots) []string {
+	names := imageNames(r.GetImages())
+	for _, b := range r.GetSnapshots() {
+		if name := cluster.RBDPath(decode(b, &agentv1.RbdSnapshotID{}).GetImage()); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func replicationDetails(op *storev1.Operation) *debvisorv1.ReplicationDetails {

@@ -28,17 +28,20 @@ func (s *storageService) ListStorage(ctx context.Context, filter *debvisorv1.Sto
 		return nil, err
 	}
 	if filter.GetPool() != "" {
-		if err := cluster.ZFSDataset("pool", filter.GetPool()); err != nil {
+		if err := checkPool(filter.GetBackend(), filter.GetPool()); err != nil {
 			return nil, err
 		}
 	}
 	list := &debvisorv1.StorageList{}
-	if filter.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
-		return list, nil
-	}
-	for _, node := range slices.Sorted(maps.Keys(scope.Snapshot().ZFS)) {
-		if only == "" || node == only {
+	for _, node := range slices.Sorted(maps.Keys(scope.Snapshot().Nodes)) {
+		if only != "" && node != only {
+			continue
+		}
+		if filter.GetBackend() != debvisorv1.StorageBackend_BACKEND_RBD {
 			s.listNode(scope, node, filter.GetPool(), list)
+		}
+		if filter.GetBackend() != debvisorv1.StorageBackend_BACKEND_ZFS {
+			s.listCeph(scope, node, filter.GetPool(), list)
 		}
 	}
 	if size := proto.Size(list); size > rpc.MaxResponseBytes*9/10 {
@@ -46,6 +49,14 @@ func (s *storageService) ListStorage(ctx context.Context, filter *debvisorv1.Sto
 			"%d datasets are more than fit into an answer; ask for those of a node, or of a pool", len(list.GetDatasets()))
 	}
 	return list, nil
+}
+
+// checkPool checks a pool's name by the grammars that it may be of.
+func checkPool(backend debvisorv1.StorageBackend, pool string) error {
+	if backend != debvisorv1.StorageBackend_BACKEND_ZFS && cluster.RBDPool("pool", pool) == nil {
+		return nil
+	}
+	return cluster.ZFSDataset("pool", pool)
 }
 
 // listNode adds a node's pools and datasets.
