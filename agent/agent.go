@@ -15,6 +15,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/answer"
 	"github.com/debvisor/debvisor/agent/internal/enroll"
 	"github.com/debvisor/debvisor/agent/internal/freeze"
+	"github.com/debvisor/debvisor/agent/internal/failover"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
@@ -74,8 +75,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
 		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
+	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, Log: cfg.Log.Named("failover")})
 	var host *inventory.Collector // before the first task runs
-	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds()), func() { host.PokeZFS() })
+	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds(), recoveries.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
 		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: append(kinds, orders.Kinds()...), Log: cfg.Log.Named("worker"),
 	})

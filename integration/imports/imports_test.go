@@ -103,6 +103,9 @@ func table() []layer {
 		{[]string{ag + "replication"}, "task kinds above zfs and tunnel", with("certs", ag+"zfs", ag+"tunnel", ag+"pace", ag+"worker")},
 		{[]string{ag + "freeze"}, "guests stand still for a moment; what is done meanwhile is not its business", with(ag + "hypervisor")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
+		{[]string{ag + "failover"}, "task kinds above power and replication: what they do to VMs and copies, in its own order", with(
+			ag+"hypervisor", ag+"power", ag+"replication", ag+"worker", ag+"zfs", ag+"zvol",
+		)},
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(

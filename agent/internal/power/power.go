@@ -46,6 +46,19 @@ func (p *Power) Kinds() []worker.Kind {
 	}
 }
 
+// Start starts a VM in a task of another kind, as a task vm-start would. The run's
+// marks become those of a start.
+func (p *Power) Start(ctx context.Context, t *agentv1.Task, spec *agentv1.VMPower, run worker.Run) *agentv1.TaskOutcome {
+	return p.with(ctx, t, spec, run, (*order).start)
+}
+
+// Destroy ends a VM's QEMU in a task of another kind, whatever its guest does: it
+// is not asked to write out what it holds. A VM that is not there, or not active,
+// is no failure.
+func (p *Power) Destroy(ctx context.Context, t *agentv1.Task, spec *agentv1.VMPower, run worker.Run) *agentv1.TaskOutcome {
+	return p.with(ctx, t, spec, run, (*order).end)
+}
+
 // changed rings for everyone who watches that domain; "" for all.
 func (p *Power) changed(uuid string) {
 	p.mu.Lock()
@@ -96,15 +109,18 @@ func (k kind) Observe(ctx context.Context, t *agentv1.Task, run worker.Run) *age
 }
 
 func (k kind) with(ctx context.Context, t *agentv1.Task, run worker.Run, method func(*order, context.Context) *agentv1.TaskOutcome) *agentv1.TaskOutcome {
-	spec := t.GetSpec().GetVmPower()
+	return k.p.with(ctx, t, t.GetSpec().GetVmPower(), run, method)
+}
+
+func (p *Power) with(ctx context.Context, t *agentv1.Task, spec *agentv1.VMPower, run worker.Run, method func(*order, context.Context) *agentv1.TaskOutcome) *agentv1.TaskOutcome {
 	if spec.GetVmUuid() == "" {
 		return failure(codeInternal, "the task %s names no VM", t.GetId())
 	}
-	bell, stop := k.p.watch(spec.GetVmUuid())
+	bell, stop := p.watch(spec.GetVmUuid())
 	defer stop()
 	o := &order{
-		hv: k.p.cfg.Hypervisor, bootID: k.p.cfg.BootID, spec: spec, run: run, bell: bell, name: spec.GetVmName(),
-		log: k.p.cfg.Log.With("task", t.GetId(), "vm", spec.GetVmName()),
+		hv: p.cfg.Hypervisor, bootID: p.cfg.BootID, spec: spec, run: run, bell: bell, name: spec.GetVmName(),
+		log: p.cfg.Log.With("task", t.GetId(), "vm", spec.GetVmName()),
 	}
 	if o.name == "" {
 		o.name = spec.GetVmUuid()

@@ -137,6 +137,32 @@ func (o *order) destroy(ctx context.Context) *agentv1.TaskOutcome {
 	}
 }
 
+// end ends whatever QEMU the VM has, by force: also one that libvirt makes or
+// migrates just now. Nothing of it is to be kept.
+func (o *order) end(ctx context.Context) *agentv1.TaskOutcome {
+	for tries := 0; ; tries++ {
+		seen, ok := o.look(ctx)
+		if !ok {
+			return nil
+		}
+		if seen.State == agentv1.SideState_SIDE_STATE_ABSENT || seen.State == agentv1.SideState_SIDE_STATE_SHUTOFF {
+			return &agentv1.TaskOutcome{}
+		}
+		// gofail: var discardBeforeEnd struct{}
+		last := o.hv.Destroy(ctx, o.uuid(), false)
+		if last == nil {
+			continue
+		}
+		o.log.Warn("the VM's QEMU has not ended", "error", last)
+		if tries >= endTries && !unanswered(last) {
+			return unlessStopped(ctx, refused(last))
+		}
+		if !o.await(ctx, endAgain) {
+			return nil
+		}
+	}
+}
+
 // unlessStopped is nil when the agent stops: the order is gone on with later.
 func unlessStopped(ctx context.Context, out *agentv1.TaskOutcome) *agentv1.TaskOutcome {
 	if ctx.Err() != nil {

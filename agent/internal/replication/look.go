@@ -17,13 +17,19 @@ type seen struct {
 	volume bool
 	token  string // of a receive that was cut
 	job    string // whose copy it is
+	// successor is whose disk it has become, by a failover.
+	successor string
 }
 
 const propertyToken = "receive_resume_token"
 
 // look looks at a dataset.
 func (r *Replication) look(ctx context.Context, dataset string) (seen, error) {
-	found, err := r.zfs.Get(ctx, dataset, "guid", "type", propertyToken, zfs.PropertyJob)
+	return lookAt(ctx, r.zfs, dataset)
+}
+
+func lookAt(ctx context.Context, z *zfs.ZFS, dataset string) (seen, error) {
+	found, err := z.Get(ctx, dataset, "guid", "type", propertyToken, zfs.PropertyJob, zfs.PropertySuccessor)
 	if err != nil {
 		return seen{}, unlessGone(err)
 	}
@@ -37,6 +43,9 @@ func (r *Replication) look(ctx context.Context, dataset string) (seen, error) {
 	}
 	if job := found[zfs.PropertyJob]; job.Source == "local" {
 		s.job = job.Value
+	}
+	if mark := found[zfs.PropertySuccessor]; mark.Source == "local" {
+		s.successor = mark.Value
 	}
 	return s, nil
 }
@@ -57,8 +66,12 @@ func (r *Replication) guidOf(ctx context.Context, name string) (uint64, error) {
 // snapshots lists a dataset's own snapshots, oldest first; none where it is not
 // there.
 func (r *Replication) snapshots(ctx context.Context, dataset string) ([]zfs.Snapshot, error) {
+	return snapshotsOf(ctx, r.zfs, dataset)
+}
+
+func snapshotsOf(ctx context.Context, z *zfs.ZFS, dataset string) ([]zfs.Snapshot, error) {
 	var all []zfs.Snapshot
-	err := r.zfs.Snapshots(ctx, []string{dataset}, false, func(s zfs.Snapshot) error {
+	err := z.Snapshots(ctx, []string{dataset}, false, func(s zfs.Snapshot) error {
 		all = append(all, s)
 		return nil
 	})

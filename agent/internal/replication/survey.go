@@ -22,6 +22,9 @@ func (c *receiver) survey(ctx context.Context) error {
 		}
 		return refuse(CodeTargetChanged, "%s is not there any more", c.dataset())
 	}
+	if found.successor != "" {
+		return refuse(CodeTargetChanged, "%s has become the disk of a VM that was brought back here", c.dataset())
+	}
 	if guid := c.spec.GetTargetGuid(); guid != 0 && guid != found.guid {
 		return refuse(CodeTargetChanged, "%s is not the dataset that the plan was made for", c.dataset())
 	}

@@ -42,6 +42,14 @@ func placementOf(t *agentv1.Task, at time.Time) *placement {
 	if order := t.GetSpec().GetMigrateReceive(); order != nil {
 		p.vm, p.Generation = order.GetRight().GetVmUuid(), order.GetGeneration()
 	}
+	if order := t.GetSpec().GetFailoverStart(); order != nil {
+		p.vm, p.Generation = order.GetVmUuid(), order.GetGeneration()
+	}
+	if order := t.GetSpec().GetFailoverDiscard(); order != nil && order.GetGeneration() > 0 {
+		// It tells of the next: whatever was ordered for the one that this node had
+		// is overtaken.
+		p.vm, p.Generation = order.GetVmUuid(), order.GetGeneration()+1
+	}
 	if p.vm == "" || p.Generation == 0 {
 		return nil
 	}

@@ -18,6 +18,9 @@ const (
 	PropertySet = "org.debvisor:set"
 	// PropertyJob is the replication job that it was taken for, or whose copy a dataset is.
 	PropertyJob = "org.debvisor:job"
+	// PropertySuccessor is on a volume that was a job's copy and has taken its source's
+	// place, with the VM and the placement that it did so for.
+	PropertySuccessor = "org.debvisor:failover"
 )
 
 const (

@@ -42,6 +42,15 @@ func (v Volume) appear(ctx context.Context) error {
 	}
 }
 
+// Ready waits until the host has the volume's device, and drops what its kernel has
+// read of it so far.
+func (v Volume) Ready(ctx context.Context) error {
+	if err := v.appear(ctx); err != nil {
+		return err
+	}
+	return v.flush()
+}
+
 // deviceOf is the volume that a block device is, and its size; empty: it is none.
 func deviceOf(device string) (name string, size uint64) {
 	f, err := openDevice(device)
