@@ -95,6 +95,7 @@ func table() []layer {
 		{[]string{ag + "diskcopy"}, "files over a connection that it is given", with(ag + "pace")},
 		{[]string{ag + "answer"}, "questions of the leader, asked of interfaces", with(ag + "zfs")},
 		{[]string{ag + "storage"}, "what disks lie on; knows no libvirt", with()},
+		{[]string{ag + "rbd"}, "the only package that speaks to Ceph", with()},
 		{[]string{ag + "zfs"}, "the only package that runs zfs and zpool", with()},
 		{[]string{ag + "inventory"}, "what the host is and has", with(ag+"hypervisor", ag+"storage", ag+"zfs")},
 		{[]string{ag + "worker"}, "runs kinds it does not know", with()},
@@ -111,7 +112,7 @@ func table() []layer {
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
 			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze",
 		)},
-		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel", ag+"freeze")},
+		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel", ag+"rbd", ag+"freeze")},
 	}
 }
 

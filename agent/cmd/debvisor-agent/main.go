@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/debvisor/debvisor/agent/internal/freeze"
+	"github.com/debvisor/debvisor/agent/internal/rbd"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/shared/obs"
 )
@@ -33,7 +34,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand(), freezeCommand())
+	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand(), freezeCommand(), cephCommand())
 	return cmd
 }
 
@@ -54,5 +55,15 @@ func freezeCommand() *cobra.Command {
 		Hidden:             true,
 		DisableFlagParsing: true,
 		RunE:               func(_ *cobra.Command, args []string) error { return freeze.Main(args) },
+	}
+}
+
+// cephCommand is the child process that speaks to Ceph; run starts it.
+func cephCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:                "ceph",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		RunE:               func(_ *cobra.Command, args []string) error { return rbd.Main(args) },
 	}
 }

@@ -1,0 +1,37 @@
+//go:build ceph_preview
+
+package rbd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+)
+
+// bury blocklists children of ours that are dead.
+func (c *cluster) bury(ctx context.Context, r *request) (proto.Message, error) {
+	q, err := decoded(r.payload, &agentv1.RbdUnfence{})
+	if err != nil {
+		return nil, err
+	}
+	for _, address := range q.GetEntries() {
+		if err := c.blocklist(ctx, r, address, buryFor); err != nil {
+			return nil, err
+		}
+	}
+	return &agentv1.RbdOutcome{}, nil
+}
+
+// blocklist has Ceph take nothing more from an address; once more prolongs it.
+func (c *cluster) blocklist(ctx context.Context, r *request, address string, expire time.Duration) error {
+	return c.mon(ctx, r, map[string]any{
+		"prefix": "osd blocklist", "blocklistop": "add", "addr": address,
+		// The monitors take a number with a point only.
+		"expire": json.RawMessage(fmt.Sprintf("%.1f", expire.Seconds())),
+	}, nil)
+}

@@ -1,0 +1,16 @@
+package rbd
+
+import agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+
+// Shown is an image as people write it: pool/image or pool/namespace/image.
+func Shown(id *agentv1.RbdImageID) string {
+	if id.GetNamespace() == "" {
+		return id.GetPool() + "/" + id.GetName()
+	}
+	return id.GetPool() + "/" + id.GetNamespace() + "/" + id.GetName()
+}
+
+// ShownSnapshot is a snapshot as people write it: image@snapshot.
+func ShownSnapshot(id *agentv1.RbdSnapshotID) string {
+	return Shown(id.GetImage()) + "@" + id.GetName()
+}
