@@ -171,11 +171,19 @@ func (c *Cluster) Admin(ctx context.Context, program string, args ...string) (st
 	return c.opts.Place.Run(ctx, append([]string{program, "-c", c.Conf(), "--name", "client." + Admin}, args...)...)
 }
 
-// Ready waits until every pool takes writes, as after a fault.
+// Ready waits until every pool answers, as after a fault. Each look is a new client's: one that met a dead OSD asks where it is
+// now after 15 s only.
 func (c *Cluster) Ready(ctx context.Context) error {
 	for _, pool := range c.opts.Pools {
-		if _, err := c.Admin(ctx, "rbd", "pool", "init", "--force", pool); err != nil {
-			return err
+		for {
+			_, err := c.Admin(ctx, "rados", "--rados-mon-op-timeout", "1", "--rados-osd-op-timeout", "1", "--client-mount-timeout", "1",
+				"-p", pool, "stat", "rbd_info")
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("pool %s does not answer: %w: %w", pool, ctx.Err(), err)
+			}
 		}
 	}
 	return nil

@@ -59,6 +59,8 @@ func TestImagesOutliveFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	fault := func(name string, begin, end func() error) {
+		at := time.Now()
+		defer func() { t.Logf("%s: %v", name, time.Since(at)) }()
 		if err := begin(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
