@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
+	"github.com/debvisor/debvisor/controlplane/internal/failover"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -31,6 +32,7 @@ type led struct {
 	migrate  *migrate.Controller
 	drain    *drain.Controller
 	power    *power.Controller
+	failover *failover.Controller
 	storage  *storage.Controller
 	schedule *schedule.Controller
 	plans    *plans.Controller
@@ -65,6 +67,7 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
 	group.Add("starts and stops", func(ctx context.Context) error { return d.power.Lead(ctx, l) })
 	group.Add("snapshots and replication", func(ctx context.Context) error { return d.storage.Lead(ctx, l) })
+	group.Add("failovers", func(ctx context.Context) error { return d.failover.Lead(ctx, l) })
 	group.Add("evacuations", func(ctx context.Context) error { return d.drain.Lead(ctx, l) })
 	group.Add("storage policies", func(ctx context.Context) error { return d.schedule.Lead(ctx, l) })
 	group.Add("plans", func(ctx context.Context) error { return d.plans.Lead(ctx, l) })

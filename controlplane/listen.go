@@ -16,6 +16,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
 	"github.com/debvisor/debvisor/controlplane/internal/drain"
 	"github.com/debvisor/debvisor/controlplane/internal/enroll"
+	"github.com/debvisor/debvisor/controlplane/internal/failover"
 	"github.com/debvisor/debvisor/controlplane/internal/inventory"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
@@ -77,8 +78,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),
-		power:   power.New(r.view, r.store, log.Named("power")),
-		storage: storage.New(r.view, r.store, sessions.AskParts, r.audit, log.Named("storage")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
+		power:    power.New(r.view, r.store, log.Named("power")),
+		failover: failover.New(r.view, r.store, log.Named("failover")),
+		storage:  storage.New(r.view, r.store, sessions.AskParts, r.audit, log.Named("storage")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
 	}
 	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{

@@ -69,6 +69,7 @@ func table() []layer {
 		{[]string{cp + "drain"}, "plans of many moves; the moves themselves are operations of migrate's kind", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "storage"}, "a controller meets others only through records in etcd; what streams refused and missed RPOs are audited", with(append(
 			state, cp+"election", cp+"audit", cp+"repldiff", cp+"repldiff/look", cp+"retention", cp+"retention/facts")...)},
+		{[]string{cp + "failover"}, "a controller meets others only through records in etcd; its judgement is pure, for dry runs as well", with(append(state, cp+"election", cp+"planner")...)},
 		{[]string{cp + "power"}, "a controller meets others only through records in etcd", with(append(state, cp+"election")...)},
 		{[]string{cp + "schedule"}, "when policies are due; a controller meets others only through records in etcd", with(append(state, cp+"election", cp+"schedule/zone")...)},
 		{[]string{cp + "dispatch"}, "agents' sessions: sends tasks, hands reports to records and inventory", with(append(state, "certs", cp+"election", cp+"inventory", "shared/rpc")...)},

@@ -31,7 +31,7 @@ type Adder interface {
 // that "who did this?" has an answer there: that it leads, the operations that
 // it orders, also those that have ended before it looks, what the schedules of
 // storage policies begin, the moves that an evacuation begins, the ends of all
-// operations, whoever asked for them, nodes that fall silent and are heard again.
+// operations, whoever asked for them, lost copies of VMs, nodes that fall silent and are heard again.
 // It tells within a second or two of the record; what is new when a term begins may be told by
 // two leaders, rather than by none.
 type Witness struct {
@@ -42,12 +42,14 @@ type Witness struct {
 
 	seen, ended map[string]bool
 	liveness    map[string]storev1.NodeLiveness
+	copies      map[string]storev1.LostCopyState
 }
 
 // Run watches until ctx ends.
 func (w *Witness) Run(ctx context.Context) error {
 	w.tell("election", "lead", &Event{Reason: "this replica leads, " + w.Term})
 	w.seen, w.ended, w.liveness = map[string]bool{}, map[string]bool{}, map[string]storev1.NodeLiveness{}
+	w.copies = map[string]storev1.LostCopyState{}
 	tick := time.NewTicker(witnessEvery)
 	defer tick.Stop()
 	for first := true; ; first = false {
@@ -71,6 +73,7 @@ func (w *Witness) tell(who, what string, e *Event) {
 // look tells what is new in the records.
 func (w *Witness) look(s *cluster.Snapshot, first bool) {
 	w.operations(s, first)
+	w.lostCopies(s, first)
 	for id, entry := range s.Statuses {
 		was, known := w.liveness[id]
 		now := entry.Value.GetLiveness()
@@ -87,6 +90,30 @@ func (w *Witness) look(s *cluster.Snapshot, first bool) {
 	for id := range w.liveness {
 		if _, ok := s.Statuses[id]; !ok {
 			delete(w.liveness, id)
+		}
+	}
+}
+
+// lostCopies tells what becomes of copies of VMs that were brought back elsewhere.
+func (w *Witness) lostCopies(s *cluster.Snapshot, first bool) {
+	for id, entry := range s.LostCopies {
+		c := entry.Value
+		if w.copies[id] == c.GetState() {
+			continue
+		}
+		w.copies[id] = c.GetState()
+		if first {
+			continue // it was told of, or nobody can tell when it was
+		}
+		state := strings.ToLower(strings.TrimPrefix(c.GetState().String(), "LOST_COPY_STATE_"))
+		w.tell("failover", "lost-copy", &Event{
+			Operation: c.GetOperation(), Args: fmt.Sprintf("vm=%s node=%s brought_back_on=%s", c.GetVmName(), c.GetNode(), c.GetBroughtBackOn()),
+			Reason: fmt.Sprintf("the copy of %s that %s has lost is %s: %s", c.GetVmName(), c.GetNode(), state, strings.Join(c.GetProof(), "; ")),
+		})
+	}
+	for id := range w.copies {
+		if _, ok := s.LostCopies[id]; !ok {
+			delete(w.copies, id)
 		}
 	}
 }
@@ -146,6 +173,8 @@ func controller(op *storev1.Operation) string {
 		return "power"
 	case op.GetReplicate() != nil:
 		return "replication"
+	case op.GetFailover() != nil:
+		return "failover"
 	case op.GetTakeSnapshots() != nil, op.GetRemoveSnapshots() != nil:
 		return "storage"
 	}
@@ -189,6 +218,9 @@ func arguments(op *storev1.Operation) string {
 		return fmt.Sprintf("vm=%s source=%s target=%s", op.GetMigrate().GetVmName(), op.GetMigrate().GetSource(), op.GetMigrate().GetTarget())
 	case op.GetPower() != nil:
 		return fmt.Sprintf("vm=%s node=%s", op.GetPower().GetVmName(), op.GetPower().GetNode())
+	case op.GetFailover() != nil:
+		f := op.GetFailover()
+		return fmt.Sprintf("vm=%s source=%s target=%s node_is_off=%t data_age=%ds", f.GetVmName(), f.GetSource(), f.GetTarget(), f.GetNodeIsOff(), f.GetDataAgeSeconds())
 	case op.GetEvacuate().GetNode() != "":
 		return "node=" + op.GetEvacuate().GetNode()
 	}

@@ -86,6 +86,7 @@ type Spec struct {
 	Take      *storev1.TakeSnapshots
 	Remove    *storev1.RemoveSnapshots
 	Replicate *storev1.Replicate
+	Failover  *storev1.Failover
 	Clone     *storev1.CloneImage
 	Change    *storev1.ChangeImage
 	TraceID   string
@@ -154,6 +155,8 @@ func (s *Spec) record(
 		op.Detail = &storev1.Operation_RemoveSnapshots{RemoveSnapshots: s.Remove}
 	case s.Replicate != nil:
 		op.Detail = &storev1.Operation_Replicate{Replicate: s.Replicate}
+	case s.Failover != nil:
+		op.Detail = &storev1.Operation_Failover{Failover: s.Failover}
 	case s.Clone != nil:
 		op.Detail = &storev1.Operation_CloneImage{CloneImage: s.Clone}
 	case s.Change != nil:

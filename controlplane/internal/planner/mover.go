@@ -47,6 +47,10 @@ func (w *World) mover(g *guest, r Request) *mover {
 	for _, d := range m.disks {
 		m.copies = m.copies || d.copied
 	}
+	if r.Recovery != nil {
+		w.recovered(m)
+		return m
+	}
 	if g.active() {
 		m.notLive = whyNotLive(m)
 	}
@@ -80,22 +84,9 @@ func whyNotLive(m *mover) []Reason {
 
 // against gives the reasons that keep a VM where it is, whatever the target.
 func against(w *World, m *mover) []Reason {
-	g, r := m.guest, m.request
+	g := m.guest
 	var o objections
-	if conflict := g.record.GetConflictNodes(); len(conflict) > 0 || g.state == debvisorv1.VMState_VM_STATE_CONFLICT {
-		o.no(VMConflict, "VM %s is in conflict: more than one node reports it running (%s); destroy the copy that should not be",
-			g.name(), strings.Join(conflict, ", "))
-	}
-	switch holder, held := w.snapshot.Within(r.Tenant).Holder("vm/" + g.uuid()); {
-	case !held || holder != "" && holder == r.Operation:
-	case holder == "":
-		o.no(VMInUse, "VM %s is in use", g.name())
-	default:
-		o.no(VMInUse, "VM %s is in use by operation %s", g.name(), holder)
-	}
-	if node := g.record.GetNode(); r.Source != "" && r.Source != node {
-		o.no(WrongSource, "VM %s is on %s and not on %s", g.name(), node, r.Source)
-	}
+	w.unmoved(m, &o)
 	switch g.state {
 	case debvisorv1.VMState_VM_STATE_RUNNING, debvisorv1.VMState_VM_STATE_PAUSED, debvisorv1.VMState_VM_STATE_CONFLICT,
 		debvisorv1.VMState_VM_STATE_SHUTOFF, debvisorv1.VMState_VM_STATE_CRASHED:
@@ -170,7 +161,7 @@ func fromSource(w *World, m *mover, o *objections) {
 // cannot. Where the source's node decides alone, that is against the VM already.
 func (m *mover) method(h *host, o *objections) debvisorv1.MoveMethod {
 	switch {
-	case m.guest.off():
+	case m.guest.off() || m.request.Recovery != nil:
 		return offline
 	case len(m.notLive) > 0 && (!m.request.AllowDowntime || !m.domain.GetPersistent()):
 		return none

@@ -40,6 +40,8 @@ type Request struct {
 	Tenant string
 	// Facts is what is known of CPUs; nil: they are not judged.
 	Facts Facts
+	// Recovery judges the bringing back of a VM whose node is lost; nil: it moves.
+	Recovery *Recovery
 }
 
 // Result is a plan, or why there is none.
@@ -113,6 +115,9 @@ func (r *Result) choose(m *mover) {
 		return
 	}
 	r.Method, r.Estimate = r.Nodes[at].Method, r.Nodes[at].Estimate
+	if m.request.Recovery != nil {
+		return // its disks are not moved
+	}
 	for _, d := range m.disks {
 		if t := d.transfer(m, r.Method, r.Nodes[at].way); t != nil {
 			r.Disks = append(r.Disks, t)

@@ -29,7 +29,7 @@ type Verdict struct {
 type filter func(*World, *host, *mover, *objections)
 
 // filters are all of them, those that are cheap and often refuse first.
-var filters = []filter{clashes, memory, processors, machine, network, reach, space, directories, antiAffinity}
+var filters = []filter{clashes, lost, memory, processors, machine, network, reach, space, recoverable, directories, antiAffinity}
 
 // examine judges a node as the target of a VM. With terse objections it stops
 // at the first.
@@ -102,7 +102,9 @@ func (w *World) judge(h *host, m *mover) Verdict {
 	}
 	if v.Allowed && method != none {
 		v.Method = method
-		v.Estimate, v.way = w.estimate(m, h, method)
+		if m.request.Recovery == nil {
+			v.Estimate, v.way = w.estimate(m, h, method)
+		}
 	}
 	return v
 }

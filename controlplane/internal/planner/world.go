@@ -80,6 +80,7 @@ func NewWorld(s *cluster.Snapshot, facts Facts) *World {
 	for _, entry := range s.ActiveOperations() {
 		w.claim(entry.Value)
 		w.starting(entry.Value)
+		w.recovering(entry.Value)
 	}
 	return w
 }

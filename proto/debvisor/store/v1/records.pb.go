@@ -2944,7 +2944,10 @@ type LostCopy struct {
 	// What the proof rests on, for people.
 	Proof []string `protobuf:"bytes,17,rep,name=proof,proto3" json:"proof,omitempty"`
 	// When it was last tried in vain.
-	TriedAt       *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=tried_at,json=triedAt,proto3" json:"tried_at,omitempty"`
+	TriedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=tried_at,json=triedAt,proto3" json:"tried_at,omitempty"`
+	// The agent's journal when the node was lost: what another installation says of
+	// the copy does not prove that it is gone.
+	JournalId     string `protobuf:"bytes,19,opt,name=journal_id,json=journalId,proto3" json:"journal_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3103,6 +3106,13 @@ func (x *LostCopy) GetTriedAt() *timestamppb.Timestamp {
 		return x.TriedAt
 	}
 	return nil
+}
+
+func (x *LostCopy) GetJournalId() string {
+	if x != nil {
+		return x.JournalId
+	}
+	return ""
 }
 
 // NodeCeph is ceph/<node>: what a node last reported of its Ceph cluster.
@@ -5334,7 +5344,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"attempt_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tattemptAt\x12\x14\n" +
 	"\x05proof\x18\x10 \x03(\tR\x05proof\x12D\n" +
 	"\x10source_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x0esourceLastSeen\x12$\n" +
-	"\x0esource_boot_id\x18\x12 \x01(\tR\fsourceBootId\"\xca\x04\n" +
+	"\x0esource_boot_id\x18\x12 \x01(\tR\fsourceBootId\"\xe9\x04\n" +
 	"\bLostCopy\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x12\n" +
@@ -5357,7 +5367,9 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x06tenant\x18\x0f \x01(\tR\x06tenant\x12!\n" +
 	"\freverse_jobs\x18\x10 \x03(\fR\vreverseJobs\x12\x14\n" +
 	"\x05proof\x18\x11 \x03(\tR\x05proof\x125\n" +
-	"\btried_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\atriedAt\"y\n" +
+	"\btried_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\atriedAt\x12\x1d\n" +
+	"\n" +
+	"journal_id\x18\x13 \x01(\tR\tjournalId\"y\n" +
 	"\bNodeCeph\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tinventory\x18\x02 \x01(\fR\tinventory\x12;\n" +
