@@ -17,9 +17,12 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/failover"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
+	"github.com/debvisor/debvisor/agent/internal/image"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
 	"github.com/debvisor/debvisor/agent/internal/power"
+	"github.com/debvisor/debvisor/agent/internal/rbd"
+	"github.com/debvisor/debvisor/agent/internal/rbd"
 	"github.com/debvisor/debvisor/agent/internal/replication"
 	"github.com/debvisor/debvisor/agent/internal/session"
 	"github.com/debvisor/debvisor/agent/internal/storage"
@@ -70,16 +73,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	moves := newMigration(cfg, record, reloader, hv, pools, others, ports)
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
+	images := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
+	defer func() { err = errors.Join(err, images.Close()) }()
 	freezer := newFreezer(cfg, hv)
 	copies := replication.New(replication.Config{
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
 		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
 	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, Log: cfg.Log.Named("failover")})
+	ceph := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
+	defer func() { err = errors.Join(err, ceph.Close()) }()
+	images := image.New(image.Config{Ceph: ceph, Freezer: freezer, Log: cfg.Log.Named("image")})
 	var host *inventory.Collector // before the first task runs
 	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds(), recoveries.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
-		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: append(kinds, orders.Kinds()...), Log: cfg.Log.Named("worker"),
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), images.Kinds()), Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err
@@ -89,14 +97,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		cfg.Log.Warn("former tunnels have left something", "error", err)
 	}
 	host = inventory.New(inventory.Config{
-		Node: record.Node, Hypervisor: hv, ZFS: pools, Shared: shared, PeerAddress: others.address,
+		Node: record.Node, Hypervisor: hv, ZFS: pools, Ceph: images, Shared: shared, PeerAddress: others.address,
 		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
 	})
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
 		TLS: reloader.ReplicaClient, Leaf: reloader.Leaf, Work: work, Host: host,
-		Answers: answer.Answers{Hypervisor: hv, ZFS: answer.NewZFS(pools)}, Up: tellLeader, Log: cfg.Log.Named("session"),
+		Answers: answer.Answers{Hypervisor: hv, ZFS: answer.NewZFS(pools), Ceph: answer.NewCeph(images)}, Up: tellLeader, Log: cfg.Log.Named("session"),
 	})
 	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}
 

@@ -28,10 +28,17 @@ type Config struct {
 	// under the same path though their file system does not tell: PATH or
 	// PATH=ID, the ID being the same on all nodes that see the same.
 	SharedDirs []string
+	// CephConf is this host's Ceph configuration; where no such file is, the host
+	// has no Ceph. Empty: /etc/ceph/ceph.conf. CephUser is as whom the agent speaks
+	// to it, without "client."; empty: debvisor.
+	CephConf, CephUser string
 	// DirtyRateEvery is how often each running guest's dirty rate is measured,
 	// one guest at a time and none while a task is under way; 0: never, else at
 	// least a minute.
 	DirtyRateEvery time.Duration
+	// CephConf is Ceph's configuration on this host, CephUser as whom the agent
+	// speaks to it, without "client."; empty: /etc/ceph/ceph.conf, debvisor.
+	CephConf, CephUser string
 	Version        string
 	Log            hclog.Logger
 }
