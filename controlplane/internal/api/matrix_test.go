@@ -188,10 +188,11 @@ func storageFixtures() map[string]fixture {
 	about := func(found codes.Code, request func(*debvisorv1.DatasetRef) proto.Message) fixture {
 		return fixture{request: func(o *objects) proto.Message { return request(ref(o, "d/x")) }, scoped: true, found: found}
 	}
-	unbuilt := func(request func(*debvisorv1.DatasetRef) proto.Message) fixture {
-		f := about(codes.Unimplemented, request)
-		f.missing = codes.Unimplemented
-		return f
+	image := func(found codes.Code, request func(*debvisorv1.DatasetRef) proto.Message) fixture {
+		return about(found, func(d *debvisorv1.DatasetRef) proto.Message {
+			d.Backend = debvisorv1.StorageBackend_BACKEND_RBD
+			return request(d)
+		})
 	}
 	snapshot := func(d *debvisorv1.DatasetRef) *debvisorv1.SnapshotRef {
 		return &debvisorv1.SnapshotRef{Dataset: d, SnapshotName: "s1"}
@@ -223,20 +224,20 @@ func storageFixtures() map[string]fixture {
 		debvisorv1.StorageService_PlanZfsReplication_FullMethodName: about(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.ZfsReplicationPlan{Dataset: d, Target: nodeRef("b")}
 		}),
-		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_CreateRbdTemplateSnapshot_FullMethodName: image(codes.Aborted, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.RbdTemplateRequest{Image: d}
 		}),
-		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_CloneRbdFromTemplate_FullMethodName: image(codes.FailedPrecondition, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: snapshot(d), NewImage: d}
 		}),
-		debvisorv1.StorageService_PlanClone_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_PlanClone_FullMethodName: image(codes.OK, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.RbdCloneRequest{TemplateSnapshot: snapshot(d), NewImage: d}
 		}),
-		debvisorv1.StorageService_ListImages_FullMethodName: {request: always(&debvisorv1.ImageFilter{}), found: codes.Unimplemented},
-		debvisorv1.StorageService_FlattenImage_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_ListImages_FullMethodName: {request: always(&debvisorv1.ImageFilter{})},
+		debvisorv1.StorageService_FlattenImage_FullMethodName: image(codes.FailedPrecondition, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.ImageRef{Image: d}
 		}),
-		debvisorv1.StorageService_DeleteImage_FullMethodName: unbuilt(func(d *debvisorv1.DatasetRef) proto.Message {
+		debvisorv1.StorageService_DeleteImage_FullMethodName: image(codes.FailedPrecondition, func(d *debvisorv1.DatasetRef) proto.Message {
 			return &debvisorv1.ImageRef{Image: d}
 		}),
 		debvisorv1.StorageService_RunZfsReplication_FullMethodName:     job(codes.Aborted),

@@ -454,7 +454,7 @@ func TestReplicationOfTenants(t *testing.T) {
 	if err != nil || len(list.GetReplications()) != 3 {
 		t.Errorf("%v, %v", list, err)
 	}
-	storage, err := confined.ListStorage(t.Context(), &debvisorv1.StorageFilter{})
+	storage, err := confined.ListStorage(t.Context(), &debvisorv1.StorageFilter{Backend: debvisorv1.StorageBackend_BACKEND_ZFS})
 	if err != nil || len(storage.GetDatasets()) != 2 || len(storage.GetPools()) != 1 || storage.GetPools()[0].GetSizeBytes() != 0 || storage.GetPools()[0].GetHealth() != "ONLINE" {
 		t.Errorf("%v, %v", storage, err)
 	}

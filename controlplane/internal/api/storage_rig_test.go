@@ -27,10 +27,14 @@ type zfsNodes struct {
 	txg    uint64
 	// before, unless nil, is called before each answer.
 	before func()
+	// ceph is what is in the Ceph cluster of all; cephDown has the nodes that it does
+	// not answer.
+	ceph     *agentv1.RbdListing
+	cephDown map[string]bool
 }
 
 func newZFSNodes() *zfsNodes {
-	return &zfsNodes{nodes: map[string]*agentv1.ZfsListing{}, silent: map[string]bool{}, tokens: map[string]*agentv1.ZfsSendEstimate{}}
+	return &zfsNodes{nodes: map[string]*agentv1.ZfsListing{}, silent: map[string]bool{}, tokens: map[string]*agentv1.ZfsSendEstimate{}, ceph: &agentv1.RbdListing{}, cephDown: map[string]bool{}}
 }
 
 // dataset adds or replaces a dataset of a node, with snapshots of ours, each an
@@ -79,6 +83,8 @@ func (z *zfsNodes) Ask(ctx context.Context, node string, q *agentv1.Ask, part fu
 	}
 	z.asked = append(z.asked, node+" "+fmt.Sprint(q))
 	switch {
+	case q.GetListRbd() != nil:
+		return z.listImages(node, q.GetListRbd(), part)
 	case q.GetListZfs() != nil:
 		return z.list(all, q.GetListZfs(), part)
 	case q.GetEstimateZfsDestroy() != nil:

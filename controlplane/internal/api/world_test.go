@@ -75,6 +75,7 @@ func planID(t testing.TB) string      { return "plan-" + word(t) + word(t) }
 type world struct {
 	*replica
 	of     map[string]*objects
+	pools  []string // of Ceph
 	tangle tangle
 }
 
@@ -115,9 +116,13 @@ func (w *world) seed(o *objects) {
 	w.t.Helper()
 	if o.tenant != "" {
 		w.put(store.PutJSON(store.TenantKey(o.tenant), &storev1.Tenant{
-			Description: "of " + o.secret, Storage: []*storev1.TenantStorage{{Backend: "zfs", Pool: o.pool, Name: "d"}},
+			Description: "of " + o.secret, Storage: []*storev1.TenantStorage{{Backend: "zfs", Pool: o.pool, Name: "d"}, {Backend: "rbd", Pool: o.pool, Name: "d"}},
 		}))
 	}
+	w.zfs.image(o.pool+"/d/x", func(i *agentv1.RbdImage) { i.Operation = "op-of-x" }, "s1", "s2")
+	w.zfs.image(o.pool+"/d/y", nil, "s1")
+	w.pools = append(w.pools, o.pool)
+	w.reportCeph(fsid, w.pools, "a", "b")
 	for i, name := range []string{"/d/x", "/d/y"} {
 		w.zfs.dataset("a", &agentv1.ZfsDataset{Name: o.pool + name, Guid: uint64(7 + i)}, "s1", "s2")
 	}
@@ -126,7 +131,9 @@ func (w *world) seed(o *objects) {
 	w.put(
 		store.PutProto(store.OperationKey(o.operation), w.move(o)),
 		store.PutString(store.InUseKey("vm/"+o.vm), o.operation),
-		store.PutString(store.InUseKey("zfs/a/"+o.pool+"/d/x"), o.operation), store.PutString(store.InUseKey("replication/"+o.job), o.operation),
+		store.PutString(store.InUseKey("zfs/a/"+o.pool+"/d/x"), o.operation), store.PutString(store.InUseKey("rbd/"+fsid+"/"+o.pool+"/d/x"), o.operation),
+		store.PutString(store.InUseKey("rbd-flatten/"+fsid+"/"+o.pool+"/d/x"), o.operation),
+		store.PutString(store.InUseKey("replication/"+o.job), o.operation),
 		store.PutProto(store.ReplicationKey(o.job), &storev1.ReplicationJob{
 			Id: o.job, Source: "a", Target: "b", Dataset: o.pool + "/d/x", TargetDataset: o.pool + "/d/x", Tenant: o.tenant, CreatedAt: timestamppb.Now(),
 			LastErrorCode: "ZFS_ERROR", LastError: "of " + o.secret, CursorName: "s1", CursorGuid: 99,
