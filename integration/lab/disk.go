@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -28,6 +29,7 @@ const (
 	DiskShared DiskKind = ""       // a file of the directory that the nodes share
 	DiskLocal  DiskKind = "local"  // a file of the node's own, at the same path on every node
 	DiskDevice DiskKind = "device" // a block device of the node's own, at the same path on every node
+	DiskRBD    DiskKind = "rbd"    // an image of the lab's Ceph; raw
 	DiskZvol   DiskKind = "zvol"   // a volume of a machine's pool; machines have this and DiskLocal, raw
 )
 
@@ -38,6 +40,8 @@ type DiskSpec struct {
 	MiB    int      // (16: a ring of 32768 records)
 	// Media makes it a CD-ROM that the guest never reads, with random contents, instead of a disk that it writes its counter to.
 	Media bool
+	Pool  string // of DiskRBD: pool, or pool/namespace, where the image is made (the cluster's first)
+	Image string // of DiskRBD: one that is there already, with its pool; none is made
 	// Over makes a qcow2 file an overlay of another, empty one beside it, and the definition says so.
 	Over bool
 }
@@ -75,6 +79,10 @@ func (l *Lab) disksOf(s GuestSpec) []Disk {
 		switch name := s.Name + "-" + d.Target; {
 		case d.Kind == DiskDevice:
 			d.Path = filepath.Join(devices, name)
+		case d.Kind == DiskRBD:
+			if d.Path = d.Image; d.Path == "" {
+				d.Path = cmp.Or(d.Pool, l.Ceph.Pools()[0]) + "/" + name
+			}
 		case d.Kind == DiskZvol:
 			d.Path = "/dev/zvol/" + PoolName + "/" + name
 		case d.Kind == DiskLocal:
@@ -89,7 +97,7 @@ func (l *Lab) disksOf(s GuestSpec) []Disk {
 	return all
 }
 
-// On returns the path by which the host sees the disk of a node, which may be powered off. It sees none of a machine.
+// On returns the path by which the host sees the disk of a node, which may be powered off. It sees none of a machine, and no image.
 func (d Disk) On(n *Node) string {
 	switch d.Kind {
 	case DiskLocal:
@@ -114,6 +122,9 @@ func (d Disk) make(ctx context.Context, n *Node) error {
 			failed = append(failed, attachLoop(file, d.On(n)))
 		}
 		return errors.Join(failed...)
+	}
+	if d.Kind == DiskRBD {
+		return d.makeImage(ctx)
 	}
 	if d.Format == "raw" {
 		return d.file(d.On(n))
@@ -161,10 +172,14 @@ func (d Disk) xml() string {
 		access += fmt.Sprintf(`
       <backingStore type='file'><format type='%s'/><source file='%s'/><backingStore/></backingStore>`, d.Format, d.Path+".base")
 	}
+	source = fmt.Sprintf("<source %s='%s'/>", source, d.Path)
+	if d.Kind == DiskRBD {
+		kind, source = "network", d.cephSource()
+	}
 	return fmt.Sprintf(`    <disk type='%s' device='%s'>
       <driver name='qemu' type='%s' cache='none'/>
-      <source %s='%s'/>
+      %s
       <target dev='%s' bus='%s'/>%s
     </disk>
-`, kind, device, d.Format, source, d.Path, d.Target, bus, access)
+`, kind, device, d.Format, source, d.Target, bus, access)
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +39,10 @@ func (g *Guest) History() (History, error) {
 // meanwhile, as nobody else can read such a disk while it is written.
 func (g *Guest) HistoryAt(n *Node, d Disk) (h History, err error) {
 	read := func() ([]byte, error) { return readDirect(d.On(n)) }
-	if n.Machine != nil {
+	switch {
+	case d.Kind == DiskRBD:
+		read = func() ([]byte, error) { return g.lab.readImageOfCeph(context.Background(), d.Path) } // it ends by itself
+	case n.Machine != nil:
 		read = func() ([]byte, error) { return n.readInMachine(d) }
 	}
 	if d.Format != "raw" && n.Machine == nil {

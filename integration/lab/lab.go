@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/debvisor/debvisor/integration/ceph"
 )
 
 // The addresses are the same in every lab: its network ends at its bridge.
@@ -43,6 +45,8 @@ type Options struct {
 	MachineLibvirt bool
 	MachineMiB     int // of a machine's memory; 0: 512, 1536 with libvirtd
 	MachinePoolMiB int // of a machine's pool; 0: 2048
+	// Ceph says what Ceph cluster all nodes that are no machines are clients of; where it is and runs is the lab's to say. nil: none.
+	Ceph *ceph.Options
 	// Bin is the directory of debvisor-rpcd, debvisor-agent and hvctl, needed by StartCluster only.
 	Bin string
 	// Failpoints makes the daemons offer their failpoints, see Process.Failpoints; Bin has to be built with them.
@@ -63,7 +67,8 @@ type Lab struct {
 	Operator *Place // where the callers of the replicas are
 	Replicas []*Replica
 	Nodes    []*Node
-	Machines []*Node // those with a Machine
+	Machines []*Node       // those with a Machine
+	Ceph     *ceph.Cluster // nil: none was asked for
 
 	opts    Options
 	dir     *directory
@@ -108,11 +113,14 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := l.startInit(ctx); err != nil {
 		return l, fmt.Errorf("lab's network: %w", err)
 	}
-	if err := l.build(ctx); err != nil {
+	var group sync.WaitGroup
+	var failed, noCeph error
+	group.Go(func() { noCeph = l.startCeph(ctx) })
+	err = l.build(ctx)
+	group.Wait()
+	if err = errors.Join(err, noCeph); err != nil {
 		return l, err
 	}
-	var group sync.WaitGroup
-	var failed error
 	group.Go(func() { failed = l.startMachines(ctx) })
 	err = l.startNodes(ctx)
 	group.Wait()

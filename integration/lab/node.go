@@ -54,7 +54,7 @@ func (l *Lab) startNodes(ctx context.Context) error {
 }
 
 func (n *Node) start(ctx context.Context) error {
-	for _, d := range []string{"etc", "lib/disks", "lib/devices", "log", "cache", "agent"} {
+	for _, d := range []string{"etc", "lib/disks", "lib/devices", "log", "cache", "agent", "ceph"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, d), 0o755); err != nil {
 			return err
 		}
@@ -66,7 +66,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.configure(); err != nil {
 		return err
 	}
-	return n.boot(ctx)
+	if err := n.boot(ctx); err != nil {
+		return err
+	}
+	return n.knowCeph()
 }
 
 // boot starts the node's process 1, with a boot id of its own, and its libvirtd.
