@@ -14,14 +14,13 @@ import (
 
 	"github.com/debvisor/debvisor/agent/internal/answer"
 	"github.com/debvisor/debvisor/agent/internal/enroll"
-	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/failover"
+	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
 	"github.com/debvisor/debvisor/agent/internal/image"
 	"github.com/debvisor/debvisor/agent/internal/inventory"
 	"github.com/debvisor/debvisor/agent/internal/migration"
 	"github.com/debvisor/debvisor/agent/internal/power"
-	"github.com/debvisor/debvisor/agent/internal/rbd"
 	"github.com/debvisor/debvisor/agent/internal/rbd"
 	"github.com/debvisor/debvisor/agent/internal/replication"
 	"github.com/debvisor/debvisor/agent/internal/session"
@@ -81,13 +80,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
 	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, Log: cfg.Log.Named("failover")})
-	ceph := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
-	defer func() { err = errors.Join(err, ceph.Close()) }()
-	images := image.New(image.Config{Ceph: ceph, Freezer: freezer, Log: cfg.Log.Named("image")})
+	imageTasks := image.New(image.Config{Ceph: images, Freezer: freezer, Log: cfg.Log.Named("image")})
 	var host *inventory.Collector // before the first task runs
 	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds(), recoveries.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
-		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), images.Kinds()), Log: cfg.Log.Named("worker"),
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), imageTasks.Kinds()), Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err

@@ -36,9 +36,6 @@ type Config struct {
 	// one guest at a time and none while a task is under way; 0: never, else at
 	// least a minute.
 	DirtyRateEvery time.Duration
-	// CephConf is Ceph's configuration on this host, CephUser as whom the agent
-	// speaks to it, without "client."; empty: /etc/ceph/ceph.conf, debvisor.
-	CephConf, CephUser string
 	Version        string
 	Log            hclog.Logger
 }

@@ -104,6 +104,7 @@ func table() []layer {
 		{[]string{ag + "migration"}, "task kinds above hypervisor and tunnel", with("certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"diskcopy", ag+"storage", ag+"worker", ag+"pace", ag+"zfs", ag+"zvol")},
 		{[]string{ag + "replication"}, "task kinds above zfs and tunnel", with("certs", ag+"zfs", ag+"tunnel", ag+"pace", ag+"worker")},
 		{[]string{ag + "freeze"}, "guests stand still for a moment; what is done meanwhile is not its business", with(ag + "hypervisor")},
+		{[]string{ag + "image"}, "task kinds above rbd", with(ag+"rbd", ag+"worker")},
 		{[]string{ag + "power"}, "task kinds above hypervisor", with(ag+"hypervisor", ag+"worker")},
 		{[]string{ag + "failover"}, "task kinds above power and replication: what they do to VMs and copies, in its own order", with(
 			ag+"hypervisor", ag+"power", ag+"replication", ag+"worker", ag+"zfs", ag+"zvol",
@@ -111,7 +112,7 @@ func table() []layer {
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
-			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze",
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze", ag+"rbd", ag+"image",
 		)},
 		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel", ag+"rbd", ag+"freeze")},
 	}

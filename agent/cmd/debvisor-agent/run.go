@@ -37,8 +37,6 @@ func runCommand() *cobra.Command {
 	f.StringVar(&cfg.CephConf, "ceph-conf", "/etc/ceph/ceph.conf", "this host's Ceph configuration; without such a file the host has no Ceph")
 	f.StringVar(&cfg.CephUser, "ceph-user", "debvisor", "as whom to speak to Ceph, without \"client.\"")
 	f.DurationVar(&cfg.DirtyRateEvery, "dirty-rate-every", 5*time.Minute, "how often each running guest's dirty rate is measured, for estimates; 0: never")
-	f.StringVar(&cfg.CephConf, "ceph-conf", "/etc/ceph/ceph.conf", "Ceph's configuration; where there is none, the host has no Ceph")
-	f.StringVar(&cfg.CephUser, "ceph-user", "debvisor", "as whom Ceph is spoken to, without client.")
 	f.StringVar(&logs.Level, "log-level", "info", "trace, debug, info, warn or error")
 	f.StringVar(&logs.File, "log-file", "", "file to log to; empty: standard error")
 	return cmd
