@@ -47,6 +47,10 @@ type world struct {
 //	task ATTEMPT KIND STATE [CODE]    of the operation
 //	asked, interrupted           of the task before; its end was asked for; worth another
 //	address, bytes N, cursor NAME GUID, destroyed N, kept N
+//	vm NODE STATE                web's, of the images; prefer, demand: consistency
+//	ceph NODE, cephdown NODE     a node sees the Ceph cluster; it does not answer it
+//	removed N, stayed N, depth N, percent N
+//	rbd [protected NAME]         what the agent answered of images
 //	unfit                        no transaction holds the step that was to be next
 //	answer PLAN | error CODE [again] | listing   what the agents answered
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation], moment) {
@@ -65,6 +69,8 @@ func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry
 		w.op.Detail = &storev1.Operation_RemoveSnapshots{RemoveSnapshots: &storev1.RemoveSnapshots{Node: "a", Snapshots: [][]byte{
 			encoded(&agentv1.ZfsSnapshotID{Dataset: "tank/vm", Name: "s2", Guid: 2}), encoded(&agentv1.ZfsSnapshotID{Dataset: "tank/vm", Name: "s3", Guid: 3}),
 		}}}
+	case KindClone, KindFlatten, KindRemove, kindTakeImages, kindDeleteImages, kindPruneImages:
+		w.ceph(kind)
 	case KindPrune:
 		w.op.Detail = &storev1.Operation_RemoveSnapshots{RemoveSnapshots: &storev1.RemoveSnapshots{
 			Node: "a", Datasets: []string{"tank"}, Recursive: true, Retention: encoded(&debvisorv1.RetentionPolicy{KeepLast: 1}),
@@ -160,7 +166,9 @@ func (w *world) fact(f []string) {
 	case "answer", "error", "listing":
 		w.answer(f)
 	default:
-		w.taskFact(f, n)
+		if !w.cephFact(f, n) {
+			w.taskFact(f, n)
+		}
 	}
 }
 
