@@ -35,6 +35,8 @@ type Spec struct {
 
 	Dir string // where its files are, which is kept (a temporary one, which Close removes)
 	Log string // file that its console is appended to ("console.log" in Dir)
+
+	pinned bool // to one CPU of the host
 }
 
 // A Disk is a file on the host that is a disk of a machine.

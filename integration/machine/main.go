@@ -48,6 +48,7 @@ func bootFor(ctx context.Context, s Spec, prepare func(context.Context, *Machine
 	}
 	s.Shared = append(slices.Clone(s.Shared), writtenDirs()...)
 	s.Visible = append(slices.Clone(s.Visible), moduleOf(dir))
+	s.pinned = true
 	if m, err = Boot(ctx, s); err != nil {
 		return nil, nil, "", err
 	}

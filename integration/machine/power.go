@@ -93,6 +93,9 @@ func (m *Machine) launch() (*power, error) {
 	}
 	// A kernel that panics dumps its core, all of the machine's memory.
 	args = append([]string{"/usr/bin/prlimit", "--core=0", "--"}, args...)
+	if cpu, ok := quietCPU(); ok && m.spec.pinned {
+		args = append([]string{"/usr/bin/taskset", "--cpu-list", strconv.Itoa(cpu)}, args...)
+	}
 	cmd := &exec.Cmd{Path: args[0], Args: args, Dir: "/", Stdin: waiting, Stdout: log, Stderr: log, ExtraFiles: []*os.File{line}}
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + m.spec.Dir, "TMPDIR=" + m.memoryDir()}
 	if m.owned != nil {
