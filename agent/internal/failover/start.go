@@ -129,7 +129,7 @@ func (s *starting) succeed(ctx context.Context, d *agentv1.FailoverDisk) error {
 
 func (s *starting) successor(d *agentv1.FailoverDisk) replication.Successor {
 	return replication.Successor{
-		Dataset: d.GetDataset(), Job: d.GetJobId(), SnapshotGUID: d.GetSnapshot().GetGuid(),
+		Dataset: d.GetDataset(), Job: d.GetJobId(), SnapshotGUID: d.GetSnapshot().GetGuid(), Back: d.GetReverseJobId(),
 		Mark: fmt.Sprintf("%s/%d", s.spec.GetVmUuid(), s.spec.GetGeneration()),
 	}
 }

@@ -21,10 +21,9 @@ type Successor struct {
 	SnapshotGUID uint64
 	// Mark tells whose it becomes: whoever finds it there has taken it before.
 	Mark string
+	// Back is the job that replicates back; empty: none does.
+	Back string
 }
-
-// Back is the job that replicates back what a job has replicated.
-func Back(job string) string { return job + "-back" }
 
 // Succeed makes a job's copy a volume of its own, that can be written to and holds
 // what its newest snapshot does. Of the source's snapshot a bookmark stays, for the
@@ -99,6 +98,9 @@ func (s Successor) check(ctx context.Context, z *zfs.ZFS, found seen) error {
 
 // keepBookmark keeps what the job that replicates back begins at.
 func (s Successor) keepBookmark(ctx context.Context, z *zfs.ZFS) error {
+	if s.Back == "" {
+		return nil
+	}
 	list, err := snapshotsOf(ctx, z, s.Dataset)
 	if err != nil {
 		return err
@@ -107,7 +109,7 @@ func (s Successor) keepBookmark(ctx context.Context, z *zfs.ZFS) error {
 	if from == nil {
 		return nil // pruned since a former attempt, which has made the bookmark
 	}
-	return keeper{z, Back(s.Job), s.Dataset}.mark(ctx, from.Name, from.GUID)
+	return keeper{z, s.Back, s.Dataset}.mark(ctx, from.Name, from.GUID)
 }
 
 // Succeeded tells whether the copy has become what Succeed makes of it, and nothing

@@ -287,7 +287,7 @@ func (o *Disk) fill(job cluster.Entry[*storev1.ReplicationJob], d *debvisorv1.VM
 	j := job.Value
 	o.Job, o.SourceDataset = job, d.GetZfsDataset()
 	o.Dataset, o.JobId = j.GetTargetDataset(), j.GetId()
-	o.SourcePath, o.Path = d.GetSource(), volumeDir+j.GetTargetDataset()
+	o.SourcePath, o.Path, o.ReverseJobId = d.GetSource(), volumeDir+j.GetTargetDataset(), backID(j)
 	o.Snapshot = &agentv1.ZfsSnapshotID{Dataset: j.GetTargetDataset(), Name: j.GetCursorName(), Guid: j.GetCursorGuid()}
 	created := j.GetCursorCreated().AsTime()
 	if fact, ok := r.Replicas[d.GetTarget()]; ok && fact.Node == j.GetTarget() && fact.Job == j.GetId() && fact.Snapshot != nil {

@@ -35,8 +35,11 @@ type FailoverDisk struct {
 	Snapshot *ZfsSnapshotID `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// ZFS: what stands for the source's dataset in the definition: the source's
 	// path becomes path.
-	SourcePath    string `protobuf:"bytes,6,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
-	Path          string `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
+	SourcePath string `protobuf:"bytes,6,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
+	Path       string `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
+	// ZFS: the job that replicates back, for which a bookmark of the snapshot is
+	// kept; empty: none is.
+	ReverseJobId  string `protobuf:"bytes,8,opt,name=reverse_job_id,json=reverseJobId,proto3" json:"reverse_job_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +119,13 @@ func (x *FailoverDisk) GetSourcePath() string {
 func (x *FailoverDisk) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *FailoverDisk) GetReverseJobId() string {
+	if x != nil {
+		return x.ReverseJobId
 	}
 	return ""
 }
@@ -419,7 +429,7 @@ var File_debvisor_agent_v1_failover_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_failover_proto_rawDesc = "" +
 	"\n" +
-	" debvisor/agent/v1/failover.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xff\x01\n" +
+	" debvisor/agent/v1/failover.proto\x12\x11debvisor.agent.v1\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xa5\x02\n" +
 	"\fFailoverDisk\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x123\n" +
 	"\x05image\x18\x02 \x01(\v2\x1d.debvisor.agent.v1.RbdImageIDR\x05image\x12\x18\n" +
@@ -428,7 +438,8 @@ const file_debvisor_agent_v1_failover_proto_rawDesc = "" +
 	"\bsnapshot\x18\x05 \x01(\v2 .debvisor.agent.v1.ZfsSnapshotIDR\bsnapshot\x12\x1f\n" +
 	"\vsource_path\x18\x06 \x01(\tR\n" +
 	"sourcePath\x12\x12\n" +
-	"\x04path\x18\a \x01(\tR\x04path\"\xce\x01\n" +
+	"\x04path\x18\a \x01(\tR\x04path\x12$\n" +
+	"\x0ereverse_job_id\x18\b \x01(\tR\freverseJobId\"\xce\x01\n" +
 	"\rFailoverStart\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x17\n" +
 	"\avm_name\x18\x02 \x01(\tR\x06vmName\x12\x1e\n" +
