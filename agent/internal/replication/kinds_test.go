@@ -183,7 +183,7 @@ func (j *job) dieAt(point string, after int) {
 func TestOneRequestOneSnapshot(t *testing.T) {
 	for _, point := range []string{"", pointSnapshotBefore, pointSnapshotTaken} {
 		j := newJob(t, "dst", false, false)
-		a := startAgent(t, "a", 18000+20*int(numbers.Add(1)), func(c *agentConfig) { c.DieAt = point })
+		a := startAgent(t, "a", func(c *agentConfig) { c.DieAt = point })
 		task := &agentv1.Task{
 			Id: "op-" + j.id + "/1/zfs-snapshot", Resource: "zfs/" + j.source, Term: &agentv1.Term{Epoch: 1, Revision: 1},
 			Spec: &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_ZfsSnapshotCreate{ZfsSnapshotCreate: &agentv1.ZfsSnapshotCreate{
@@ -211,7 +211,7 @@ func TestOneRequestOneSnapshot(t *testing.T) {
 // TestDestroy: what is gone is done; what is held, or is another, stays.
 func TestDestroy(t *testing.T) {
 	j := newJob(t, "dst", false, false)
-	a := startAgent(t, "a", 18000+20*int(numbers.Add(1)), func(c *agentConfig) { c.DieAt = pointDestroyBatch })
+	a := startAgent(t, "a", func(c *agentConfig) { c.DieAt = pointDestroyBatch })
 	spec := &agentv1.ZfsSnapshotDestroy{}
 	for _, name := range []string{"a", "b", "held", "other"} {
 		j.snapshot(name)

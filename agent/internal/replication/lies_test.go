@@ -41,7 +41,7 @@ func streamOf(t *testing.T, args ...string) []byte {
 // and nothing of it stays.
 func TestLyingSource(t *testing.T) {
 	j := newJob(t, "dst", false, false)
-	j.to = startAgent(t, "b", 18900)
+	j.to = startAgent(t, "b")
 	j.write(1, "1")
 	j.snapshot("s1")
 	j.write(1, "22")
@@ -165,7 +165,7 @@ func TestStrangers(t *testing.T) {
 // have; what cannot be ends the run.
 func TestLyingTarget(t *testing.T) {
 	j := newJob(t, "dst", false, false)
-	j.from = startAgent(t, "a", 18950)
+	j.from = startAgent(t, "a")
 	j.write(1, "1")
 	j.snapshot("s1")
 	j.write(1, "secret")
@@ -188,9 +188,10 @@ func TestLyingTarget(t *testing.T) {
 			j.t = t
 			_, send := j.tasks(steps)
 			spec := send.GetSpec().GetReplicateSend()
+			first := somePorts()
 			streams, err := tunnel.ListenStreams(t.Context(), tunnel.StreamsConfig{
 				StreamRight: tunnel.StreamRight{ID: spec.GetRight().GetId(), Cluster: cluster, Peer: "a", Certificates: liar(t, "b")},
-				Host:        "127.0.0.1", FirstPort: 18980, LastPort: 18999, Log: hclog.NewNullLogger(),
+				Host:        "127.0.0.1", FirstPort: first, LastPort: first + 9, Log: hclog.NewNullLogger(),
 			})
 			if err != nil {
 				t.Fatal(err)

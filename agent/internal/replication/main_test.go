@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -40,27 +39,19 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if machine.Inside() {
-		os.Exit(withPools(m.Run))
-	}
-	machine.Main(m, machine.Spec{Name: "replication", MemoryMiB: 1536, Disks: []machine.Disk{{MiB: 2048}, {MiB: 2048}, {MiB: 128}}})
+	machine.Spread(m, machine.Spec{Name: "replication", MemoryMiB: 1536, Disks: []machine.Disk{{MiB: 4096}, {MiB: 4096}, {MiB: 128}}},
+		machine.Wide{Machines: 2, AtOnce: 2, Prepare: pools})
 }
 
-// withPools makes the pools: src, dst, and tiny, which is soon full.
-func withPools(run func() int) int {
+// pools makes src, dst, and tiny, which is soon full.
+func pools(ctx context.Context, m *machine.Machine) error {
 	// Nobody cuts this machine's power: its disks need not be flushed at every step.
-	if err := os.WriteFile("/sys/module/zfs/parameters/zfs_nocacheflush", []byte("1"), 0o600); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	_, err := m.Run(ctx, "sh", "-c", "echo 1 > /sys/module/zfs/parameters/zfs_nocacheflush")
+	for disk, pool := range map[string]string{"ubda": "src", "ubdb": "dst", "ubdc": "tiny"} {
+		_, made := m.Run(ctx, "zpool", "create", "-f", "-O", "mountpoint=/mnt/"+pool, "-O", "compression=lz4", "-O", "snapdev=visible", pool, "/dev/"+disk)
+		err = errors.Join(err, made)
 	}
-	for pool, disk := range map[string]string{"src": "ubda", "dst": "ubdb", "tiny": "ubdc"} {
-		out, err := exec.Command("zpool", "create", "-f", "-O", "mountpoint=/mnt/"+pool, "-O", "compression=lz4", pool, "/dev/"+disk).CombinedOutput()
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "making the pool %s: %v: %s\n", pool, err, out)
-			return 1
-		}
-	}
-	return run()
+	return err
 }
 
 // agentConfig is what an agent's process is told.

@@ -6,17 +6,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/debvisor/debvisor/integration/machine"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
-var numbers atomic.Int64
+// numbers make names and ports unique in this test, machine.TestNumber among those
+// that run in the machine at the same time.
+var numbers, ports atomic.Int64
+
+// somePorts is the first of ten that nobody else listens on.
+func somePorts() int { return 10000 + 500*machine.TestNumber() + 10*int(ports.Add(1)) }
 
 // job is a replication job between two agents of this machine.
 type job struct {
@@ -27,6 +32,7 @@ type job struct {
 	volume, raw    bool
 	key            string
 	attempt        int
+	guid           uint64 // the source's, once steps have been made
 	mib            uint64
 	edit           func(*agentv1.ReplicateSend, *agentv1.ReplicateReceive)
 	expires        time.Duration
@@ -35,14 +41,14 @@ type job struct {
 // newJob makes a source in src; the target is to be in the pool.
 func newJob(t *testing.T, pool string, volume, encrypted bool) *job {
 	t.Helper()
-	n := int(numbers.Add(1))
+	n := fmt.Sprintf("%dx%d", machine.TestNumber(), numbers.Add(1))
 	j := &job{
-		t: t, id: fmt.Sprintf("job%d", n), source: fmt.Sprintf("src/d%d", n), target: fmt.Sprintf("%s/d%d", pool, n),
+		t: t, id: "job" + n, source: "src/d" + n, target: pool + "/d" + n,
 		volume: volume, raw: encrypted, expires: 10 * time.Minute,
 	}
 	args := []string{"zfs", "create"}
 	if volume {
-		args = append(args, "-s", "-V", "256M")
+		args = append(args, "-s", "-V", "64M")
 	}
 	if encrypted {
 		j.key = filepath.Join(t.TempDir(), "key")
@@ -52,13 +58,7 @@ func newJob(t *testing.T, pool string, volume, encrypted bool) *job {
 		args = append(args, "-o", "encryption=on", "-o", "keyformat=passphrase", "-o", "keylocation=file://"+j.key)
 	}
 	sh(t, append(args, j.source)...)
-	t.Cleanup(func() {
-		for _, d := range []string{j.source, j.target} {
-			release(d)
-			try("zfs", "destroy", "-r", d)
-		}
-	})
-	return j
+	return j // the machine goes with all that is made of it
 }
 
 // release takes every hold below a dataset away.
@@ -71,9 +71,7 @@ func release(dataset string) {
 }
 
 func (j *job) agents(edit ...func(*agentConfig)) *job {
-	base := 18000 + 20*int(numbers.Add(1))
-	j.from = startAgent(j.t, "a", base, edit...)
-	j.to = startAgent(j.t, "b", base+10)
+	j.from, j.to = startAgent(j.t, "a", edit...), startAgent(j.t, "b")
 	return j
 }
 
@@ -91,7 +89,7 @@ func (j *job) write(mib int, seed string) {
 	}
 	defer func() { _ = f.Close() }()
 	if j.volume {
-		if _, err := f.Seek(int64(len(seed)%8)<<24, 0); err != nil {
+		if _, err := f.Seek(int64(len(seed)%8)<<22, 0); err != nil {
 			j.t.Fatal(err)
 		}
 	}
@@ -124,10 +122,12 @@ func (j *job) snapshot(name string) { j.t.Helper(); sh(j.t, "zfs", "snapshot", j
 
 func guid(t *testing.T, name string) uint64 {
 	t.Helper()
-	n, err := strconv.ParseUint(sh(t, "zfs", "get", "-Hp", "-o", "value", "guid", name), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return number(sh(t, "zfs", "get", "-Hp", "-o", "value", "guid", name))
+}
+
+// number is 0 for what is none.
+func number(text string) uint64 {
+	n, _ := strconv.ParseUint(text, 10, 64)
 	return n
 }
 
@@ -135,13 +135,22 @@ func guid(t *testing.T, name string) uint64 {
 func (j *job) steps(names ...string) []*agentv1.ReplicationStep {
 	j.t.Helper()
 	var out []*agentv1.ReplicationStep
+	guids := list(j.t, j.source).guids
+	guid := func(name string) uint64 {
+		n := number(guids[j.source+name])
+		if n == 0 {
+			j.t.Fatalf("there is no %s%s", j.source, name)
+		}
+		return n
+	}
+	j.guid = guid("")
 	for i, name := range names[1:] {
-		s := &agentv1.ReplicationStep{To: name, ToGuid: guid(j.t, j.source+"@"+name), EstimatedBytes: 1 << 20}
+		s := &agentv1.ReplicationStep{To: name, ToGuid: guid("@" + name), EstimatedBytes: 1 << 20}
 		if from := names[i]; from != "" {
 			if !strings.HasPrefix(from, "#") {
 				from = "@" + from
 			}
-			s.From, s.FromGuid = from, guid(j.t, j.source+from)
+			s.From, s.FromGuid = from, guid(from)
 		}
 		out = append(out, s)
 	}
@@ -157,7 +166,7 @@ func (j *job) tasks(steps []*agentv1.ReplicationStep) (receive, send *agentv1.Ta
 	op := fmt.Sprintf("op-%s/%d/", j.id, j.attempt)
 	term := &agentv1.Term{Epoch: 1, Revision: 9}
 	right := &agentv1.ReplicationRight{
-		Id: hex.EncodeToString(id), JobId: j.id, SourceNode: "a", TargetNode: "b", SourceDataset: j.source, SourceGuid: guid(j.t, j.source),
+		Id: hex.EncodeToString(id), JobId: j.id, SourceNode: "a", TargetNode: "b", SourceDataset: j.source, SourceGuid: j.guid,
 		TargetDataset: j.target, Term: term, ExpiresAt: time.Now().Add(j.expires).Unix(), SendTaskId: op + "replicate-send", ReceiveTaskId: op + "replicate-receive",
 	}
 	in := &agentv1.ReplicateReceive{Right: right, Steps: steps, Raw: j.raw, Type: agentv1.ZfsType_ZFS_TYPE_FILESYSTEM}
@@ -208,118 +217,4 @@ func (j *job) must(steps []*agentv1.ReplicationStep) *agentv1.ZfsOutcome {
 		j.t.Fatalf("received: %v; sent: %v", received, sent)
 	}
 	return sent.GetZfs()
-}
-
-// holds lists "name tag" of a dataset's held snapshots.
-func holds(t *testing.T, dataset string) []string {
-	t.Helper()
-	var out []string
-	for _, line := range strings.Split(sh(t, "sh", "-c", "zfs list -H -o name -t snapshot "+dataset+" | xargs -r zfs holds -H"), "\n") {
-		if f := strings.Fields(line); len(f) > 1 {
-			out = append(out, strings.TrimPrefix(f[0], dataset+"@")+" "+f[1])
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-// atRest makes sure that both sides keep the cursor and nothing else, that the copy
-// is equal and read-only, and that nothing partial is left.
-func (j *job) atRest(cursor string) {
-	j.t.Helper()
-	j.kept(cursor)
-	j.same(cursor)
-	j.nothingPartial()
-	for property, want := range map[string]string{"readonly": "on", "org.debvisor:job": j.id} {
-		if got := sh(j.t, "zfs", "get", "-H", "-o", "value", property, j.target); got != want {
-			j.t.Errorf("%s of %s is %q", property, j.target, got)
-		}
-	}
-	if !j.volume {
-		if got := sh(j.t, "zfs", "get", "-H", "-o", "value", "mounted", j.target); got != "no" {
-			j.t.Error("the copy is mounted")
-		}
-	}
-}
-
-// kept makes sure that both sides keep the cursor and nothing else.
-func (j *job) kept(cursor string) {
-	j.t.Helper()
-	for _, dataset := range []string{j.source, j.target} {
-		if got := holds(j.t, dataset); !slices.Equal(got, []string{cursor + " debvisor:" + j.id}) {
-			j.t.Errorf("holds of %s: %v; want one of @%s", dataset, got, cursor)
-		}
-	}
-	marks := strings.Fields(sh(j.t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source))
-	if want := fmt.Sprintf("%s#debvisor-%s-%x", j.source, j.id, guid(j.t, j.source+"@"+cursor)); !slices.Equal(marks, []string{want}) {
-		j.t.Errorf("bookmarks %v; want %s", marks, want)
-	}
-}
-
-// chained makes sure that some snapshot is held on both sides, and that of one which
-// the target holds the source has a bookmark. It fits every moment between two runs'
-// ends, whichever agent is dead: the other does not go back.
-func (j *job) chained(when string) {
-	held, marked := map[string][]string{}, []string(nil)
-	for _, line := range strings.Split(try("zfs", "list", "-Hp", "-o", "name,guid,userrefs", "-d", "1", "-t", "snapshot,bookmark", j.source, j.target), "\n") {
-		f := strings.Fields(line)
-		if len(f) != 3 {
-			j.t.Errorf("%s: %q", when, line)
-			return
-		}
-		if dataset, _, snapshot := strings.Cut(f[0], "@"); !snapshot {
-			marked = append(marked, f[1])
-		} else if f[2] != "0" {
-			held[dataset] = append(held[dataset], f[1])
-		}
-	}
-	both := func(a, b []string) bool {
-		return slices.ContainsFunc(a, func(one string) bool { return slices.Contains(b, one) })
-	}
-	if !both(held[j.source], held[j.target]) || !both(marked, held[j.target]) {
-		j.t.Errorf("%s: held are %v, bookmarks are of %v", when, held, marked)
-	}
-}
-
-// same compares snapshots by guid and by content.
-func (j *job) same(names ...string) {
-	j.t.Helper()
-	for _, name := range names {
-		if s, t := guid(j.t, j.source+"@"+name), guid(j.t, j.target+"@"+name); s != t {
-			j.t.Errorf("@%s: guids %d and %d", name, s, t)
-		}
-		if s, t := j.sum(j.source, name), j.sum(j.target, name); s != t {
-			j.t.Errorf("@%s: sums %s and %s", name, s, t)
-		}
-	}
-}
-
-// sum is a checksum of a snapshot's content, of a clone with the key loaded.
-func (j *job) sum(dataset, name string) string {
-	j.t.Helper()
-	clone := fmt.Sprintf("%s-clone%d", dataset, numbers.Add(1))
-	pool, _, _ := strings.Cut(dataset, "/")
-	if j.raw && pool != "src" && sh(j.t, "zfs", "get", "-H", "-o", "value", "keystatus", dataset) != "available" {
-		sh(j.t, "zfs", "load-key", "-L", "file://"+j.key, dataset)
-		defer func() { try("zfs", "unload-key", dataset) }()
-	}
-	sh(j.t, "zfs", "clone", "-o", "readonly=on", dataset+"@"+name, clone)
-	defer func() { sh(j.t, "zfs", "destroy", clone) }()
-	if j.volume {
-		path := "/dev/zvol/" + clone
-		j.until("the clone's device", func() bool { _, err := os.Stat(path); return err == nil })
-		return sh(j.t, "sh", "-c", "sha256sum < "+path)
-	}
-	return sh(j.t, "sh", "-c", "cd /mnt/"+clone+" && find . -type f | sort | xargs -r sha256sum | sha256sum")
-}
-
-// nothingPartial makes sure that no rest of a receive is there.
-func (j *job) nothingPartial() {
-	j.t.Helper()
-	pool, _, _ := strings.Cut(j.target, "/")
-	for _, line := range strings.Split(sh(j.t, "zfs", "get", "-H", "-o", "name,value", "-t", "filesystem,volume", "-r", "receive_resume_token", pool), "\n") {
-		if f := strings.Fields(line); len(f) == 2 && f[1] != "-" {
-			j.t.Errorf("partial: %s", f[0])
-		}
-	}
 }
