@@ -820,7 +820,9 @@ type VMDisk struct {
 	// libvirt's device: disk, cdrom, floppy, lun.
 	Device string `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
 	// What holds it: the storage_id of a file system (see FileSystem), or the
-	// network storage's own name; empty: unknown.
+	// network storage's own name; of RBD that is rbd:CLUSTER/POOL, where CLUSTER is
+	// the cluster's fsid, or its monitors where the node does not know it. Empty:
+	// unknown.
 	StorageId string `protobuf:"bytes,10,opt,name=storage_id,json=storageId,proto3" json:"storage_id,omitempty"`
 	// Other nodes see the same bytes under the same name.
 	Shared bool `protobuf:"varint,11,opt,name=shared,proto3" json:"shared,omitempty"`

@@ -36,7 +36,9 @@ type CephInventory struct {
 	// As whom the agent speaks to it, such as client.debvisor.
 	Entity string `protobuf:"bytes,5,opt,name=entity,proto3" json:"entity,omitempty"`
 	// Why Ceph does not answer: all else is as last seen; empty: it answers.
-	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	// Where its monitors are, host:port, in the order of their names.
+	Monitors      []string `protobuf:"bytes,7,rep,name=monitors,proto3" json:"monitors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -111,6 +113,13 @@ func (x *CephInventory) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *CephInventory) GetMonitors() []string {
+	if x != nil {
+		return x.Monitors
+	}
+	return nil
 }
 
 // CephPool is one pool.
@@ -1590,14 +1599,15 @@ var File_debvisor_agent_v1_rbd_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_rbd_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/agent/v1/rbd.proto\x12\x11debvisor.agent.v1\x1a\x1edebvisor/agent/v1/freeze.proto\"\xb6\x01\n" +
+	"\x1bdebvisor/agent/v1/rbd.proto\x12\x11debvisor.agent.v1\x1a\x1edebvisor/agent/v1/freeze.proto\"\xd2\x01\n" +
 	"\rCephInventory\x12\x12\n" +
 	"\x04fsid\x18\x01 \x01(\tR\x04fsid\x121\n" +
 	"\x05pools\x18\x02 \x03(\v2\x1b.debvisor.agent.v1.CephPoolR\x05pools\x12\x16\n" +
 	"\x06health\x18\x03 \x01(\tR\x06health\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
 	"\x06entity\x18\x05 \x01(\tR\x06entity\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"~\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1a\n" +
+	"\bmonitors\x18\a \x03(\tR\bmonitors\"~\n" +
 	"\bCephPool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x1d\n" +

@@ -779,8 +779,9 @@ type DiskTransfer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The guest's name of it, such as "vda".
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
-	// file or block.
+	// file, block or network.
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// Of an image of RBD: pool/image, or pool/namespace/image.
 	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	// raw or qcow2.
 	Format string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
@@ -801,7 +802,11 @@ type DiskTransfer struct {
 	// The target's volume has room for all of it reserved.
 	VolumeReserved bool `protobuf:"varint,12,opt,name=volume_reserved,json=volumeReserved,proto3" json:"volume_reserved,omitempty"`
 	// Why this action and not another, for people.
-	Reason        string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of a disk of type network that is an image of RBD, whose name is path: the
+	// cluster that it is in. The target makes sure that it sees the image there,
+	// and that writers need its exclusive lock. Empty: it is none.
+	CephFsid      string `protobuf:"bytes,14,opt,name=ceph_fsid,json=cephFsid,proto3" json:"ceph_fsid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +928,13 @@ func (x *DiskTransfer) GetVolumeReserved() bool {
 func (x *DiskTransfer) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskTransfer) GetCephFsid() string {
+	if x != nil {
+		return x.CephFsid
 	}
 	return ""
 }
@@ -1998,7 +2010,7 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"generation\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x05 \x01(\x04R\ttimeoutMs\x12\x14\n" +
-	"\x05force\x18\x06 \x01(\bR\x05force\"\xac\x03\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"\xc9\x03\n" +
 	"\fDiskTransfer\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -2014,7 +2026,8 @@ const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"zfsDataset\x12,\n" +
 	"\x12volume_block_bytes\x18\v \x01(\x04R\x10volumeBlockBytes\x12'\n" +
 	"\x0fvolume_reserved\x18\f \x01(\bR\x0evolumeReserved\x12\x16\n" +
-	"\x06reason\x18\r \x01(\tR\x06reason\"\xb0\x02\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1b\n" +
+	"\tceph_fsid\x18\x0e \x01(\tR\bcephFsid\"\xb0\x02\n" +
 	"\x0eMigrationRight\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\avm_uuid\x18\x03 \x01(\tR\x06vmUuid\x12\x17\n" +
