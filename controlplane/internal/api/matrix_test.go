@@ -150,26 +150,26 @@ func moveFixtures() map[string]fixture {
 		},
 		debvisorv1.MigrationService_FailoverVM_FullMethodName: {
 			request: func(o *objects) proto.Message { return &debvisorv1.VMRef{VmId: o.vm} },
-			scoped:  true, found: codes.Unimplemented,
+			scoped:  true, found: codes.Aborted,
 		},
 		debvisorv1.MigrationService_PlanFailover_FullMethodName: {
 			request: func(o *objects) proto.Message {
 				return &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: o.vm}}
 			},
-			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+			scoped: true,
 		},
 		debvisorv1.MigrationService_ExecuteFailover_FullMethodName: {
 			request: func(o *objects) proto.Message {
-				return &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: o.vm}}
+				return &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: o.vm}, NodeIsOff: true}
 			},
-			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+			scoped: true, found: codes.Aborted,
 		},
-		debvisorv1.MigrationService_ListLostCopies_FullMethodName: {request: always(&debvisorv1.Empty{}), found: codes.Unimplemented},
+		debvisorv1.MigrationService_ListLostCopies_FullMethodName: {request: always(&debvisorv1.Empty{})},
 		debvisorv1.MigrationService_ReverseReplication_FullMethodName: {
 			request: func(o *objects) proto.Message {
-				return &debvisorv1.LostCopyRef{Vm: &debvisorv1.VMRef{VmId: o.vm}, Node: nodeRef("a")}
+				return &debvisorv1.LostCopyRef{Vm: &debvisorv1.VMRef{VmId: o.vm}, Node: nodeRef("lost")}
 			},
-			scoped: true, found: codes.Unimplemented, missing: codes.Unimplemented,
+			scoped: true, found: codes.FailedPrecondition, // the copy is not gone
 		},
 		debvisorv1.MigrationService_PlanEvacuation_FullMethodName: {request: always(&debvisorv1.EvacuationPlanRequest{Node: nodeRef("a")})},
 		debvisorv1.MigrationService_PlanRebalance_FullMethodName:  {request: always(&debvisorv1.RebalancePlanRequest{})},

@@ -23,6 +23,7 @@ type migrationService struct {
 	operations *operations.Operations
 	desk       *plans.Desk
 	authz      *authz.Authorizer
+	asker      Asker
 }
 
 // reportWait is how long a node may take to report that a domain is gone.
@@ -150,13 +151,4 @@ func (s *migrationService) judge(ctx context.Context, req *debvisorv1.VMMigrateS
 			return result, ctx.Err()
 		}
 	}
-}
-
-// FailoverVM is not built yet. The error is NotFound for a VM that is not in the
-// caller's scope.
-func (s *migrationService) FailoverVM(ctx context.Context, ref *debvisorv1.VMRef) (*debvisorv1.FailoverResult, error) {
-	if _, err := findVM(scopeOf(ctx, s.view.Current()), ref); err != nil {
-		return nil, err
-	}
-	return nil, unbuilt("restart the VMs of a dead node elsewhere")
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"strings"
 
+	"github.com/debvisor/debvisor/controlplane/internal/failover"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
 	"github.com/debvisor/debvisor/controlplane/internal/repldiff/look"
@@ -68,6 +69,10 @@ func failureKind(code string) errdefs.Kind {
 	switch code {
 	case "INTERNAL", "BROKEN_RECORD":
 		return errdefs.Internal
+	case failover.NodeReachable, failover.DefinitionUnknown, failover.BoundToHost, failover.NotProtected, failover.NoProof, failover.DataTooOld,
+		failover.DataLossNotAccepted, failover.ReplicationRunning, failover.CephUnreachable, failover.ReplicaNotThere, failover.NoExclusiveLock,
+		failover.ImageShared, "NO_TARGET", "NODE_LOST", "REPLICA_CHANGED":
+		return errdefs.FailedPrecondition
 	case "PLAN_REFUSED", "SOURCE_NOT_GONE", "EVACUATION_BLOCKED", "RESTORE_BLOCKED", "PLAN_STOPPED", "NODE_UNCORDONED",
 		"VM_CONFLICT", "VM_NOT_PERSISTENT", "VM_PAUSED", "VM_MIGRATING", "VM_ELSEWHERE", "PLACEMENT_CHANGED", "STALE_PLACEMENT",
 		repldiff.SourceReplaced, repldiff.NoSnapshot, repldiff.SameDataset, repldiff.TargetUnrelated, repldiff.Diverged, repldiff.PlanChanged,

@@ -81,6 +81,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterOperationServiceServer(to, &operationService{view: s.cfg.View, operations: s.cfg.Operations})
 	debvisorv1.RegisterMigrationServiceServer(to, &migrationService{
 		view: s.cfg.View, operations: s.cfg.Operations, desk: plans.NewDesk(s.cfg.View, s.cfg.Store), authz: s.cfg.Authz,
+		asker: s.cfg.Asker,
 	})
 	debvisorv1.RegisterStorageServiceServer(to, &storageService{
 		view: s.cfg.View, operations: s.cfg.Operations, authz: s.cfg.Authz, asker: s.cfg.Asker,

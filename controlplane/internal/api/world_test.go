@@ -138,6 +138,10 @@ func (w *world) seed(o *objects) {
 			Id: o.job, Source: "a", Target: "b", Dataset: o.pool + "/d/x", TargetDataset: o.pool + "/d/x", Tenant: o.tenant, CreatedAt: timestamppb.Now(),
 			LastErrorCode: "ZFS_ERROR", LastError: "of " + o.secret, CursorName: "s1", CursorGuid: 99,
 		}),
+		store.PutProto(store.LostCopyKey(o.vm, "lost"), &storev1.LostCopy{
+			VmUuid: o.vm, VmName: "db", Node: "lost", BroughtBackOn: "a", Operation: o.operation, At: timestamppb.Now(), Tenant: o.tenant,
+			State: storev1.LostCopyState_LOST_COPY_STATE_AWAITED, LastError: "of " + o.secret, Proof: []string{"the word of " + o.secret},
+		}),
 		store.PutProto(store.PlanKey(o.plan), &storev1.Plan{
 			Id: o.plan, State: storev1.PlanState_PLAN_STATE_READY, Kind: "migrate", Principal: "svc-" + o.secret, Tenant: o.tenant,
 			CreatedAt: timestamppb.Now(), ExpiresAt: timestamppb.New(time.Now().Add(10 * time.Minute)),

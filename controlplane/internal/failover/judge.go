@@ -64,7 +64,8 @@ type Verdict struct {
 	Allowed bool
 	// Reasons are all that speak against bringing the VM back wherever to.
 	Reasons []planner.Reason
-	// VM is as in the records; Source is its node.
+	// VM is as in the records; Source is its node, Status how that stands.
+	Status       cluster.Entry[*storev1.NodeStatus]
 	VM           cluster.Entry[*storev1.VM]
 	Name, Source string
 	Target       string
@@ -110,6 +111,7 @@ func Judge(s *cluster.Snapshot, r Request) *Verdict {
 		v.no(DefinitionUnknown, "the record of VM %s cannot be read", v.Name)
 		return v
 	}
+	v.Status = s.Statuses[v.Source]
 	v.Start = starts(v.domain.GetState())
 	v.node(s)
 	v.definition(s)
