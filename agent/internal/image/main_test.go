@@ -109,7 +109,7 @@ func runAgent(text string) error {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
-	tellReports(w)
+	tellReports(w, task.GetId())
 	cancel()
 	return <-done
 }
@@ -123,11 +123,14 @@ func decodeTask(text string) (*agentv1.Task, error) {
 	return task, proto.Unmarshal(data, task)
 }
 
-// tellReports prints what is reported, until a task has ended.
-func tellReports(w *worker.Worker) {
+// tellReports prints what is reported of a task, until it has ended.
+func tellReports(w *worker.Worker, id string) {
 	for {
 		reports, next := w.Due()
 		for _, r := range reports {
+			if r.GetTaskId() != id {
+				continue
+			}
 			p := r.GetProgress().GetRbd()
 			line := said{Phase: p.GetPhase(), Done: p.GetDone()}
 			if r.GetOutcome() != nil {
@@ -136,6 +139,7 @@ func tellReports(w *worker.Worker) {
 			text, _ := json.Marshal(line)
 			fmt.Println(string(text))
 			if r.GetOutcome() != nil {
+				_ = w.Acknowledge(id)
 				return
 			}
 		}
