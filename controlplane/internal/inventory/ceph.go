@@ -47,7 +47,7 @@ func (c *ceph) take(inv *agentv1.Inventory, now time.Time) {
 // sameCeph tells whether two inventories differ by sizes only.
 func sameCeph(a, b *agentv1.CephInventory) bool {
 	return (a == nil) == (b == nil) && a.GetFsid() == b.GetFsid() && a.GetHealth() == b.GetHealth() && a.GetVersion() == b.GetVersion() &&
-		a.GetEntity() == b.GetEntity() && a.GetError() == b.GetError() &&
+		a.GetEntity() == b.GetEntity() && a.GetError() == b.GetError() && slices.Equal(a.GetMonitors(), b.GetMonitors()) &&
 		slices.EqualFunc(a.GetPools(), b.GetPools(), func(a, b *agentv1.CephPool) bool {
 			return a.GetName() == b.GetName() && a.GetId() == b.GetId() && a.GetRbd() == b.GetRbd()
 		})
