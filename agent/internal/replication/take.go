@@ -257,16 +257,23 @@ type taking struct {
 	l    *link
 	step *agentv1.ReplicationStep
 
-	zfs    *zfs.Receiver
-	broken error // zfs has taken no more
-	ended  bool  // zfs has ended by itself
-	more   bool  // the stream went on then
+	zfs     *zfs.Receiver
+	checked bool  // the stream's header is the planned one's
+	broken  error // zfs has taken no more
+	ended   bool  // zfs has ended by itself
+	more    bool  // the stream went on then
 }
 
 // run takes the stream's parts to its end. whole: zfs has all of it. An error is
-// the connection's, or says that the source is not to be trusted.
+// the connection's, or says that the source is not to be trusted. zfs is started
+// while the source's is: it does nothing before it has a header.
 func (t *taking) run(ctx context.Context) (whole bool, err error) {
 	defer t.cut()
+	if t.zfs, err = t.c.r.zfs.Receive(ctx, t.c.receiveSpec(t.step)); err != nil {
+		if err := t.fail(err); err != nil {
+			return false, err
+		}
+	}
 	for {
 		kind, content, err := t.l.next(t.c.buf)
 		if err != nil {
@@ -295,7 +302,7 @@ func (t *taking) data(ctx context.Context, p []byte) error {
 		t.more = t.more || t.ended
 		return nil // passed over until the source has heard
 	}
-	if t.zfs == nil {
+	if !t.checked {
 		h, err := readHeader(p)
 		if err == nil {
 			err = h.check(t.c.spec, t.step)
@@ -303,9 +310,7 @@ func (t *taking) data(ctx context.Context, p []byte) error {
 		if err != nil {
 			return refuse(CodeStreamRefused, "the source of %s sent %v", t.c.dataset(), err)
 		}
-		if t.zfs, err = t.c.r.zfs.Receive(ctx, t.c.receiveSpec(t.step)); err != nil {
-			return t.fail(err)
-		}
+		t.checked = true
 	}
 	if err := t.c.r.arriving.Wait(ctx, len(p)); err != nil {
 		return err
@@ -338,7 +343,7 @@ func (t *taking) end() (whole bool, err error) {
 		return false, nil
 	case t.ended:
 		return true, nil
-	case t.zfs == nil:
+	case !t.checked:
 		return false, refuse(CodeStreamRefused, "the source sent an empty stream")
 	}
 	r := t.zfs
