@@ -50,7 +50,7 @@ func TestLyingSource(t *testing.T) {
 	good := begin{ToGUID: steps[0].GetToGuid()}
 	s1 := streamOf(t, "-c", "-L", "-e", j.source+"@s1")
 	renamed := bytes.Clone(streamOf(t, "-c", "-L", "-e", j.source+"@s2"))
-	copy(renamed[offsetToGUID:], s1[offsetToGUID:offsetToGUID+8])
+	copy(renamed[zfs.StreamOffsetToGUID:], s1[zfs.StreamOffsetToGUID:zfs.StreamOffsetToGUID+8])
 	for _, c := range []struct {
 		name   string
 		begin  begin
@@ -211,7 +211,7 @@ func TestLyingTarget(t *testing.T) {
 				t.Errorf("%d bytes were sent", len(got))
 			}
 			if len(got) > 0 {
-				if h, err := readHeader(got); err != nil || h.toGUID != steps[0].GetToGuid() || h.fromGUID != 0 {
+				if h, err := readHeader(got); err != nil || h.ToGUID != steps[0].GetToGuid() || h.FromGUID != 0 {
 					t.Errorf("what was sent is %+v, %v", h, err)
 				}
 			}

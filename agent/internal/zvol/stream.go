@@ -1,6 +1,7 @@
 package zvol
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -149,10 +150,13 @@ func (v Volume) Take(ctx context.Context, from uint64, to zfs.Ref, resumed bool,
 	if has.GetGuid() != from {
 		return v.fail(codeFailed, "the stream begins at a snapshot (guid %d) that is not the target's newest (guid %d)", from, has.GetGuid())
 	}
+	if resumed && has.GetResumeToken() == "" {
+		return v.fail(codeFailed, "there is nothing that could be resumed")
+	}
+	if r, err = v.checked(r, from, to); err != nil {
+		return err
+	}
 	if resumed != (has.GetResumeToken() != "") {
-		if resumed {
-			return v.fail(codeFailed, "there is nothing that could be resumed")
-		}
 		if err := v.ZFS.AbortReceive(ctx, v.at(from)); err != nil {
 			return err
 		}
@@ -178,6 +182,24 @@ func (v Volume) Take(ctx context.Context, from uint64, to zfs.Ref, resumed bool,
 		return v.fail(codeFailed, "the stream brought another snapshot (guid %d) than was said (guid %d)", has.GetGuid(), to.GUID)
 	}
 	return v.holdNewest(ctx, to.GUID)
+}
+
+// checked is the stream, if it says of itself that it is the one that was announced.
+// Nothing is touched for another.
+func (v Volume) checked(r io.Reader, from uint64, to zfs.Ref) (io.Reader, error) {
+	head := make([]byte, zfs.StreamHeaderSize)
+	n, err := io.ReadFull(r, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	h, err := zfs.ReadStreamHeader(head[:n])
+	if err == nil {
+		err = h.Check(zfs.PlannedStream{To: to.Name, ToGUID: to.GUID, FromGUID: from, Volume: true})
+	}
+	if err != nil {
+		return nil, v.fail(codeFailed, "the source sent %v", err)
+	}
+	return io.MultiReader(bytes.NewReader(head), r), nil
 }
 
 // at is the name that a stream goes to: the first one has its own.

@@ -352,6 +352,18 @@ func TestRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for name, stream := range map[string]io.Reader{
+		"nothing": strings.NewReader(""), "garbage": strings.NewReader(strings.Repeat("x", 4096)),
+		"a package of streams": sent(t, "-R", to.FullName()), "a raw stream": sent(t, "-w", encrypted(t, source)+"@s"),
+		"of a file system": sent(t, fileSystem(t, source)+"@s"),
+	} {
+		if err := target.Take(ctx, 0, to, false, stream); err == nil || errdefs.Of(err).Code != codeFailed {
+			t.Errorf("%s: %v", name, err)
+		}
+		if f, ok, err := target.find(ctx, target.own()); ok || err != nil {
+			t.Errorf("%s: there is %+v, %v", name, f, err)
+		}
+	}
 	if _, _, err := source.Next(ctx, &agentv1.LookVolumeResponse{Guid: 4711}, to); err == nil {
 		t.Error("an increment to a snapshot that the source never sent")
 	}
@@ -378,6 +390,31 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// sent is a stream of zfs's.
+func sent(t *testing.T, args ...string) io.Reader {
+	t.Helper()
+	out, err := exec.Command("zfs", append([]string{"send"}, args...)...).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.NewReader(out)
+}
+
+// fileSystem and encrypted are datasets with a snapshot, beside the source's.
+func fileSystem(t *testing.T, v Volume) string {
+	t.Helper()
+	run(t, "zfs", "create", v.name()+"-fs")
+	run(t, "zfs", "snapshot", v.name()+"-fs@s")
+	return v.name() + "-fs"
+}
+
+func encrypted(t *testing.T, v Volume) string {
+	t.Helper()
+	run(t, "sh", "-c", "echo a secret of many letters | zfs create -s -V 8M -o encryption=on -o keyformat=passphrase "+v.name()+"-secret")
+	run(t, "zfs", "snapshot", v.name()+"-secret@s")
+	return v.name() + "-secret"
+}
+
 func TestRemove(t *testing.T) {
 	source, _ := pair(t)
 	ctx := t.Context()
@@ -398,14 +435,16 @@ func TestRemove(t *testing.T) {
 	if got := run(t, "zfs", "get", "-H", "-o", "value", "readonly", source.Aside()); got != "on" {
 		t.Errorf("readonly is %s", got)
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for {
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for deadline := time.After(20 * time.Second); ; {
 		if name, _ := deviceOf(source.Disk.GetPath()); name == "" {
 			return
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-deadline:
 			t.Fatal("the VM's name still leads to it")
 		}
-		time.Sleep(poll)
 	}
 }
