@@ -83,8 +83,24 @@ func (c *cluster) serve(ctx context.Context, r *request) (proto.Message, error) 
 		return c.inventory(ctx, r)
 	case verbImage:
 		return c.image(ctx, r)
+	case verbList:
+		return c.list(ctx, r)
 	case verbCreate:
 		return c.create(ctx, r)
+	case verbRemove:
+		return c.remove(ctx, r)
+	case verbClone:
+		return c.clone(ctx, r)
+	case verbFlatten:
+		return c.flatten(ctx, r)
+	case verbRemoveImage:
+		return c.removeImage(ctx, r)
+	case verbFence:
+		return c.fence(ctx, r)
+	case verbUnfence:
+		return c.unfence(ctx, r)
+	case verbBlocklist:
+		return c.blocklisted(ctx, r)
 	}
 	return nil, errdefs.New(errdefs.Unimplemented, CodeCeph, "a request of an unknown kind: %d", r.verb)
 }

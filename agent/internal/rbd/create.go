@@ -8,8 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/ceph/go-ceph/rbd"
-
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -20,6 +18,10 @@ func (c *cluster) create(ctx context.Context, r *request) (proto.Message, error)
 	q, err := decoded(r.payload, &agentv1.RbdSnapshotCreate{})
 	if err != nil {
 		return nil, err
+	}
+	if q.GetGroup() != "" {
+		made, err := c.createGroup(ctx, r, q)
+		return &agentv1.RbdOutcome{Made: made}, err
 	}
 	i, err := c.open(ctx, r, q.GetImages()[0], true)
 	if err != nil {
@@ -84,5 +86,3 @@ func (i *image) made(ctx context.Context, r *request, q *agentv1.RbdSnapshotCrea
 	}
 	return nil, nil
 }
-
-var _ = rbd.NoSnapshot

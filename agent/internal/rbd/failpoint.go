@@ -2,8 +2,20 @@ package rbd
 
 // Where the child may die between two of its promises; the fault tests end it there.
 const (
-	pointSnapshotMarked = "rbdSnapshotMarked" // metadata written, no snapshot yet
-	pointSnapshotTaken  = "rbdSnapshotTaken"  // taken, nobody has heard
+	pointSnapshotMarked  = "rbdSnapshotMarked"  // metadata written, no snapshot yet
+	pointSnapshotTaken   = "rbdSnapshotTaken"   // taken, nobody has heard
+	pointSnapshotRemoved = "rbdSnapshotRemoved" // gone, its metadata not
+	pointGroupFilled     = "rbdGroupFilled"     // the group has its images, and no snapshot
+	pointGroupTaken      = "rbdGroupTaken"      // the group's snapshot is taken, nobody has heard
+	pointGroupLeaving    = "rbdGroupLeaving"    // a part may go, and is still there
+	pointGroupRemoved    = "rbdGroupRemoved"    // the group's snapshot is gone, its metadata not
+	pointCloneGrown      = "rbdCloneGrown"      // cloned, with its parent's metadata
+	pointCloneCleaned    = "rbdCloneCleaned"    // without it
+	pointCloneMarked     = "rbdCloneMarked"     // complete, not renamed
+	pointCloneRenamed    = "rbdCloneRenamed"    // all done, nobody has heard
+	pointImageTrashed    = "rbdImageTrashed"    // in the trash, not removed
+	pointImageRemoved    = "rbdImageRemoved"    // gone, nobody has heard
+	pointFenced          = "rbdFenced"          // one address is blocklisted
 )
 
 func failpoint(point string) {
@@ -12,5 +24,29 @@ func failpoint(point string) {
 		// gofail: var rbdSnapshotMarked struct{}
 	case pointSnapshotTaken:
 		// gofail: var rbdSnapshotTaken struct{}
+	case pointSnapshotRemoved:
+		// gofail: var rbdSnapshotRemoved struct{}
+	case pointGroupFilled:
+		// gofail: var rbdGroupFilled struct{}
+	case pointGroupTaken:
+		// gofail: var rbdGroupTaken struct{}
+	case pointGroupLeaving:
+		// gofail: var rbdGroupLeaving struct{}
+	case pointGroupRemoved:
+		// gofail: var rbdGroupRemoved struct{}
+	case pointCloneGrown:
+		// gofail: var rbdCloneGrown struct{}
+	case pointCloneCleaned:
+		// gofail: var rbdCloneCleaned struct{}
+	case pointCloneMarked:
+		// gofail: var rbdCloneMarked struct{}
+	case pointCloneRenamed:
+		// gofail: var rbdCloneRenamed struct{}
+	case pointImageTrashed:
+		// gofail: var rbdImageTrashed struct{}
+	case pointImageRemoved:
+		// gofail: var rbdImageRemoved struct{}
+	case pointFenced:
+		// gofail: var rbdFenced struct{}
 	}
 }

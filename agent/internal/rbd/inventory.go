@@ -25,11 +25,6 @@ func (c *cluster) inventory(ctx context.Context, r *request) (proto.Message, err
 			}
 		}
 	}
-	var pools []struct {
-		Name         string         `json:"pool_name"`
-		ID           int64          `json:"pool_id"`
-		Applications map[string]any `json:"application_metadata"`
-	}
 	for _, q := range []struct {
 		command map[string]any
 		into    any
@@ -37,13 +32,20 @@ func (c *cluster) inventory(ctx context.Context, r *request) (proto.Message, err
 		{map[string]any{"prefix": "health"}, &health},
 		{map[string]any{"prefix": "version"}, &version},
 		{map[string]any{"prefix": "df"}, &usage},
-		{map[string]any{"prefix": "osd pool ls", "detail": "detail"}, &pools},
 	} {
 		if err := c.mon(ctx, r, q.command, q.into); err != nil {
 			return nil, err
 		}
 	}
-	inv := &agentv1.CephInventory{Fsid: c.fsid, Health: health.Status, Version: versionNumber(version.Version)}
+	pools, err := c.pools(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	monitors, err := c.monitors(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	inv := &agentv1.CephInventory{Fsid: c.fsid, Health: health.Status, Version: versionNumber(version.Version), Monitors: monitors}
 	for _, p := range pools {
 		_, forRBD := p.Applications["rbd"]
 		pool := &agentv1.CephPool{Name: p.Name, Id: p.ID, Rbd: forRBD}
@@ -56,6 +58,20 @@ func (c *cluster) inventory(ctx context.Context, r *request) (proto.Message, err
 	}
 	slices.SortFunc(inv.Pools, func(a, b *agentv1.CephPool) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return inv, nil
+}
+
+// poolDetail is what the monitors tell of a pool.
+type poolDetail struct {
+	Name         string         `json:"pool_name"`
+	ID           int64          `json:"pool_id"`
+	PGs          int            `json:"pg_num"`
+	Applications map[string]any `json:"application_metadata"`
+}
+
+func (c *cluster) pools(ctx context.Context, r *request) ([]poolDetail, error) {
+	var pools []poolDetail
+	err := c.mon(ctx, r, map[string]any{"prefix": "osd pool ls", "detail": "detail"}, &pools)
+	return pools, err
 }
 
 // versionNumber is 16.2.15 of "ceph version 16.2.15 (618f…) pacific (stable)".

@@ -24,6 +24,15 @@ type snapshotMark struct {
 	// removed, once those of the others are.
 	Group   string `json:"group,omitempty"`
 	Leaving bool   `json:"leaving,omitempty"`
+	// Parts are the images of the group's snapshot, with their ids.
+	Parts []part `json:"parts,omitempty"`
+}
+
+// part is an image by its id: names change.
+type part struct {
+	Pool      string `json:"pool"`
+	Namespace string `json:"namespace,omitempty"`
+	ID        string `json:"id"`
 }
 
 // cloneMark is on a clone that is complete.

@@ -14,3 +14,12 @@ func Shown(id *agentv1.RbdImageID) string {
 func ShownSnapshot(id *agentv1.RbdSnapshotID) string {
 	return Shown(id.GetImage()) + "@" + id.GetName()
 }
+
+// growing is the name of a clone until it is complete.
+func growing(operation string) string { return ".dv-" + operation }
+
+// Growing is the clone of an operation that did not come to its end; RemoveImage
+// takes it away.
+func Growing(image *agentv1.RbdImageID, operation string) *agentv1.RbdImageID {
+	return &agentv1.RbdImageID{Pool: image.GetPool(), Namespace: image.GetNamespace(), Name: growing(operation)}
+}

@@ -131,7 +131,7 @@ func (p *process) live() error {
 	go func() {
 		err := p.read(answers, hurry)
 		broken <- err
-		p.kill(err)
+		_ = p.cmd.Process.Kill() // it says nothing more, or nothing that makes sense
 	}()
 	err = p.cmd.Wait()
 	if said := <-broken; !errors.Is(said, io.EOF) {

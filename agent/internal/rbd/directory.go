@@ -1,0 +1,71 @@
+//go:build ceph_preview
+
+package rbd
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/ceph/go-ceph/rados"
+
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+)
+
+// Where Ceph keeps the names of images (format 2; src/cls/rbd and rbd_types.h): the
+// directory object's omap has name_<name> → id, and an object rbd_id.<name> has the
+// id, by which the image is opened.
+const (
+	directoryObject = "rbd_directory"
+	directoryName   = "name_"
+	idObject        = "rbd_id."
+)
+
+// entry is the id that a name leads to, in either place; empty: to none.
+type entry struct{ dir, object string }
+
+// directory looks a name up in both places.
+func (c *cluster) directory(ctx context.Context, r *request, pool *rados.IOContext, id *agentv1.RbdImageID) (entry, error) {
+	var e entry
+	if err := r.step(ctx, "looking for %s in its pool's directory", Shown(id)); err != nil {
+		return e, err
+	}
+	key := directoryName + id.GetName()
+	values, err := pool.GetOmapValues(directoryObject, "", key, 1) // the first of the prefix is the key itself
+	if err != nil && errno(err) != notFound {
+		return e, translate(err, false, "looking for %s in its pool's directory", Shown(id))
+	}
+	e.dir = text(values[key])
+	if err := r.step(ctx, "looking for the id of %s", Shown(id)); err != nil {
+		return e, err
+	}
+	content := make([]byte, 256)
+	n, err := pool.Read(idObject+id.GetName(), content, 0)
+	if err != nil && errno(err) != notFound {
+		return e, translate(err, false, "looking for the id of %s", Shown(id))
+	}
+	e.object = text(content[:n])
+	return e, nil
+}
+
+// forget takes the name away that opens an image, and leaves the image alone.
+func (c *cluster) forget(ctx context.Context, r *request, pool *rados.IOContext, id *agentv1.RbdImageID) error {
+	if err := r.step(ctx, "removing the left-over name %s", Shown(id)); err != nil {
+		return err
+	}
+	if err := pool.Delete(idObject + id.GetName()); err != nil && errno(err) != notFound {
+		return translate(err, true, "removing the left-over name %s", Shown(id))
+	}
+	return nil
+}
+
+// text is a string as Ceph encodes it: its length as four bytes, then itself.
+func text(encoded []byte) string {
+	if len(encoded) < 4 {
+		return ""
+	}
+	size := binary.LittleEndian.Uint32(encoded)
+	if uint64(size) > uint64(len(encoded)-4) {
+		return ""
+	}
+	return string(encoded[4 : 4+size])
+}

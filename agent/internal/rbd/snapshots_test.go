@@ -1,0 +1,101 @@
+package rbd
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+)
+
+func TestInventoryIsTheCluster(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	inv, err := r.Inventory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inv.GetFsid() != r.admin("ceph", "fsid") || inv.GetVersion() == "" || inv.GetHealth() == "" || inv.GetEntity() != "client.debvisor" {
+		t.Errorf("inventory %v", inv)
+	}
+	if len(inv.GetPools()) != 2 || inv.GetPools()[0].GetName() != "fast" || !inv.GetPools()[0].GetRbd() || inv.GetPools()[1].GetId() == 0 {
+		t.Errorf("pools %v", inv.GetPools())
+	}
+}
+
+func TestASnapshotIsTakenOncePerOperation(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	spec := SnapshotSpec{Image: disk, Name: "daily", Operation: "op-1", Label: "nightly", Set: "set-1", Template: true}
+	first, err := r.CreateSnapshot(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := r.CreateSnapshot(t.Context(), spec)
+	if err != nil || !proto.Equal(first, again) {
+		t.Errorf("again: %v, %v; first %v", again, err, first)
+	}
+	spec.Operation = "op-2"
+	_, err = r.CreateSnapshot(t.Context(), spec)
+	refused(t, err, CodeSnapshotExists)
+	r.admin("rbd", "snap", "create", Shown(disk)+"@byhand")
+	spec.Name = "byhand"
+	_, err = r.CreateSnapshot(t.Context(), spec)
+	refused(t, err, CodeSnapshotExists)
+
+	image, snapshots, err := r.Image(t.Context(), disk, true)
+	if err != nil || len(snapshots) != 2 || image.GetImage().GetId() == "" || image.GetSizeBytes() != 16<<20 || image.GetCreated() == 0 {
+		t.Fatalf("image %v, snapshots %v: %v", image, snapshots, err)
+	}
+	s := snapshots[0]
+	if s.GetSnapshot().GetId() != first.GetId() || s.GetOperation() != "op-1" || s.GetLabel() != "nightly" || s.GetSet() != "set-1" || !s.GetTemplate() || s.GetCreated() == 0 {
+		t.Errorf("snapshot %v", s)
+	}
+	if len(image.GetWatchers()) != 0 || len(image.GetLockers()) != 0 {
+		t.Errorf("somebody has it open: %v", image)
+	}
+	if snapshots[1].GetOperation() != "" {
+		t.Errorf("a foreign snapshot looks ours: %v", snapshots[1])
+	}
+}
+
+func TestWhatIsNotThereIsSaidSo(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	_, _, err := r.Image(t.Context(), r.id("vms", "other"), false)
+	refused(t, err, CodeImageNotFound)
+	_, _, err = r.Image(t.Context(), r.id("none", "disk"), false)
+	refused(t, err, CodePoolNotFound)
+	disk.Id = "123"
+	_, _, err = r.Image(t.Context(), disk, false)
+	refused(t, err, CodeImageReplaced)
+	none := New(Config{Conf: t.TempDir() + "/ceph.conf"})
+	if none.Present() {
+		t.Error("a Ceph without configuration")
+	}
+	_, err = none.Inventory(t.Context())
+	refused(t, err, CodeNoCeph)
+}
+
+func TestADeadChildLeavesOneSnapshot(t *testing.T) {
+	t.Parallel()
+	for _, point := range []string{pointSnapshotMarked, pointSnapshotTaken} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			r := newRoom(t)
+			disk := r.disk("disk")
+			c := r.client(point)
+			spec := SnapshotSpec{Image: disk, Name: "daily", Operation: "op-1"}
+			_, err := c.CreateSnapshot(t.Context(), spec)
+			refused(t, err, CodeUnknown)
+			made, err := c.CreateSnapshot(t.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, snapshots, err := c.Image(t.Context(), disk, true)
+			if err != nil || len(snapshots) != 1 || snapshots[0].GetOperation() != "op-1" || snapshots[0].GetSnapshot().GetId() != made.GetId() {
+				t.Errorf("snapshots %v: %v", snapshots, err)
+			}
+		})
+	}
+}
