@@ -24,20 +24,24 @@ func (s *site) unfenceTask(op string, attempt int, entries ...string) *agentv1.T
 type writer struct {
 	cmd  *exec.Cmd
 	out  *strings.Builder
-	done chan error
+	done chan struct{}
+	err  error // once done
 }
 
 func (s *site) writer(spec string) *writer {
 	s.t.Helper()
-	w := &writer{out: &strings.Builder{}, done: make(chan error, 1)}
+	w := &writer{out: &strings.Builder{}, done: make(chan struct{})}
 	w.cmd = exec.Command("rbd", "-c", s.cluster.Conf(), "--id", ceph.Libvirt, "bench", "--io-type", "write", "--io-size", "4096", "--io-threads", "1", "--io-total", "1T", spec)
 	w.cmd.Stdout, w.cmd.Stderr = w.out, w.out
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := w.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	go func() { w.done <- w.cmd.Wait() }()
-	s.t.Cleanup(func() { _ = w.cmd.Process.Kill() })
+	go func() {
+		w.err = w.cmd.Wait()
+		close(w.done)
+	}()
+	s.t.Cleanup(func() { _ = w.cmd.Process.Kill(); <-w.done })
 	s.eventually("the writer holds the lock", func() bool { return strings.Contains(s.rbd("lock", "ls", spec), "auto") })
 	return w
 }
@@ -93,8 +97,8 @@ func TestFence(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case err := <-w.done:
-			if err == nil {
+		case <-w.done:
+			if w.err == nil {
 				t.Errorf("%q: the writer ended well: %s", point, w.out)
 			}
 		case <-time.After(within):
@@ -150,11 +154,11 @@ func TestFencesThatCannotBe(t *testing.T) {
 			t.Errorf("%s: %v; %s", name, out, s.blocklist())
 		}
 		select {
-		case err := <-w.done:
-			t.Errorf("%s: the writer has ended: %v: %s", name, err, w.out)
+		case <-w.done:
+			t.Errorf("%s: the writer has ended: %v: %s", name, w.err, w.out)
 		default:
 			_ = w.cmd.Process.Kill()
-			_ = <-w.done
+			<-w.done
 		}
 	}
 }

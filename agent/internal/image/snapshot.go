@@ -107,8 +107,10 @@ func (s *taking) doFrozen(ctx context.Context) error {
 	s.pass(pointSnapshotBefore)
 	called := false
 	var err error
-	s.frozen, err = s.cfg.Freezer.Frozen(ctx, s.spec.GetFreeze(), func(ctx context.Context) error {
+	s.frozen, err = s.cfg.Freezer.Frozen(ctx, s.spec.GetFreeze(), func(context.Context) error {
 		called = true
+		// To its own end, not to the freeze's: the guest is thawed in time nevertheless,
+		// and what was abandoned might be done after it was looked for.
 		return s.create(ctx)
 	})
 	switch {
@@ -124,7 +126,7 @@ func (s *taking) doFrozen(ctx context.Context) error {
 		return err
 	case required:
 		return s.withdraw(ctx, err)
-	case passing(err): // the freeze's budget may have cut it short
+	case passing(err):
 		s.frozen = &agentv1.FreezeOutcome{Reason: "Ceph did not take the snapshots while the guest was frozen: " + messageOf(err)}
 		return s.insist(ctx, "taking snapshots", s.create)
 	}
