@@ -134,11 +134,13 @@ func TestConflict(t *testing.T) {
 			if plan := answer.(*debvisorv1.MigrationPlanResult); plan.GetAllowed() || !holds(plan.GetMessage(), "conflict") {
 				t.Errorf("a plan says %v", plan)
 			}
-		case "FailoverVM":
-			if status.Code(err) == codes.Unimplemented {
-				break // nothing can happen
+		case "PlanFailover":
+			c.must(err)
+			if plan := answer.(*debvisorv1.FailoverPlan); plan.GetAllowed() || !holds(plan.GetMessage(), "conflict") {
+				t.Errorf("the plan of a failover says %v", plan)
 			}
-			fallthrough
+		case "ReverseReplication": // about a lost copy: the VM alone names none
+			refused(t, err, codes.InvalidArgument)
 		default:
 			if d := refused(t, err, codes.FailedPrecondition); !holds(fmt.Sprint(d.GetCode(), d.GetContext()), "VM_CONFLICT") || !holds(err.Error(), n.Name, other.Name) {
 				t.Errorf("%s is refused with %v: %v", name, d, err)

@@ -187,7 +187,7 @@ func TestMigrateVMRefused(t *testing.T) {
 	if n := len(r.view.Current().Operations); n != 0 {
 		t.Errorf("refusals left %d operations", n)
 	}
-	if _, err := migrations.FailoverVM(t.Context(), &debvisorv1.VMRef{VmId: "web"}); errdefs.FromStatus(err).Kind != errdefs.Unimplemented {
+	if _, err := migrations.FailoverVM(t.Context(), &debvisorv1.VMRef{VmId: "web"}); !strings.Contains(errdefs.FromStatus(err).Context["reasons"], "NODE_REACHABLE") {
 		t.Errorf("failover: %v", err)
 	}
 }

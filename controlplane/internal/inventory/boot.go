@@ -112,14 +112,14 @@ func (i *Inventory) toStart(s *cluster.Snapshot, n *node) []cluster.Entry[*store
 }
 
 // elsewhere tells whether another node has the VM, as it last said; one that is
-// said to be powered off has nothing that runs.
+// said to be powered off has nothing that runs, and a lost copy cannot write.
 func (i *Inventory) elsewhere(s *cluster.Snapshot, n *node, uuid string) bool {
 	for _, other := range i.nodes {
 		_, has := other.domains[uuid]
 		if !other.known {
 			has = slices.Contains(other.listed, uuid)
 		}
-		if has && other != n && !s.ConfirmedOff(other.id) {
+		if has && other != n && !s.ConfirmedOff(other.id) && !s.HasLost(uuid, other.id) {
 			return true
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
@@ -40,8 +41,8 @@ type placer struct {
 	snapshot *cluster.Snapshot
 	nodes    map[string]*node
 	ids      []string // of nodes, sorted
-	// told are, by UUID, the nodes that have told of a VM, sorted; nil: not
-	// gathered yet. To ask every node of every VM takes half a minute with 1,000
+	// told are, by UUID, the nodes that have told of a VM, sorted, but for those
+	// whose copy is lost (see cluster.Snapshot.HasLost); nil: not gathered yet. To ask every node of every VM takes half a minute with 1,000
 	// of the ones and 50,000 of the others.
 	told  map[string][]string
 	now   time.Time
@@ -71,7 +72,9 @@ func (p *placer) tellers(uuid string) []string {
 		p.told = map[string][]string{}
 		for _, id := range p.ids {
 			for told := range p.nodes[id].domains {
-				p.told[told] = append(p.told[told], id)
+				if !p.snapshot.HasLost(told, id) {
+					p.told[told] = append(p.told[told], id)
+				}
 			}
 		}
 	}
@@ -191,12 +194,19 @@ func (p *placer) place(uuid string, next *storev1.VM, c *vmChange) bool {
 		next.Generation++
 		return true
 	}
-	gone := p.holds("gone", uuid, !p.mayBeAnywhere(uuid))
+	gone := p.holds("gone", uuid, !p.mayBeAnywhere(uuid) && !unreported(next))
 	if gone {
 		p.holds("gone", uuid, false)
 		c.note = "VM gone: no node has it any more"
 	}
 	return !gone
+}
+
+// unreported tells of a VM that was brought back to a node which has not told of it
+// yet: only its record knows of it then.
+func unreported(vm *storev1.VM) bool {
+	var d agentv1.Domain
+	return proto.Unmarshal(vm.GetDomain(), &d) == nil && len(vm.GetDomain()) > 0 && d.GetState() == debvisorv1.VMState_VM_STATE_UNSPECIFIED
 }
 
 func (p *placer) mayBeAnywhere(uuid string) bool {

@@ -23,6 +23,7 @@ type world struct {
 	record string
 	nodes  map[string]string
 	inUse  bool
+	lost   string // node whose copy of the VM is lost; in front "-": it is destroyed since
 }
 
 func (w world) placer(t *testing.T, now time.Time, since map[string]time.Time) *placer {
@@ -34,10 +35,20 @@ func (w world) placer(t *testing.T, now time.Time, since map[string]time.Time) *
 		if _, err := fmt.Sscan(words[1], &vm.Generation); err != nil {
 			t.Fatal(err)
 		}
-		if len(words) > 2 {
+		if words[0] == "new" { // brought to a node that has not told of it yet
+			vm.Node = words[2]
+			vm.Domain = encode(&agentv1.Domain{Uuid: "v", Name: "v"})
+		} else if len(words) > 2 {
 			vm.ConflictNodes = strings.Split(words[2], ",")
 		}
 		d.VMs.Put("v", vm, 1)
+	}
+	if node, destroyed := strings.CutPrefix(w.lost, "-"); node != "" {
+		state := storev1.LostCopyState_LOST_COPY_STATE_AWAITED
+		if destroyed {
+			state = storev1.LostCopyState_LOST_COPY_STATE_GONE
+		}
+		d.LostCopies.Put("v/"+node, &storev1.LostCopy{VmUuid: "v", Node: node, State: state}, 1)
 	}
 	if w.inUse {
 		d.InUse.Put("vm/v", "op", 1)
@@ -96,38 +107,45 @@ func TestPlacement(t *testing.T) {
 		world       world
 		now, settle string // at once, and after the settle time
 	}{
-		{"a new VM", world{"", map[string]string{"a": "R", "b": "-"}, false}, "a 1", "a 1"},
-		{"a new VM that is shut off", world{"", map[string]string{"a": "-", "b": "S"}, false}, "b 1", "b 1"},
-		{"a new VM defined on two nodes belongs where it runs", world{"", map[string]string{"a": "S", "b": "R"}, false}, "b 1", "b 1"},
-		{"one that is being received is not there yet", world{"", map[string]string{"a": "I"}, false}, "same", "same"},
-		{"a new VM of a node that is not heard", world{"", map[string]string{"a": "!R"}, false}, "same", "same"},
-		{"in use without a record", world{"", map[string]string{"a": "R"}, true}, "same", "same"},
+		{"a new VM", world{"", map[string]string{"a": "R", "b": "-"}, false, ""}, "a 1", "a 1"},
+		{"a new VM that is shut off", world{"", map[string]string{"a": "-", "b": "S"}, false, ""}, "b 1", "b 1"},
+		{"a new VM defined on two nodes belongs where it runs", world{"", map[string]string{"a": "S", "b": "R"}, false, ""}, "b 1", "b 1"},
+		{"one that is being received is not there yet", world{"", map[string]string{"a": "I"}, false, ""}, "same", "same"},
+		{"a new VM of a node that is not heard", world{"", map[string]string{"a": "!R"}, false, ""}, "same", "same"},
+		{"in use without a record", world{"", map[string]string{"a": "R"}, true, ""}, "same", "same"},
 
-		{"moved without us", world{"a 3", map[string]string{"a": "-", "b": "R"}, false}, "b 4", "b 4"},
-		{"moved without us, paused", world{"a 3", map[string]string{"a": "-", "b": "P"}, false}, "b 4", "b 4"},
-		{"on its way without us", world{"a 3", map[string]string{"a": "-", "b": "I"}, false}, "same", "same"},
-		{"its node is not heard", world{"a 3", map[string]string{"a": "!-", "b": "R"}, false}, "same", "same"},
-		{"its node has not told yet", world{"a 3", map[string]string{"a": "?", "b": "R"}, false}, "same", "same"},
-		{"its node's libvirt is down", world{"a 3", map[string]string{"a": "~-", "b": "R"}, false}, "same", "same"},
-		{"moved by an operation", world{"a 3", map[string]string{"a": "-", "b": "R"}, true}, "same", "same"},
-		{"an operation at work, gone from everywhere", world{"a 3", map[string]string{"a": "-", "b": "-"}, true}, "same", "same"},
+		{"moved without us", world{"a 3", map[string]string{"a": "-", "b": "R"}, false, ""}, "b 4", "b 4"},
+		{"moved without us, paused", world{"a 3", map[string]string{"a": "-", "b": "P"}, false, ""}, "b 4", "b 4"},
+		{"on its way without us", world{"a 3", map[string]string{"a": "-", "b": "I"}, false, ""}, "same", "same"},
+		{"its node is not heard", world{"a 3", map[string]string{"a": "!-", "b": "R"}, false, ""}, "same", "same"},
+		{"its node has not told yet", world{"a 3", map[string]string{"a": "?", "b": "R"}, false, ""}, "same", "same"},
+		{"its node's libvirt is down", world{"a 3", map[string]string{"a": "~-", "b": "R"}, false, ""}, "same", "same"},
+		{"moved by an operation", world{"a 3", map[string]string{"a": "-", "b": "R"}, true, ""}, "same", "same"},
+		{"an operation at work, gone from everywhere", world{"a 3", map[string]string{"a": "-", "b": "-"}, true, ""}, "same", "same"},
 
-		{"gone from everywhere", world{"a 3", map[string]string{"a": "-", "b": "-"}, false}, "same", "deleted"},
-		{"perhaps on one that has not told yet", world{"a 3", map[string]string{"a": "-", "b": "?"}, false}, "same", "same"},
-		{"perhaps still on one that is lost", world{"a 3", map[string]string{"a": "-", "b": "!?v"}, false}, "same", "same"},
-		{"not on one that is lost", world{"a 3", map[string]string{"a": "-", "b": "!?"}, false}, "same", "deleted"},
+		{"gone from everywhere", world{"a 3", map[string]string{"a": "-", "b": "-"}, false, ""}, "same", "deleted"},
+		{"perhaps on one that has not told yet", world{"a 3", map[string]string{"a": "-", "b": "?"}, false, ""}, "same", "same"},
+		{"perhaps still on one that is lost", world{"a 3", map[string]string{"a": "-", "b": "!?v"}, false, ""}, "same", "same"},
+		{"not on one that is lost", world{"a 3", map[string]string{"a": "-", "b": "!?"}, false, ""}, "same", "deleted"},
 
-		{"running twice is a conflict, not a move", world{"a 3", map[string]string{"a": "R", "b": "R"}, false}, "a 3", "a 3 a,b"},
-		{"running twice while an operation is at work", world{"a 3", map[string]string{"a": "R", "b": "R"}, true}, "same", "a 3 a,b"},
-		{"running twice, neither at home", world{"a 3", map[string]string{"a": "-", "b": "R", "c": "R"}, false}, "same", "a 3 b,c"},
-		{"the other's word is old", world{"a 3", map[string]string{"a": "R", "b": "!R"}, false}, "a 3", "a 3"},
-		{"the other has not been heard since", world{"a 3", map[string]string{"a": "R", "b": "=R"}, false}, "a 3", "a 3"},
-		{"the other's libvirt is down", world{"a 3", map[string]string{"a": "R", "b": "~R"}, false}, "a 3", "a 3"},
-		{"a conflict stands while a libvirt is down", world{"a 3 a,b", map[string]string{"a": "R", "b": "~R"}, false}, "a 3 a,b", "a 3 a,b"},
-		{"a conflict stands while one is not heard", world{"a 3 a,b", map[string]string{"a": "R", "b": "!R"}, false}, "a 3 a,b", "a 3 a,b"},
-		{"a conflict stands until the new leader was told", world{"a 3 a,b", map[string]string{"a": "?", "b": "?"}, false}, "same", "same"},
-		{"a conflict over", world{"a 3 a,b", map[string]string{"a": "R", "b": "S"}, false}, "a 3", "a 3"},
-		{"a conflict over, the copy at home destroyed", world{"a 3 a,b", map[string]string{"a": "-", "b": "R"}, false}, "b 4", "b 4"},
+		{"its lost copy runs", world{"a 3", map[string]string{"a": "R", "b": "R"}, false, "b"}, "a 3", "a 3"},
+		{"its lost copy is all that is there", world{"a 3", map[string]string{"a": "-", "b": "R"}, false, "b"}, "same", "same"},
+		{"its lost copy is destroyed", world{"a 3", map[string]string{"a": "-", "b": "-"}, false, "b"}, "same", "deleted"},
+		{"moved to where its lost copy was once", world{"a 3", map[string]string{"a": "-", "b": "R"}, false, "-b"}, "b 4", "b 4"},
+		{"brought to a node that never told of it", world{"new 4 a", map[string]string{"a": "-", "b": "-"}, false, "b"}, "same", "same"},
+		{"brought to a node that tells of it", world{"new 4 a", map[string]string{"a": "S", "b": "R"}, false, "b"}, "a 4", "a 4"},
+
+		{"running twice is a conflict, not a move", world{"a 3", map[string]string{"a": "R", "b": "R"}, false, ""}, "a 3", "a 3 a,b"},
+		{"running twice while an operation is at work", world{"a 3", map[string]string{"a": "R", "b": "R"}, true, ""}, "same", "a 3 a,b"},
+		{"running twice, neither at home", world{"a 3", map[string]string{"a": "-", "b": "R", "c": "R"}, false, ""}, "same", "a 3 b,c"},
+		{"the other's word is old", world{"a 3", map[string]string{"a": "R", "b": "!R"}, false, ""}, "a 3", "a 3"},
+		{"the other has not been heard since", world{"a 3", map[string]string{"a": "R", "b": "=R"}, false, ""}, "a 3", "a 3"},
+		{"the other's libvirt is down", world{"a 3", map[string]string{"a": "R", "b": "~R"}, false, ""}, "a 3", "a 3"},
+		{"a conflict stands while a libvirt is down", world{"a 3 a,b", map[string]string{"a": "R", "b": "~R"}, false, ""}, "a 3 a,b", "a 3 a,b"},
+		{"a conflict stands while one is not heard", world{"a 3 a,b", map[string]string{"a": "R", "b": "!R"}, false, ""}, "a 3 a,b", "a 3 a,b"},
+		{"a conflict stands until the new leader was told", world{"a 3 a,b", map[string]string{"a": "?", "b": "?"}, false, ""}, "same", "same"},
+		{"a conflict over", world{"a 3 a,b", map[string]string{"a": "R", "b": "S"}, false, ""}, "a 3", "a 3"},
+		{"a conflict over, the copy at home destroyed", world{"a 3 a,b", map[string]string{"a": "-", "b": "R"}, false, ""}, "b 4", "b 4"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			began, since := time.Now(), map[string]time.Time{}
@@ -143,8 +161,8 @@ func TestPlacement(t *testing.T) {
 
 func TestADoubtThatPassesBeginsAnew(t *testing.T) {
 	began, since := time.Now(), map[string]time.Time{}
-	both := world{"a 3", map[string]string{"a": "R", "b": "R"}, true}
-	one := world{"a 3", map[string]string{"a": "R", "b": "P"}, true}
+	both := world{"a 3", map[string]string{"a": "R", "b": "R"}, true, ""}
+	one := world{"a 3", map[string]string{"a": "R", "b": "P"}, true, ""}
 	both.placer(t, began, since).decide("v")
 	one.placer(t, began.Add(time.Second), since).decide("v")
 	if got := then(both.placer(t, began.Add(settleTime), since).decide("v")); got != "same" {
@@ -193,7 +211,7 @@ func TestWhatVMsTellFitsIntoTransactions(t *testing.T) {
 			t.Fatalf("a transaction is to take %d VMs of %d bytes in all", len(chunk), bytes)
 		}
 	}
-	w := world{"a 3", map[string]string{"a": "R"}, false}
+	w := world{"a 3", map[string]string{"a": "R"}, false, ""}
 	p := w.placer(t, time.Now(), map[string]time.Time{})
 	d := p.nodes["a"].domains["v"]
 	d.encoded = make([]byte, 2_000_000)

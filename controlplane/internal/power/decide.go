@@ -166,11 +166,12 @@ func (d *decision) wait() string {
 }
 
 // others are the nodes, besides its own, that have the VM as they last said;
-// one that is said to be powered off has nothing that runs.
+// one that is said to be powered off has nothing that runs, and a copy that is lost
+// cannot write.
 func (d *decision) others() []string {
 	var found []string
 	for id, status := range d.snapshot.Statuses {
-		if id != d.p.GetNode() && !d.snapshot.ConfirmedOff(id) && slices.Contains(status.Value.GetDomains(), d.p.GetVmUuid()) {
+		if id != d.p.GetNode() && !d.snapshot.ConfirmedOff(id) && !d.snapshot.HasLost(d.p.GetVmUuid(), id) && slices.Contains(status.Value.GetDomains(), d.p.GetVmUuid()) {
 			found = append(found, id)
 		}
 	}
