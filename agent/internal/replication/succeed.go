@@ -38,8 +38,8 @@ func Succeed(ctx context.Context, z *zfs.ZFS, s Successor) error {
 		if err := s.check(ctx, z, found); err != nil {
 			return err
 		}
+		// Both at once: what can be written to is marked, and is never checked again.
 		// gofail: var failoverBeforeSucceed struct{}
-		// At once: what can be written to is marked, and is never checked again.
 		if err := z.Set(ctx, s.Dataset, map[string]string{"readonly": "off", zfs.PropertySuccessor: s.Mark}); err != nil {
 			return err
 		}
