@@ -160,7 +160,7 @@ func refusedAdvice(what string) []string {
 	if len(words) >= 3 && words[0] == "replication" && words[1] != "policy" && words[1] != "plan" {
 		return []string{fmt.Sprintf("hvctl replication status %s shows its present state", words[2])}
 	}
-	if len(words) >= 3 && !slices.Contains([]string{"token", "key", "tenant", "certificate", "snapshot", "replication"}, words[0]) {
+	if len(words) >= 3 && !slices.Contains([]string{"token", "key", "tenant", "certificate", "snapshot", "replication", "template", "clone"}, words[0]) {
 		return []string{fmt.Sprintf("hvctl %s show %s shows its present state", words[0], words[2])}
 	}
 	return []string{"hvctl " + nounVerb(what) + " --help"}

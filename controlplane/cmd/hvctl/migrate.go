@@ -267,6 +267,9 @@ func (a *app) printSuccess(op *debvisorv1.Operation) error {
 	if op.GetSnapshot() != nil {
 		line = snapshotLine(op)
 	}
+	if op.GetImage() != nil {
+		line = imageLine(op)
+	}
 	if op.GetReplication() != nil {
 		line = replicationLine(op)
 	}

@@ -80,7 +80,14 @@ func subject(op *debvisorv1.Operation) string {
 		return r.GetDataset() + " " + arrow(r.GetSource(), r.GetTarget())
 	}
 	if s := op.GetSnapshot(); s != nil {
-		return strings.Join(s.GetDatasets(), ", ") + " on " + nodeName(s.GetNode())
+		text := strings.Join(detailNames(s), ", ")
+		if nodeName(s.GetNode()) != "" {
+			text += " on " + nodeName(s.GetNode())
+		}
+		return text
+	}
+	if i := op.GetImage(); i != nil {
+		return imageSubject(i)
 	}
 	return strings.Join(op.GetResources(), ", ")
 }
@@ -179,7 +186,14 @@ func operationFacts(op *debvisorv1.Operation) facts {
 		f.add("snapshot", s.GetName())
 		f.add("label", s.GetLabel())
 		f.add("policy", s.GetPolicy())
+		f.add("template", map[bool]string{true: "yes"}[s.GetTemplate()])
+		f.add("guest", freezeText(s.GetFreeze()))
 		f.add("still there", strings.Join(s.GetKeptBecause(), "\n"))
+	}
+	if i := op.GetImage(); i != nil {
+		f.add("depth", map[bool]string{true: fmt.Sprint(i.GetDepth())}[i.GetDepth() > 0])
+		f.add("flattened by", i.GetFlattenOperationId())
+		f.add("done by", nodeName(i.GetNode()))
 	}
 	if r := op.GetReplication(); r != nil {
 		f.add("job", r.GetJobId())

@@ -22,6 +22,7 @@ func retentionCommand(a *app) *cobra.Command {
 func retentionSet(a *app) *cobra.Command {
 	var r rules
 	var datasets []string
+	var consistency string
 	spec := &debvisorv1.RetentionPolicySpec{}
 	c := &cobra.Command{
 		Use: "set POLICY", Short: "Make or replace a retention policy",
@@ -37,6 +38,9 @@ func retentionSet(a *app) *cobra.Command {
 			if spec.Rules, err = r.message(); err != nil {
 				return err
 			}
+			if spec.Consistency, err = readConsistency(consistency); err != nil {
+				return err
+			}
 			spec.Name, spec.TimeZone = args[0], spec.GetRules().GetTimeZone()
 			return a.ask(cmd.Context(), func(ctx context.Context, c *client) error {
 				status, err := c.storage.SetRetentionPolicy(a.changing(ctx), spec)
@@ -49,11 +53,12 @@ func retentionSet(a *app) *cobra.Command {
 	}
 	r.addFlags(c)
 	f := c.Flags()
-	f.StringSliceVar(&datasets, "dataset", nil, "[NODE:]POOL/PATH, comma-separated or several times; needed")
+	f.StringSliceVar(&datasets, "dataset", nil, "[NODE:]POOL/PATH or rbd:POOL/IMAGE, comma-separated or several times; needed")
 	f.BoolVarP(&spec.Recursive, "recursive", "r", false, "the datasets below too, each for itself")
 	f.StringVar(&spec.Schedule, "schedule", "", "'every 15m', or five cron fields; without it only by request")
 	f.StringVar(&spec.SnapshotLabel, "label", "", "take a snapshot with this label first")
 	f.BoolVar(&spec.Paused, "paused", false, "do not run by the schedule for now")
+	addConsistency(c, &consistency)
 	complete(c, "dataset", a.completeDatasets)
 	complete(c, "schedule", cobra.NoFileCompletions)
 	complete(c, "label", cobra.NoFileCompletions)

@@ -11,11 +11,12 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
-// snapshotCommand is "hvctl snapshot": snapshots of ZFS datasets.
+// snapshotCommand is "hvctl snapshot": snapshots of ZFS datasets and RBD images.
 func snapshotCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "snapshot", Aliases: []string{"snapshots"}, Short: "Snapshots of ZFS datasets",
-		Long: "Snapshots of ZFS datasets. A dataset is named POOL/PATH, or NODE:POOL/PATH where several nodes have one\nof that name. Snapshots that DebVisor has not taken are shown with --all, and never touched.",
+		Use: "snapshot", Aliases: []string{"snapshots"}, Short: "Snapshots of ZFS datasets and RBD images",
+		Long: "Snapshots of ZFS datasets and RBD images. A dataset is named POOL/PATH, or NODE:POOL/PATH where several nodes have one\n" +
+			"of that name; an image is named rbd:POOL/IMAGE, or rbd:POOL/NAMESPACE/IMAGE. Snapshots that DebVisor has not taken are shown with --all, and never touched.",
 	}
 	c.AddCommand(snapshotCreate(a), snapshotList(a), snapshotShow(a), snapshotDelete(a), snapshotPrune(a))
 	return c
@@ -23,10 +24,12 @@ func snapshotCommand(a *app) *cobra.Command {
 
 func snapshotCreate(a *app) *cobra.Command {
 	var vm, label string
+	var quiet quietness
 	c := &cobra.Command{
 		Use: "create DATASET... | --vm VM", Short: "Take snapshots of datasets, or of a VM's disks, in one moment",
-		Long:              "Take snapshots of datasets, or of a VM's disks, in one moment: all of one node and one pool. The answer\nis the snapshot's name, the same on each dataset.",
-		Example:           "  hvctl snapshot create tank/vm/web1 --label before-upgrade\n  hvctl snapshot create --vm web1",
+		Long:              "Take snapshots of datasets, or of a VM's disks, in one moment: datasets of one node and one pool, or images\n" +
+			"of one Ceph cluster. The answer is the snapshot's name, the same on each.",
+		Example:           "  hvctl snapshot create tank/vm/web1 --label before-upgrade\n  hvctl snapshot create --vm web1 --consistency application\n  hvctl snapshot create rbd:vms/web1",
 		ValidArgsFunction: a.completeDatasets,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			refs, err := readDatasets(args)
@@ -36,14 +39,20 @@ func snapshotCreate(a *app) *cobra.Command {
 			if (vm == "") == (len(refs) == 0) {
 				return usage("datasets or --vm are needed, and not both")
 			}
-			req := &debvisorv1.SnapshotSetRequest{Datasets: refs, Label: label}
+			consistency, budget, err := quiet.read()
+			if err != nil {
+				return err
+			}
+			req := &debvisorv1.SnapshotSetRequest{Datasets: refs, Label: label, Consistency: consistency, FreezeBudgetMs: budget}
 			if vm != "" {
 				req.Vm = &debvisorv1.VMRef{VmId: vm}
 			}
 			return a.await(cmd.Context(), func(ctx context.Context, c *client) error {
 				return a.see(ctx, c, func(ctx context.Context, header grpc.CallOption) (string, error) {
 					if len(refs) == 1 {
-						status, err := c.storage.CreateSnapshot(ctx, &debvisorv1.SnapshotRequest{Dataset: refs[0], Label: label}, header)
+						status, err := c.storage.CreateSnapshot(ctx, &debvisorv1.SnapshotRequest{
+							Dataset: refs[0], Label: label, Consistency: consistency, FreezeBudgetMs: budget,
+						}, header)
 						return status.GetOperationId(), err
 					}
 					status, err := c.storage.CreateSnapshotSet(ctx, req, header)
@@ -54,6 +63,7 @@ func snapshotCreate(a *app) *cobra.Command {
 	}
 	c.Flags().StringVar(&vm, "vm", "", "of all disks of this VM")
 	c.Flags().StringVar(&label, "label", "", "what it is for, for people, patterns and policies (at most 256 characters)")
+	quiet.addFlags(c)
 	complete(c, "vm", a.completeVMFlag)
 	complete(c, "label", cobra.NoFileCompletions)
 	return c
@@ -127,6 +137,9 @@ func snapshotTable(list *debvisorv1.SnapshotList, wide bool) table {
 // snapshotNotes tells what keeps a snapshot.
 func snapshotNotes(s *debvisorv1.Snapshot) string {
 	var notes []string
+	if s.GetTemplate() {
+		notes = append(notes, "template")
+	}
 	if s.GetOperationId() == "" {
 		notes = append(notes, "not ours")
 	}
@@ -201,13 +214,19 @@ func snapshotLine(op *debvisorv1.Operation) string {
 	d := op.GetSnapshot()
 	if op.GetKind() == "snapshot.create" {
 		var names []string
-		for _, path := range d.GetDatasets() {
-			names = append(names, path+"@"+d.GetName())
+		for _, name := range detailNames(d) {
+			names = append(names, name+"@"+d.GetName())
+		}
+		if text := freezeText(d.GetFreeze()); text != "" {
+			names = append(names, text)
 		}
 		return strings.Join(names, "\n")
 	}
 	line := fmt.Sprintf("%s of %s on %s removed in %s, %s freed",
-		count(int(d.GetRemoved()), "snapshot"), strings.Join(d.GetDatasets(), ", "), nodeName(d.GetNode()), took(op), size(d.GetFreedBytes()))
+		count(int(d.GetRemoved()), "snapshot"), strings.Join(detailNames(d), ", "), nodeName(d.GetNode()), took(op), size(d.GetFreedBytes()))
+	if d.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		line = fmt.Sprintf("%s of %s removed in %s", count(int(d.GetRemoved()), "snapshot"), strings.Join(detailNames(d), ", "), took(op))
+	}
 	for _, kept := range d.GetKeptBecause() {
 		line += "\nstill there: " + kept
 	}

@@ -46,13 +46,17 @@ func storageList(a *app) *cobra.Command {
 }
 
 func poolTable(list *debvisorv1.StorageList) table {
-	t := table{head: []string{"NODE", "POOL", "HEALTH", "SIZE", "FREE", "ZFS", "STALE"}}
+	t := table{head: []string{"NODE", "POOL", "HEALTH", "SIZE", "FREE", "VERSION", "STALE"}}
 	for _, p := range list.GetPools() {
 		bytes, free := "", ""
 		if p.GetSizeBytes() > 0 {
 			bytes, free = size(p.GetSizeBytes()), size(p.GetFreeBytes())
 		}
-		t.add(nodeName(p.GetNode()), p.GetName(), p.GetHealth(), bytes, free, p.GetVersion(), p.GetStaleBecause())
+		name := p.GetName()
+		if p.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+			name = rbdPrefix + name
+		}
+		t.add(nodeName(p.GetNode()), name, p.GetHealth(), bytes, free, p.GetVersion(), p.GetStaleBecause())
 	}
 	return t
 }
@@ -92,9 +96,16 @@ func datasetTable(list *debvisorv1.StorageList, wide bool) table {
 	return t
 }
 
-// datasetName writes a dataset's full name.
+// rbdPrefix tells images of RBD from datasets of ZFS.
+const rbdPrefix = "rbd:"
+
+// datasetName writes a dataset's full name, an image's as rbd:pool/[namespace/]image.
 func datasetName(d *debvisorv1.DatasetRef) string {
-	return strings.TrimSuffix(d.GetPool()+"/"+d.GetName(), "/")
+	name := strings.TrimSuffix(d.GetPool()+"/"+d.GetName(), "/")
+	if d.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		return rbdPrefix + name
+	}
+	return name
 }
 
 // snapshotName writes a snapshot's full name.
@@ -102,15 +113,23 @@ func snapshotName(s *debvisorv1.SnapshotRef) string {
 	return datasetName(s.GetDataset()) + "@" + s.GetSnapshotName()
 }
 
-// readDataset reads [NODE:]POOL/PATH.
+// readDataset reads [NODE:]POOL/PATH, or rbd:[NODE:]POOL/[NAMESPACE/]IMAGE.
 func readDataset(text string) (*debvisorv1.DatasetRef, error) {
+	if rest, ok := strings.CutPrefix(text, rbdPrefix); ok {
+		ref, err := readDataset(rest)
+		if err != nil || ref.GetBackend() != debvisorv1.StorageBackend_BACKEND_ZFS {
+			return nil, usage("%q is no image; expected rbd:POOL/IMAGE or rbd:POOL/NAMESPACE/IMAGE, with rbd:NODE: before where nodes see several Ceph clusters", text)
+		}
+		ref.Backend = debvisorv1.StorageBackend_BACKEND_RBD
+		return ref, nil
+	}
 	node, rest := "", text
 	if at, slash := strings.IndexByte(text, ':'), strings.IndexByte(text, '/'); at >= 0 && at < slash {
 		node, rest = text[:at], text[at+1:]
 	}
 	pool, name, below := strings.Cut(rest, "/")
 	if !below || pool == "" || name == "" || strings.HasPrefix(text, ":") {
-		return nil, usage("%q is no dataset; expected POOL/PATH, or NODE:POOL/PATH where several nodes have one of that name", text)
+		return nil, usage("%q is no dataset; expected POOL/PATH, or NODE:POOL/PATH where several nodes have one of that name, or rbd:POOL/IMAGE", text)
 	}
 	return &debvisorv1.DatasetRef{Backend: debvisorv1.StorageBackend_BACKEND_ZFS, Pool: pool, Name: name, Node: nodeRef(node)}, nil
 }
@@ -127,7 +146,13 @@ func readDatasets(texts []string) ([]*debvisorv1.DatasetRef, error) {
 	return refs, nil
 }
 
-// readSnapshot reads [NODE:]POOL/PATH@NAME.
+// readImage reads rbd:[NODE:]POOL/[NAMESPACE/]IMAGE, whose rbd: may be left out where
+// nothing else can be meant.
+func readImage(text string) (*debvisorv1.DatasetRef, error) {
+	return readDataset(rbdPrefix + strings.TrimPrefix(text, rbdPrefix))
+}
+
+// readSnapshot reads DATASET@NAME.
 func readSnapshot(text string) (*debvisorv1.SnapshotRef, error) {
 	path, name, ok := strings.Cut(text, "@")
 	if !ok || name == "" {

@@ -26,6 +26,9 @@ func zfs(node, path string) *debvisorv1.DatasetRef {
 
 // known refuses what there is not: only tank/web, on n1 if a node is said.
 func known(ref *debvisorv1.DatasetRef) error {
+	if ref.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		return knownImage(ref)
+	}
 	switch name := datasetName(ref); {
 	case name == "tank/twin" && ref.GetNode() == nil:
 		return errdefs.New(errdefs.FailedPrecondition, "AMBIGUOUS_DATASET", "2 nodes have a dataset tank/twin; name one of them in dataset.node: n1, n3")
@@ -84,6 +87,12 @@ func (f *fakeStorage) CreateSnapshot(ctx context.Context, req *debvisorv1.Snapsh
 		return nil, err
 	}
 	d := &debvisorv1.SnapshotDetails{Node: nodeRef("n1"), Datasets: []string{"tank/web"}, Name: "dv-1", Label: req.GetLabel()}
+	if req.GetDataset().GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		d.Node, d.Datasets, d.Backend = nil, []string{"vms/ns/web"}, debvisorv1.StorageBackend_BACKEND_RBD
+	}
+	if req.GetConsistency() == debvisorv1.Consistency_CONSISTENCY_APPLICATION && req.GetFreezeBudgetMs() == 2000 {
+		d.Freeze = &debvisorv1.FreezeResult{Frozen: true, Filesystems: 2, FrozenMs: 120}
+	}
 	return &debvisorv1.SnapshotStatus{}, f.begin(ctx, snapshotOperation("op-snap", "snapshot.create", d), "taking it", nil)
 }
 
@@ -112,6 +121,9 @@ func (f *fakeStorage) ListSnapshots(_ context.Context, filter *debvisorv1.Snapsh
 	if !filter.GetAll() {
 		all = all[:2]
 	}
+	if filter.GetDataset().GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		all = madeTemplates()
+	}
 	at := len(filter.GetPage())
 	list := &debvisorv1.SnapshotList{Snapshots: all[at : at+1]}
 	if at+1 < len(all) {
@@ -121,7 +133,7 @@ func (f *fakeStorage) ListSnapshots(_ context.Context, filter *debvisorv1.Snapsh
 }
 
 func (f *fakeStorage) GetSnapshot(_ context.Context, ref *debvisorv1.SnapshotRef) (*debvisorv1.Snapshot, error) {
-	for _, s := range madeSnapshots() {
+	for _, s := range append(madeSnapshots(), madeTemplates()...) {
 		if s.GetRef().GetSnapshotName() == ref.GetSnapshotName() && known(ref.GetDataset()) == nil {
 			return s, nil
 		}
@@ -136,6 +148,9 @@ func (f *fakeStorage) DeleteSnapshots(ctx context.Context, req *debvisorv1.Delet
 		}
 	}
 	d := &debvisorv1.SnapshotDetails{Node: nodeRef("n1"), Datasets: []string{"tank/web"}, Removed: uint32(len(req.GetSnapshots())), FreedBytes: 1 << 20}
+	if req.GetSnapshots()[0].GetDataset().GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+		d.Datasets, d.Backend = []string{"vms/base"}, debvisorv1.StorageBackend_BACKEND_RBD
+	}
 	return &debvisorv1.PruneResult{}, f.begin(ctx, snapshotOperation("op-del", "snapshot.delete", d), "removing", nil)
 }
 
