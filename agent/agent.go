@@ -65,15 +65,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer others.server.Stop()
 	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
 	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
+	images := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
+	defer func() { err = errors.Join(err, images.Close()) }()
 	ports, err := tunnelPorts(cfg, others)
 	if err != nil {
 		return err
 	}
-	moves := newMigration(cfg, record, reloader, hv, pools, others, ports)
+	moves := newMigration(cfg, record, reloader, hv, pools, images, others, ports)
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
-	images := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
-	defer func() { err = errors.Join(err, images.Close()) }()
 	freezer := newFreezer(cfg, hv)
 	copies := replication.New(replication.Config{
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
@@ -153,9 +153,9 @@ func newFreezer(cfg Config, hv *hypervisor.Hypervisor) *freeze.Freezer {
 
 // newMigration makes the kinds of tasks that move VMs and has their side told
 // to other agents.
-func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, others *peers, ports portRange) *migration.Migration {
+func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, images *rbd.Client, others *peers, ports portRange) *migration.Migration {
 	m := migration.New(migration.Config{
-		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv, ZFS: pools,
+		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv, ZFS: pools, Images: images,
 		Tunnels:      &tunnel.Tunnels{Log: cfg.Log.Named("tunnel")},
 		Certificates: reloader, Files: enroll.Home{Dir: cfg.DataDir}.Files(),
 		TunnelHost: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("migration"),

@@ -2,6 +2,8 @@ package hypervisor
 
 import (
 	"cmp"
+	"net"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -71,16 +73,34 @@ func source(s *libvirtxml.DomainDiskSource) (kind, name string) {
 	}
 }
 
-// networkStorage is the network storage's own name: RBD's pool, Gluster's
-// volume, iSCSI's target, or the server.
+// networkStorage is the network storage's own name: RBD's pool, with the
+// monitors of its cluster, Gluster's volume, iSCSI's target, or the server.
 func networkStorage(n *libvirtxml.DomainDiskSourceNetwork) string {
 	first, _, _ := strings.Cut(strings.TrimPrefix(n.Name, "/"), "/")
 	switch n.Protocol {
-	case "rbd", "gluster", "iscsi":
+	case "rbd":
+		return "rbd:" + monitors(n) + "/" + first
+	case "gluster", "iscsi":
 		return n.Protocol + ":" + first
 	}
 	if len(n.Hosts) == 0 {
 		return n.Protocol + ":" + n.Name
 	}
 	return n.Protocol + ":" + cmp.Or(n.Hosts[0].Name, n.Hosts[0].Socket)
+}
+
+// monitors are those that a disk of RBD names, host:port or host, in order; empty:
+// the host's own configuration names them.
+func monitors(n *libvirtxml.DomainDiskSourceNetwork) string {
+	var all []string
+	for _, h := range n.Hosts {
+		switch {
+		case h.Name != "" && h.Port != "":
+			all = append(all, net.JoinHostPort(h.Name, h.Port))
+		case h.Name != "":
+			all = append(all, h.Name)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ",")
 }

@@ -51,7 +51,7 @@ func TestDevicesOfAGuestThatHasOneOfEach(t *testing.T) {
 		{Target: "vda", Type: "file", Device: "disk", Source: "/var/lib/libvirt/images/over.qcow2", Format: "qcow2", Cache: "none"},
 		{Target: "vdb", Type: "block", Device: "disk", Source: "/dev/mapper/san-web", Format: "raw", Cache: "none", Shareable: true},
 		{Target: "sda", Type: "block", Device: "lun", Source: "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4", Format: "raw"},
-		{Target: "vdc", Type: "network", Device: "disk", Source: "vms/web-data", Format: "raw", StorageId: "rbd:vms", Shared: true},
+		{Target: "vdc", Type: "network", Device: "disk", Source: "vms/web-data", Format: "raw", StorageId: "rbd:10.0.0.1:6789/vms", Shared: true},
 		{Target: "vdd", Type: "network", Device: "disk", Source: "iqn.2004-01.org.example:store/3", Format: "raw", StorageId: "iscsi:iqn.2004-01.org.example:store", Shared: true},
 		{Target: "vde", Type: "volume", Device: "disk", Source: "default/scratch", Format: "raw"},
 		{Target: "vdf", Type: "nvme", Device: "disk", Format: "raw"},

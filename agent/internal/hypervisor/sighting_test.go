@@ -115,7 +115,7 @@ func TestDisks(t *testing.T) {
 	want := []*debvisorv1.VMDisk{
 		{Target: "vda", Type: "file", Source: "/srv/a.raw", Format: "raw", Cache: "none", Device: "disk"},
 		{Target: "vdb", Type: "block", Source: "/dev/vg/b", ReadOnly: true, Device: "disk"},
-		{Target: "vdc", Type: "network", Source: "pool/c", Device: "disk", StorageId: "rbd:pool", Shared: true},
+		{Target: "vdc", Type: "network", Source: "pool/c", Device: "disk", StorageId: "rbd:/pool", Shared: true},
 		{Target: "vdd", Type: "volume", Source: "p/v", Device: "disk"},
 		{Target: "sda", Type: "file", Device: "cdrom"},
 	}

@@ -68,9 +68,13 @@ func (c *Collector) noteCeph(found *agentv1.CephInventory, err error) {
 		found.Pools = found.GetPools()[:maxCephPools]
 	}
 	known.host = true
+	renamed := !sameCluster(found, known.told)
 	if !proto.Equal(found, known.told) {
 		known.told, c.news.ceph = found, true
 		c.ring()
+	}
+	if renamed {
+		c.renameClusters()
 	}
 }
 

@@ -75,6 +75,9 @@ func (c *Collector) place(domains ...*agentv1.Domain) {
 	if err := c.places.Describe(disks); err != nil {
 		c.cfg.Log.Debug("disks not placed", "error", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nameClusters(disks)
 }
 
 // steady leaves in now what has hardly moved since was, which would be news all

@@ -69,12 +69,12 @@ func (s diskset) targets() []string {
 	return out
 }
 
-// paths are where they are; never nil, so that a definition that has others is
-// refused also where there are none.
+// paths are where files and devices are; never nil, so that a definition that has
+// others is refused also where there are none.
 func (s diskset) paths() []string {
 	out := []string{}
 	for _, d := range s {
-		if d.GetPath() != "" {
+		if d.GetPath() != "" && d.GetType() != typeNetwork {
 			out = append(out, d.GetPath())
 		}
 	}

@@ -23,7 +23,9 @@ type Config struct {
 	Node, Cluster string
 	Hypervisor    *hypervisor.Hypervisor
 	ZFS           *zfs.ZFS
-	Tunnels       *tunnel.Tunnels
+	// Images is the host's Ceph; nil: it has none.
+	Images  Images
+	Tunnels *tunnel.Tunnels
 	// Certificates are the agent's, Files where a tunnel's child finds them.
 	Certificates *certs.Reloader
 	Files        certs.Files

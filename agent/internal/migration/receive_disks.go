@@ -67,7 +67,7 @@ func (r *receiver) makeDisk(ctx context.Context, d *agentv1.DiskTransfer, uid, g
 func (r *receiver) places(ctx context.Context) ([]string, error) {
 	places := r.disks.paths()
 	for _, d := range r.disks.only(shared) {
-		if d.GetFormat() != formatQCOW2 || d.GetPath() == "" {
+		if d.GetFormat() != formatQCOW2 || d.GetPath() == "" || d.GetType() == typeNetwork {
 			continue
 		}
 		under := make(chan []string, 1)
@@ -88,6 +88,8 @@ func (r *receiver) checkDisk(ctx context.Context, d *agentv1.DiskTransfer, space
 	switch {
 	case d.GetAction() == shared && (d.GetType() == typeFile || d.GetType() == typeBlock) && d.GetPath() != "":
 		return checkShared(d)
+	case d.GetAction() == shared && d.GetCephFsid() != "":
+		return checkImage(ctx, r.m.cfg.Images, d)
 	case d.GetAction() == shared:
 		return nil // over the network, or nothing at all
 	case zvol.Is(d):

@@ -178,8 +178,11 @@ func (d disk) unsafeCache() (mode string, unsafe bool) {
 }
 
 // transfer is what the agents are told of a disk; nil: nothing, since it is on
-// network storage that no agent has to look at.
+// network storage that no agent can look at.
 func (d disk) transfer(m *mover, method debvisorv1.MoveMethod, by way) *agentv1.DiskTransfer {
+	if d.GetType() == "network" {
+		return d.imageTransfer()
+	}
 	if d.GetType() != "file" && d.GetType() != "block" {
 		return nil
 	}

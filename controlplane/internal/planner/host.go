@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
@@ -43,7 +44,9 @@ type host struct {
 	// volumes are its file systems, the longest mount point first.
 	volumes []*volume
 	// pools is its ZFS; nil: nobody has asked yet.
-	pools  *pools
+	pools *pools
+	// ceph is its Ceph; nil: nobody has asked yet.
+	ceph   *agentv1.CephInventory
 	guests []*guest
 }
 

@@ -29,7 +29,7 @@ type Verdict struct {
 type filter func(*World, *host, *mover, *objections)
 
 // filters are all of them, those that are cheap and often refuse first.
-var filters = []filter{clashes, lost, memory, processors, machine, network, reach, space, recoverable, directories, antiAffinity}
+var filters = []filter{clashes, lost, memory, processors, machine, network, reach, images, space, recoverable, directories, antiAffinity}
 
 // examine judges a node as the target of a VM. With terse objections it stops
 // at the first.
