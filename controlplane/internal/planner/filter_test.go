@@ -116,6 +116,15 @@ func TestDisks(t *testing.T) {
 		"no storage id":     {here + "node b 16 8\nvm w a 2 copy=raw:1:/shared/x:@", "w", "no b:DISK_UNREACHABLE", ""},
 		"not a directory":   {"node a 16 8 fs=/san:san:1\nnode b 16 8 fs=/san:san:0\nvm w a 2 copy=raw:1:/sandy/x:@san copy=raw:1:/san:@san", "w", "a→b", "vda:SHARED vdb:SHARED"},
 
+		"image":                {"node a 16 8 ceph=a:vms\nnode b 16 8 ceph=a:rbd:vms\nvm w a 2 rbd=a:vms/w rbd=a:vms/ns/w", "w", "a→b", "vda:SHARED vdb:SHARED"},
+		"image, no Ceph":       {"node a 16 8 ceph=a:vms\nnode b 16 8\nvm w a 2 rbd=a:vms/w", "w", "no b:DISK_UNREACHABLE", ""},
+		"image, another Ceph":  {"node a 16 8 ceph=a:vms\nnode b 16 8 ceph=b:vms\nvm w a 2 rbd=a:vms/w", "w", "no b:DISK_UNREACHABLE", ""},
+		"image, no pool":       {"node a 16 8 ceph=a:vms\nnode b 16 8 ceph=a:rbd\nvm w a 2 rbd=a:vms/w", "w", "no b:DISK_UNREACHABLE", ""},
+		"image, dead Ceph":     {"node a 16 8 ceph=a:vms\nnode b 16 8 ceph=a:vms:dead\nvm w a 2 rbd=a:vms/w", "w", "no b:DISK_UNREACHABLE", ""},
+		"image, down":          {"node a 16 8 ceph=a:vms\nnode b 16 8\nvm w a 2 rbd=a:vms/w", "w down", "no b:DISK_UNREACHABLE", ""},
+		"image, nobody knows":  {"node a 16 8\nnode b 16 8\nvm w a 2 rbd=10.0.0.1:6789:vms/w", "w", "a→b", ""},
+		"image of a dead node": {"node a 16 8 ceph=a:vms:dead\nnode b 16 8 ceph=a:vms\nvm w a 2 rbd=a:vms/w", "w", "a→b", "vda:SHARED"},
+
 		"copied":             {here + "node b 16 8 fs=/d:local-b:10.5\nvm w a 2 copy=qcow2:10:/d/x", "w", "a→b copy", "vda:COPY_LIVE-"},
 		"no room":            {here + "node b 16 8 fs=/d:local-b:10.4\nvm w a 2 copy=qcow2:10:/d/x", "w", "no b:DISK_SPACE", ""},
 		"room for both":      {here + "node b 16 8 fs=/d:local-b:10.5\nvm w a 2 copy=qcow2:5:/d/x copy=raw:5:/d/y", "w", "a→b copy", "vda:COPY_LIVE- vdb:COPY_LIVE-"},

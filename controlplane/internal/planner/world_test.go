@@ -93,7 +93,7 @@ func encode(t testing.TB, m proto.Message) []byte {
 // nocapacity, load=X, vms=SIZE, has=UUID, rack=R, zone=Z, cpus=N, arch=A,
 // machine=M, virt=V, qemu=V, net=N, if=I, cpu=HASH, link=MiB, limit=MiB,
 // parallel=N, fs=MOUNT:STORAGE:SIZE, and of ZFS pool=NAME:SIZE and
-// has=POOL/PATH[:enc] for a dataset.
+// has=POOL/PATH[:enc] for a dataset, and of Ceph ceph=CLUSTER:POOL[:POOL|:dead …].
 func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []string) {
 	node := &storev1.Node{Id: id}
 	status := &storev1.NodeStatus{Id: id, Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE}
@@ -128,6 +128,17 @@ func addNode(t testing.TB, d *cluster.Draft, id, total, free string, marks []str
 				break
 			}
 			addZFS(t, d, id, value, key == "pool")
+		case "ceph":
+			fsid, pools, _ := strings.Cut(value, ":")
+			inv := &agentv1.CephInventory{Fsid: cephOf(fsid)}
+			for pool := range strings.SplitSeq(pools, ":") {
+				if pool == "dead" {
+					inv.Error = "it does not answer"
+					continue
+				}
+				inv.Pools = append(inv.Pools, &agentv1.CephPool{Name: pool})
+			}
+			d.Ceph.Put(id, &storev1.NodeCeph{Node: id, Inventory: encode(t, inv)}, 1)
 		case "rack":
 			node.Rack = value
 		case "zone":
@@ -185,7 +196,7 @@ func capability(t testing.TB, caps *debvisorv1.NodeCapabilities, key, value stri
 // with=GROUP, prio=N, maypause, disk=TYPE:CACHE[:ro] (shared, at /shared) and
 // copy=FORMAT:SIZE[:ro|block|shareable|overlay|/PATH|@STORAGE …] (local, at
 // /vm-NAME unless said otherwise; with @ on that shared storage), and
-// zvol=POOL/PATH:SIZE:REFERENCED[:thick|:enc|:ro|:CACHE …], which is on the node too.
+// rbd=CLUSTER:POOL/IMAGE and zvol=POOL/PATH:SIZE:REFERENCED[:thick|:enc|:ro|:CACHE …], which is on the node too.
 func addVM(t testing.TB, d *cluster.Draft, name, node, memory string, marks []string) {
 	vm := &storev1.VM{Uuid: name, Name: name, Node: node}
 	domain := &agentv1.Domain{Name: name, State: debvisorv1.VMState_VM_STATE_RUNNING, MemoryBytes: gib(t, memory), Persistent: true}
@@ -210,6 +221,13 @@ func addVM(t testing.TB, d *cluster.Draft, name, node, memory string, marks []st
 			policy.Priority = uint32(number(t, value))
 		case "maypause":
 			policy.MayPause = true
+		case "rbd":
+			fsid, image, _ := strings.Cut(value, ":")
+			pool, _, _ := strings.Cut(image, "/")
+			domain.Disks = append(domain.Disks, &debvisorv1.VMDisk{
+				Target: fmt.Sprintf("vd%c", 'a'+len(domain.GetDisks())), Type: "network", Source: image, Format: "raw", Shared: true, Device: "disk",
+				StorageId: "rbd:" + cephOf(fsid) + "/" + pool,
+			})
 		case "zvol":
 			addVolume(t, d, domain, node, strings.Split(value, ":"))
 		default:
@@ -453,4 +471,13 @@ func verdict(r Result) string {
 		}
 	}
 	return out
+}
+
+// cephOf is the fsid of the cluster with that one letter; any other name is of
+// monitors.
+func cephOf(name string) string {
+	if len(name) != 1 {
+		return name
+	}
+	return "00000000-0000-4000-8000-00000000000" + name
 }
