@@ -3,6 +3,7 @@
 package rbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -122,7 +123,8 @@ func (c *cluster) mon(ctx context.Context, r *request, command map[string]any, i
 	if into == nil {
 		return nil
 	}
-	if err := json.Unmarshal(answer, into); err != nil {
+	// The first value of it: the blocklist's ranges follow its entries as another.
+	if err := json.NewDecoder(bytes.NewReader(answer)).Decode(into); err != nil {
 		return fmt.Errorf("reading the monitors' answer to %v: %w", command["prefix"], err)
 	}
 	return nil
