@@ -89,6 +89,11 @@ func (c *cluster) repair(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.Ceph != nil {
+		if err := c.Ceph.Revive(ctx); err != nil {
+			return err
+		}
+	}
 	for _, n := range c.AllNodes() {
 		if !n.On() {
 			if err := n.PowerOn(ctx); err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/debvisor/debvisor/integration/ceph"
 	"github.com/debvisor/debvisor/integration/lab"
 )
 
@@ -26,6 +27,8 @@ var (
 	faultyToo = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
 	// pooled has machines instead of nodes, with a ZFS pool each and a libvirtd.
 	pooled = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Machines: 2, MachineLibvirt: true})
+	// cephed has two hypervisors that are clients of a Ceph cluster, which keeps what it has through kills.
+	cephed = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Nodes: 2, Ceph: &ceph.Options{Store: ceph.Bluestore, Pools: []string{"vms", "clones"}}})
 )
 
 func TestMain(m *testing.M) {
@@ -36,7 +39,7 @@ func TestMain(m *testing.M) {
 	}
 	plain.args = append(plain.args, "--jwt-key", filepath.Join(dir, issuerFile), "--access-file", filepath.Join(dir, accessFile))
 	code := m.Run()
-	for _, s := range []*shared{plain, faulty, faultyToo, pooled} {
+	for _, s := range []*shared{plain, faulty, faultyToo, pooled, cephed} {
 		if err := s.close(); err != nil {
 			fmt.Fprintln(os.Stderr, "closing a lab:", err)
 			code = max(code, 1)

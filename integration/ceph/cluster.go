@@ -189,6 +189,20 @@ func (c *Cluster) Ready(ctx context.Context) error {
 	return nil
 }
 
+// Revive starts the daemons that do not run, lets those go on that stand still, and waits until every pool answers.
+func (c *Cluster) Revive(ctx context.Context) error {
+	for _, d := range c.daemons() {
+		do := d.Start
+		if d.Alive() {
+			do = d.Resume
+		}
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return c.Ready(ctx)
+}
+
 // Stop ends all daemons, whatever they do. Later calls do nothing.
 func (c *Cluster) Stop() error {
 	var failed []error

@@ -130,6 +130,7 @@ func (c *Cluster) daemonsText() string {
 		"mon_warn_on_pool_no_redundancy = false",
 		"mon_osd_min_down_reporters = 1",
 		"mon_osd_initial_require_min_compat_client = luminous",
+		"mon_mgr_mkfs_grace = 1000000000", // there is no manager, and that is well
 		"mon_data_avail_warn = 2",
 		"mon_data_avail_crit = 1",
 		"paxos_propose_interval = 0.02",
