@@ -4,6 +4,7 @@ package rbd
 
 import (
 	"context"
+	"strings"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -149,6 +150,12 @@ func (g *grouped) fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if strings.HasPrefix(in, ourGroups) && in != group {
+			if err := g.release(ctx, i); err != nil {
+				return err
+			}
+			in = ""
+		}
 		if in != "" && in != group {
 			return errdefs.New(errdefs.FailedPrecondition, CodeInGroup, "%s is in group %s", Shown(i.is), in).With("image", Shown(i.is)).With("group", in)
 		}
@@ -167,6 +174,35 @@ func (g *grouped) fill(ctx context.Context) error {
 		if err := rbd.GroupImageAdd(g.pool, group, i.pool, i.is.GetName()); err != nil && errno(err) != -int(unix.EEXIST) {
 			return translate(err, true, "adding %s to group %s", Shown(i.is), group)
 		}
+	}
+	return nil
+}
+
+// ourGroups begins the names of the groups that sets of ours are taken of.
+const ourGroups = "debvisor-"
+
+// release takes an image out of the group of ours that another set was taken of: it
+// can be in one only. The snapshots of that set stay, and who takes them holds the
+// images in use, so that nobody is in the midst of it.
+func (g *grouped) release(ctx context.Context, i *image) error {
+	in, err := i.GetGroup()
+	if err != nil {
+		return translate(err, false, "asking %s for its group", Shown(i.is))
+	}
+	name, err := g.cluster.conn.GetPoolByID(in.PoolID)
+	if err != nil {
+		return translate(err, false, "asking for the pool of group %s", in.Name)
+	}
+	pool, err := g.cluster.pool(ctx, g.request, name, i.is.GetNamespace())
+	if err != nil {
+		return err
+	}
+	defer pool.Destroy()
+	if err := g.request.step(ctx, "taking %s out of group %s", Shown(i.is), in.Name); err != nil {
+		return err
+	}
+	if err := rbd.GroupImageRemove(pool, in.Name, i.pool, i.is.GetName()); err != nil && errno(err) != notFound {
+		return translate(err, true, "taking %s out of group %s", Shown(i.is), in.Name)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func snapshotCreate(a *app) *cobra.Command {
 	var quiet quietness
 	c := &cobra.Command{
 		Use: "create DATASET... | --vm VM", Short: "Take snapshots of datasets, or of a VM's disks, in one moment",
-		Long:              "Take snapshots of datasets, or of a VM's disks, in one moment: datasets of one node and one pool, or images\n" +
+		Long: "Take snapshots of datasets, or of a VM's disks, in one moment: datasets of one node and one pool, or images\n" +
 			"of one Ceph cluster. The answer is the snapshot's name, the same on each.",
 		Example:           "  hvctl snapshot create tank/vm/web1 --label before-upgrade\n  hvctl snapshot create --vm web1 --consistency application\n  hvctl snapshot create rbd:vms/web1",
 		ValidArgsFunction: a.completeDatasets,

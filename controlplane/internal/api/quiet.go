@@ -28,6 +28,12 @@ func (q quietness) asked() bool {
 // demanded and there is no such VM, or it does not run.
 func (q quietness) quiet(scope cluster.Scope, take *storev1.TakeSnapshots) (resources []string, err error) {
 	take.Consistency, take.FreezeBudgetMs = int32(q.consistency), q.budget
+	if len(take.GetImages()) > 1 && take.GetVmUuid() == "" {
+		// Their group is the VM's, whoever asks.
+		if vm := guestOf(scope, take); vm != nil {
+			take.VmUuid, take.VmName = vm.GetUuid(), vm.GetName()
+		}
+	}
 	if !q.asked() {
 		return nil, nil
 	}

@@ -1,7 +1,10 @@
 package storage
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
@@ -33,7 +36,7 @@ func (d *decision) createImages() *step {
 			Images: images, Name: t.GetName(), Operation: d.op.GetId(), Label: t.GetLabel(), Template: t.GetTemplate(), Freeze: freeze,
 		}
 		if len(images) > 1 {
-			create.Set, create.Group = d.op.GetId(), groupOf(t.GetVmUuid(), d.op.GetId())
+			create.Set, create.Group = d.op.GetId(), groupOf(t.GetVmUuid(), images)
 		}
 		return &agentv1.TaskSpec{Kind: &agentv1.TaskSpec_RbdSnapshotCreate{RbdSnapshotCreate: create}}, nil
 	}
@@ -48,11 +51,17 @@ func (d *decision) createImages() *step {
 	return d.carryOut(w)
 }
 
-// groupOf names the group that a set's images are in: the VM's own, so that each
-// set of it finds it again; without a VM one of the operation's.
-func groupOf(vm, operation string) string {
+// groupOf names the group that a set's images are in: the VM's own, or one of these
+// very images, so that each set of them finds it again.
+func groupOf(vm string, images []*agentv1.RbdImageID) string {
 	if vm != "" {
 		return "debvisor-" + vm
 	}
-	return "debvisor-" + operation
+	ids := make([]string, 0, len(images))
+	for _, image := range images {
+		ids = append(ids, image.GetPool()+"/"+image.GetId())
+	}
+	slices.Sort(ids)
+	sum := sha256.Sum256([]byte(strings.Join(ids, "\x00")))
+	return "debvisor-set-" + hex.EncodeToString(sum[:8])
 }

@@ -66,7 +66,7 @@ func (d *decision) imageBatchAtWork() *step {
 	out := h.outcome.GetRbd()
 	r.Removed += out.GetRemoved()
 	for _, k := range out.GetKept() {
-		if len(r.GetKeptBecause()) < maxToldKept {
+		if len(r.GetKeptBecause()) < maxToldKept && !h.outcome.GetInterrupted() {
 			r.KeptBecause = append(r.KeptBecause, encoded(k))
 		}
 	}
@@ -112,10 +112,14 @@ func keyOf(id *agentv1.RbdSnapshotID) snapshotKey {
 	return snapshotKey{cluster.RBDPath(id.GetImage()), id.GetName(), id.GetId()}
 }
 
-// keptOf are the snapshots that an agent would not remove.
+// keptOf are the snapshots that an agent would not remove; one that it could not
+// tell of is asked for again.
 func keptOf(batches []*half) map[snapshotKey]bool {
 	all := map[snapshotKey]bool{}
 	for _, h := range batches {
+		if h.outcome.GetInterrupted() {
+			continue
+		}
 		for _, k := range h.outcome.GetRbd().GetKept() {
 			all[keyOf(k.GetSnapshot())] = true
 		}
