@@ -175,6 +175,12 @@ func (a *agent) deaths() int {
 	return a.died
 }
 
+func (a *agent) ended(t *agentv1.Task) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reports[t.GetId()].GetOutcome() != nil
+}
+
 func (a *agent) end() {
 	a.mu.Lock()
 	a.stopped = true

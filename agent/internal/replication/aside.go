@@ -53,21 +53,26 @@ func (c *receiver) setAside(ctx context.Context) error {
 			return err
 		}
 	}
-	former, err := c.r.look(ctx, aside.GetRenameTo())
-	switch {
-	case err != nil:
+	if err := c.leaveAside(ctx); err != nil {
 		return err
-	case former.exists && former.guid == aside.GetGuid():
-		c.aside = aside.GetRenameTo()
-		return c.leave(ctx, former)
-	case found.exists:
+	}
+	if c.aside == "" && found.exists {
 		return refuse(CodeTargetChanged, "%s is not the dataset that was to be set aside", c.dataset())
 	}
-	return nil // somebody else has taken it away
+	return nil // or somebody else has taken it away
 }
 
-// leave makes a former copy one of no job's: it stays read-only.
-func (c *receiver) leave(ctx context.Context, former seen) error {
+// leaveAside makes the copy that was renamed one of no job's: it stays read-only.
+func (c *receiver) leaveAside(ctx context.Context) error {
+	aside := c.spec.GetAside()
+	if aside.GetRenameTo() == "" {
+		return nil
+	}
+	former, err := c.r.look(ctx, aside.GetRenameTo())
+	if err != nil || !former.exists || former.guid != aside.GetGuid() {
+		return err
+	}
+	c.aside = aside.GetRenameTo()
 	keep := keeper{c.r.zfs, c.right.GetJobId(), c.aside}
 	if err := keep.release(ctx); err != nil {
 		return err

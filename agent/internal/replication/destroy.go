@@ -76,7 +76,7 @@ func (k destroyKind) batch(ctx context.Context, ids []*agentv1.ZfsSnapshotID, re
 
 // Observe tells what is gone.
 func (k destroyKind) Observe(ctx context.Context, t *agentv1.Task, _ worker.Run) *agentv1.TaskOutcome {
-	result := &agentv1.ZfsOutcome{}
+	result, left := &agentv1.ZfsOutcome{}, 0
 	for _, id := range t.GetSpec().GetZfsSnapshotDestroy().GetSnapshots() {
 		guid, err := k.r.guidOf(ctx, id.GetDataset()+"@"+id.GetName())
 		switch {
@@ -85,13 +85,14 @@ func (k destroyKind) Observe(ctx context.Context, t *agentv1.Task, _ worker.Run)
 		case err != nil, guid != id.GetGuid():
 			result.Destroyed++
 		default:
-			result.Kept = append(result.Kept, &agentv1.ZfsKept{Snapshot: id, Code: CodeInterrupted, Reason: "the agent's journal was lost before it was destroyed"})
+			left++
 		}
 	}
-	out := &agentv1.TaskOutcome{Zfs: result}
-	if len(result.GetKept()) > 0 {
-		out = broken(CodeInterrupted, "the agent's journal was lost before %d snapshots were destroyed", len(result.GetKept()))
-		out.Zfs = result
+	if left == 0 {
+		return &agentv1.TaskOutcome{Zfs: result}
 	}
+	// Nothing keeps those that are left, so none is told of as kept: they go another time.
+	out := broken(CodeInterrupted, "the agent's journal was lost before %d snapshots were destroyed", left)
+	out.Zfs = result
 	return out
 }

@@ -166,16 +166,31 @@ func TestFirstCopyKilled(t *testing.T) {
 // dieAt has the agent of that failpoint killed, and once more when it has passed
 // that point so often.
 func (j *job) dieAt(point string, after int) {
-	a := j.from
-	if strings.HasPrefix(point, "replicationReceive") {
-		a = j.to
-	}
+	a := j.of(point)
 	a.mu.Lock()
 	a.nextDieAt, a.cfg.DieAfter = point, after
 	a.mu.Unlock()
 	before := a.deaths()
 	a.kill()
 	j.until("the restart", func() bool { return a.deaths() > before })
+}
+
+// of is the agent that has the failpoint; both have those of a job's end.
+func (j *job) of(point string) *agent {
+	if strings.HasPrefix(point, "replicationReceive") || strings.HasPrefix(point, "replicationRelease") {
+		return j.to
+	}
+	return j.from
+}
+
+// dieAtBoth has the agent of two failpoints killed at the one, and the next process at
+// the other.
+func (j *job) dieAtBoth(one, other string) {
+	j.dieAt(one, 0)
+	a := j.of(one)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.nextDieAt = other
 }
 
 // TestOneRequestOneSnapshot: the same operation twice is one set of snapshots, also
@@ -240,6 +255,8 @@ func TestRelease(t *testing.T) {
 	j.write(1, "1")
 	j.snapshot("s1")
 	j.must(j.steps("", "s1"))
+	j.dieAtBoth(pointReleaseHolds, pointReleaseMark)
+	deaths := j.to.deaths()
 	for _, target := range []bool{false, true} {
 		a, dataset := j.from, j.source
 		if target {
@@ -253,6 +270,9 @@ func TestRelease(t *testing.T) {
 			t.Errorf("%v; holds %v", out, got)
 		}
 	}
+	if n := j.to.deaths() - deaths; n != 2 {
+		t.Errorf("the target's agent died %d times", n)
+	}
 	if marks := sh(t, "zfs", "list", "-H", "-o", "name", "-t", "bookmark", j.source); marks != "" {
 		t.Errorf("bookmarks %s", marks)
 	}
@@ -262,7 +282,7 @@ func TestRelease(t *testing.T) {
 }
 
 // TestCancelled: a first copy that is cancelled leaves nothing, an increment leaves
-// the former cursor.
+// the former cursor, also where the target's agent dies at it.
 func TestCancelled(t *testing.T) {
 	for _, full := range []bool{true, false} {
 		j := newJob(t, "dst", false, false).agents()
@@ -276,11 +296,19 @@ func TestCancelled(t *testing.T) {
 		j.write(16, "1")
 		j.snapshot("s1")
 		j.mib = 1
+		j.dieAtBoth(pointReceiveDiscard, pointReceiveDiscarded)
+		deaths := j.to.deaths()
 		receive, send := j.tasks(j.steps(from, "s1"))
 		j.begin(receive, send)
 		j.from.await(send, "progress", func(r *agentv1.TaskReport) bool { return r.GetProgress().GetReplicateSend().GetBytesDone() > 1<<20 })
 		j.from.say("cancel %s", send.GetId())
-		j.to.say("cancel %s", receive.GetId())
+		j.until("the target's end", func() bool {
+			j.to.say("cancel %s", receive.GetId()) // a leader says so to every process
+			return j.to.ended(receive)
+		})
+		if n := j.to.deaths() - deaths; n != 2 {
+			t.Errorf("the target's agent died %d times", n)
+		}
 		for _, out := range []*agentv1.TaskOutcome{j.from.outcome(send), j.to.outcome(receive)} {
 			if out.GetErrorCode() != "CANCELLED" {
 				t.Errorf("%v", out)
@@ -300,15 +328,24 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestPace: a limit is kept.
+// TestPace: the run's own limit is kept, and so are those of all that leave one node
+// and of all that arrive on the other.
 func TestPace(t *testing.T) {
 	j := newJob(t, "dst", false, false).agents()
-	j.write(8, "1")
-	j.snapshot("s1")
-	j.mib = 2
-	began := time.Now()
-	j.must(j.steps("", "s1"))
-	if took := time.Since(began); took < 3500*time.Millisecond {
-		t.Errorf("8 MiB at 2 MiB/s took %s", took)
+	last := ""
+	for name, edit := range map[string]func(*agentv1.ReplicateSend, *agentv1.ReplicateReceive){
+		"run":      func(out *agentv1.ReplicateSend, _ *agentv1.ReplicateReceive) { out.BandwidthMib = 3 },
+		"leaving":  func(out *agentv1.ReplicateSend, _ *agentv1.ReplicateReceive) { out.NodeBandwidthMib = 3 },
+		"arriving": func(_ *agentv1.ReplicateSend, in *agentv1.ReplicateReceive) { in.NodeBandwidthMib = 3 },
+	} {
+		j.edit = edit
+		j.write(6, name)
+		j.snapshot(name)
+		began := time.Now()
+		j.must(j.steps(last, name))
+		if took := time.Since(began); took < 1700*time.Millisecond {
+			t.Errorf("%s: 6 MiB at 3 MiB/s took %s", name, took)
+		}
+		last = name
 	}
 }

@@ -50,10 +50,7 @@ func (k receiveKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *a
 		return failure(codeInternal, "the task %s is not for this node", t.GetId())
 	}
 	k.r.arriving.limitTo(spec.GetNodeBandwidthMib())
-	c := &receiver{
-		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetTargetDataset()),
-		keep: keeper{k.r.zfs, right.GetJobId(), right.GetTargetDataset()},
-	}
+	c := k.receiver(t, run)
 	out := c.do(ctx)
 	if out != nil {
 		out.Zfs = c.result()
@@ -61,12 +58,26 @@ func (k receiveKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *a
 	return out
 }
 
-// Observe leaves all as it is: what has arrived is resumed by another attempt.
-func (k receiveKind) Observe(ctx context.Context, _ *agentv1.Task, _ worker.Run) *agentv1.TaskOutcome {
+// Observe leaves what has arrived to be resumed by another attempt. A former copy
+// that was renamed is found by this task's plan only: it is made no job's here.
+func (k receiveKind) Observe(ctx context.Context, t *agentv1.Task, run worker.Run) *agentv1.TaskOutcome {
+	c := k.receiver(t, run)
+	if err := patiently(ctx, c.log, c.leaveAside); err != nil && ctx.Err() == nil {
+		c.log.Error("a copy that was set aside may keep its job's holds", "error", err)
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
 	return broken(CodeInterrupted, "the agent's journal was lost in the middle of a replication")
+}
+
+func (k receiveKind) receiver(t *agentv1.Task, run worker.Run) *receiver {
+	spec := t.GetSpec().GetReplicateReceive()
+	right := spec.GetRight()
+	return &receiver{
+		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetTargetDataset()),
+		keep: keeper{k.r.zfs, right.GetJobId(), right.GetTargetDataset()},
+	}
 }
 
 // receiver is one replicate-receive at work.

@@ -209,16 +209,14 @@ func TestSuspended(t *testing.T) {
 		_ = cmd.Wait()
 		fine(t, z.Snapshot(context.Background(), SnapshotSpec{Datasets: []string{pool + "/a"}, Name: "after"}))
 	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		pools, err := z.Pools(ctx)
+	var pools []Pool
+	if !soon(30*time.Second, func() (suspended bool) {
+		var err error
+		pools, err = z.Pools(ctx)
 		fine(t, err)
-		i := slices.IndexFunc(pools, func(p Pool) bool { return p.Name == pool })
-		if i >= 0 && pools[i].Health == "SUSPENDED" {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the pools are %+v", pools)
-		}
+		return slices.ContainsFunc(pools, func(p Pool) bool { return p.Name == pool && p.Health == "SUSPENDED" })
+	}) {
+		t.Fatalf("the pools are %+v", pools)
 	}
 	for name, err := range map[string]error{
 		"snapshot": z.Snapshot(ctx, SnapshotSpec{Datasets: []string{pool + "/a"}, Name: "2"}),

@@ -134,7 +134,7 @@ func fine(t *testing.T, err error) {
 func nobodyAbout(t *testing.T, dataset string) {
 	t.Helper()
 	var found []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	if !soon(10*time.Second, func() bool {
 		found = nil
 		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		fine(t, err)
@@ -143,9 +143,22 @@ func nobodyAbout(t *testing.T, dataset string) {
 				found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
 			}
 		}
-		if len(found) == 0 {
-			return
+		return len(found) == 0
+	}) {
+		t.Errorf("commands are left: %q", found)
+	}
+}
+
+// soon looks again and again, until it is so or that time is over.
+func soon(within time.Duration, is func() bool) bool {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(within); !is(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return false
 		}
 	}
-	t.Errorf("commands are left: %q", found)
+	return true
 }
