@@ -34,6 +34,7 @@ func (c *cluster) flatten(ctx context.Context, r *request) (proto.Message, error
 		return nil, err
 	}
 	var told time.Time
+	var last uint64
 	err = i.FlattenWithProgress(func(done, total uint64, _ any) int {
 		if ctx.Err() != nil {
 			return -int(unix.ECANCELED)
@@ -41,7 +42,7 @@ func (c *cluster) flatten(ctx context.Context, r *request) (proto.Message, error
 		if time.Since(told) < progressEvery && done < total {
 			return 0
 		}
-		told = time.Now()
+		told, last = time.Now(), total
 		// Each object copied is a step of its own: Ceph is there.
 		if r.step(ctx, "flattening %s", Shown(i.is)) != nil || r.part(&agentv1.RbdProgress{Done: done, Total: total}) != nil {
 			return -int(unix.ECANCELED)
@@ -54,7 +55,7 @@ func (c *cluster) flatten(ctx context.Context, r *request) (proto.Message, error
 	if _, still := i.GetParent(); errno(still) != notFound {
 		return nil, translate(err, true, "flattening %s", Shown(i.is))
 	}
-	return &agentv1.RbdOutcome{Image: i.is}, nil
+	return &agentv1.RbdOutcome{Image: i.is}, r.part(&agentv1.RbdProgress{Done: last, Total: last})
 }
 
 // clonedBy refuses an image that the operation has not made.

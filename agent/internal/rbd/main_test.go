@@ -153,3 +153,10 @@ func refused(t *testing.T, err error, code string) {
 		t.Errorf("error %v, want %s", err, code)
 	}
 }
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

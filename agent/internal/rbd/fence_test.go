@@ -1,0 +1,126 @@
+package rbd
+
+import (
+	"context"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/debvisor/debvisor/integration/ceph"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+)
+
+// writer is a stranger's process that writes to an image until it is told not to.
+func (r *room) writer(id *agentv1.RbdImageID) (ended <-chan string) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "rbd", "-c", r.cluster.Conf(), "--id", ceph.Libvirt, "bench", "--io-type", "write", "--io-size", "4K",
+		"--io-total", "1G", "--io-threads", "1", Shown(id))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out := make(chan string, 1)
+	go func() {
+		text, err := cmd.CombinedOutput()
+		out <- string(text) + " " + errText(err)
+	}()
+	r.t.Cleanup(cancel)
+	return out
+}
+
+func errText(err error) string {
+	if err == nil {
+		return "success"
+	}
+	return err.Error()
+}
+
+func TestAFenceKeepsWritersOut(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	quiet := r.disk("quiet")
+	writer := r.writer(disk)
+	for { // until it has the lock
+		image, _, err := r.Image(t.Context(), disk, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(image.GetLockers()) == 1 && len(image.GetWatchers()) == 1 {
+			break
+		}
+		if t.Context().Err() != nil {
+			t.Fatal("nobody writes")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	fsid := r.admin("ceph", "fsid")
+	_, err := r.Fence(t.Context(), []*agentv1.RbdImageID{disk}, "another", time.Minute)
+	refused(t, err, CodeOtherCluster)
+	shared := r.disk("shared", "--image-feature", "layering")
+	_, err = r.Fence(t.Context(), []*agentv1.RbdImageID{shared}, fsid, time.Minute)
+	refused(t, err, CodeNoExclusiveLock)
+
+	evidence, err := r.Fence(t.Context(), []*agentv1.RbdImageID{disk, quiet}, fsid, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(evidence.GetBlocklisted()) != 1 || evidence.GetOsdEpoch() == 0 || len(evidence.GetImages()) != 2 || evidence.GetImages()[0].GetImage().GetId() == "" ||
+		len(evidence.GetImages()[0].GetWatchers()) != 1 || len(evidence.GetImages()[0].GetLockers()) != 1 || len(evidence.GetImages()[1].GetWatchers()) != 0 {
+		t.Errorf("evidence %v", evidence)
+	}
+	select {
+	case said := <-writer:
+		if strings.HasSuffix(said, "success") {
+			t.Errorf("the writer ended well: %s", said)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the writer still writes")
+	}
+	listed, err := r.Blocklist(t.Context())
+	if err != nil || !slices.Contains(listed, evidence.GetBlocklisted()[0]) {
+		t.Errorf("blocklist %v: %v", listed, err)
+	}
+	for range 2 {
+		if err := r.Unfence(t.Context(), fsid, evidence.GetBlocklisted()); err != nil {
+			t.Error(err)
+		}
+	}
+	if listed, err := r.Blocklist(t.Context()); err != nil || slices.Contains(listed, evidence.GetBlocklisted()[0]) {
+		t.Errorf("blocklist %v: %v", listed, err)
+	}
+	again, err := r.Fence(t.Context(), []*agentv1.RbdImageID{quiet}, fsid, time.Minute)
+	if err != nil || len(again.GetBlocklisted()) != 0 {
+		t.Errorf("evidence %v: %v", again, err)
+	}
+}
+
+func TestFlattenMakesACloneOfItsOwn(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	golden := r.disk("golden")
+	r.admin("rbd", "bench", "--io-type", "write", "--io-size", "1M", "--io-total", "16M", Shown(golden))
+	clone, _, err := r.Clone(t.Context(), CloneSpec{Template: r.snapshot(golden, "v1", "op-0"), Image: r.id("fast", "web"), Operation: "op-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, r.Flatten(t.Context(), clone, "op-2", func(_, _ uint64) {}), CodeForeignImage)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Flatten(gone, clone, "op-1", func(_, _ uint64) {}); !silent(err) {
+		t.Errorf("flattened for nobody: %v", err)
+	}
+	var last, all uint64
+	for range 2 {
+		if err := r.Flatten(t.Context(), clone, "op-1", func(done, total uint64) { last, all = max(last, done), max(all, total) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if last == 0 || last != all {
+		t.Errorf("progress ended at %d of %d", last, all)
+	}
+	if image, _, err := r.Image(t.Context(), clone, false); err != nil || image.GetDepth() != 0 || image.GetParent() != nil || image.GetOperation() != "op-1" {
+		t.Errorf("image %v: %v", image, err)
+	}
+}
