@@ -157,6 +157,9 @@ func refusedAdvice(what string) []string {
 	if len(words) >= 3 && words[0] == "migrate" {
 		return []string{fmt.Sprintf("hvctl migrate plan %s shows every node and its reasons", words[2])}
 	}
+	if len(words) >= 3 && words[0] == "failover" {
+		return []string{fmt.Sprintf("hvctl failover plan %s shows every reason, and what would have to be said", words[2]), "hvctl failover list"}
+	}
 	if len(words) >= 3 && words[0] == "replication" && words[1] != "policy" && words[1] != "plan" {
 		return []string{fmt.Sprintf("hvctl replication status %s shows its present state", words[2])}
 	}

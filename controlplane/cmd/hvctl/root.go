@@ -27,7 +27,7 @@ Answers go to standard output; hints, progress and errors to standard error.`,
 		},
 	}
 	root.AddCommand(
-		clusterCommand(a), nodeCommand(a), vmCommand(a), migrateCommand(a), planCommand(a), operationCommand(a),
+		clusterCommand(a), nodeCommand(a), vmCommand(a), migrateCommand(a), failoverCommand(a), planCommand(a), operationCommand(a),
 		storageCommand(a), snapshotCommand(a), templateCommand(a), cloneCommand(a), retentionCommand(a), replicationCommand(a),
 		tokenCommand(a), authCommand(a), principalCommand(a), roleCommand(a), keyCommand(a), tenantCommand(a), certificateCommand(a), configCommand(a), versionCommand(a),
 		auditCommand(a),

@@ -286,7 +286,7 @@ func (v *Verdict) choose(s *cluster.Snapshot, r Request, node string) {
 func (o *Disk) fill(job cluster.Entry[*storev1.ReplicationJob], d *debvisorv1.VMDisk, r Request) {
 	j := job.Value
 	o.Job, o.SourceDataset = job, d.GetZfsDataset()
-	o.Dataset, o.JobId = j.GetTargetDataset(), j.GetId()
+	o.Dataset, o.JobId, o.ReverseJobId = j.GetTargetDataset(), j.GetId(), backID(j)
 	o.SourcePath, o.Path, o.ReverseJobId = d.GetSource(), volumeDir+j.GetTargetDataset(), backID(j)
 	o.Snapshot = &agentv1.ZfsSnapshotID{Dataset: j.GetTargetDataset(), Name: j.GetCursorName(), Guid: j.GetCursorGuid()}
 	created := j.GetCursorCreated().AsTime()

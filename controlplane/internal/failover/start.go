@@ -227,7 +227,7 @@ func (d *decision) stopStart(h *half) *step {
 
 // left tells what is where once a start has ended otherwise than well.
 func (d *decision) left() string {
-	return fmt.Sprintf("VM %s belongs to %s now, with its disks; look at it there with virsh, and bring it up, or ask for its failover again", d.name(), d.f.GetTarget())
+	return fmt.Sprintf("VM %s belongs to %s now, with its disks; look at it there with virsh, and define it (its last definition is in the task) or start it", d.name(), d.f.GetTarget())
 }
 
 // succeed ends the operation: the VM is up, or defined, where it belongs.
