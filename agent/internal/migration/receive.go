@@ -7,10 +7,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
-	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
-	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 const (
@@ -175,71 +173,6 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 	return nil, r.open(ctx)
 }
 
-// open makes the tunnel, or finds it. That it cannot be made is no end yet:
-// settle ends what the source may have begun through a former one.
-func (r *receiver) open(ctx context.Context) bool {
-	err := r.tryOpen(ctx)
-	if err == nil {
-		err = r.take(ctx)
-	}
-	if err == nil {
-		r.tell(&agentv1.Side{State: absent})
-		r.report()
-		return true
-	}
-	r.log.Error("the tunnel could not be made", "error", err)
-	r.fault = refused(codeTunnel, err)
-	return r.seal(ctx)
-}
-
-func (r *receiver) tryOpen(ctx context.Context) error {
-	uid, gid, err := r.hypervisor().QEMUOwner(ctx)
-	if err != nil {
-		return err
-	}
-	places, err := r.places(ctx)
-	if err != nil {
-		return err
-	}
-	cfg := r.m.cfg
-	r.tunnel, err = cfg.Tunnels.Open(ctx, tunnel.Config{
-		Role: tunnel.Target, TaskID: r.taskID, RightID: r.right.GetId(), ExpiresAt: time.Unix(r.right.GetExpiresAt(), 0),
-		VMUUID: r.right.GetVmUuid(), VMName: r.right.GetVmName(), Cluster: cfg.Cluster, Peer: r.right.GetSourceNode(),
-		Certificates: cfg.Files, Host: cfg.TunnelHost, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
-		LibvirtSocket: cfg.LibvirtSocket, QEMUUser: uid, QEMUGroup: gid,
-		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), DiskPaths: places,
-	})
-	if err != nil {
-		r.tunnel = cfg.Tunnels.Find(r.right.GetId())
-		return err
-	}
-	r.address = r.tunnel.Address()
-	return nil
-}
-
-// seal closes the tunnel: what is absent then stays so, once libvirtd has
-// answered what it was asked.
-func (r *receiver) seal(ctx context.Context) bool {
-	for !r.sealed {
-		err := r.tunnel.Stop()
-		if r.sealed = err == nil; r.sealed {
-			if r.tunnel.Pending() {
-				r.log.Warn("libvirtd may still make the copy: waiting for it")
-				r.pending = time.Now().Add(lateWithin)
-			}
-			break
-		}
-		r.log.Error("the tunnel does not close", "error", err)
-		if !r.await(ctx, nil, lookEvery) {
-			return false
-		}
-	}
-	return true
-}
-
-// final tells whether an absent copy will not appear any more.
-func (r *receiver) final() bool { return r.sealed && time.Now().After(r.pending) }
-
 // notice tells what was seen, and what the moments of an arrival are. What it
 // gives is what was seen in the terms of this migration.
 func (r *receiver) notice(seen hypervisor.Sighting) hypervisor.Sighting {
@@ -391,100 +324,6 @@ func (r *receiver) nothing(ctx context.Context) (out *agentv1.TaskOutcome, again
 	default:
 		return nil, false, false
 	}
-}
-
-// letRun resumes the copy, or starts the VM: the source is gone.
-func (r *receiver) letRun(ctx context.Context, seen hypervisor.Sighting) (out *agentv1.TaskOutcome, again bool) {
-	code, doing := codeResume, "resume"
-	if r.offline {
-		if seen.State == shutoff && r.run.Marked(markLetRun) {
-			return undecided(stopped, r.right.GetVmName()), false // it ran, and has ended
-		}
-		code, doing = codeStart, "start"
-	}
-	err := r.letRunStep(ctx, seen)
-	if err == nil {
-		return nil, true
-	}
-	r.log.Error("the guest cannot be let run", "error", err)
-	if errdefs.Is(err, errdefs.Unavailable) {
-		return nil, false // libvirt did not say no
-	}
-	if r.tries++; r.tries < resumeTries {
-		return nil, false
-	}
-	out = refused(code, err)
-	out.ErrorCode, out.Interrupted = code, false
-	out.ErrorMessage = "VM " + r.right.GetVmName() + " has arrived, but libvirt does not " + doing + " it: " + out.ErrorMessage
-	return out, false
-}
-
-func (r *receiver) letRunStep(ctx context.Context, seen hypervisor.Sighting) error {
-	if r.offline {
-		if seen.State == shutoff {
-			if err := r.ownDisks(ctx); err != nil {
-				return err
-			}
-		}
-		if err := r.startStep(ctx, seen); err != nil || seen.State == shutoff {
-			return err
-		}
-		// gofail: var receiveAfterStart struct{}
-		r.ran(r.stoodStill())
-		return nil
-	}
-	// What is noted is the guest's standstill to within this call, and costs it
-	// nothing; whoever finds the guest running has it from there.
-	r.noteRan(time.Since(r.arrived))
-	if err := r.hypervisor().Resume(ctx, r.right.GetVmUuid()); err != nil {
-		return err
-	}
-	// gofail: var receiveAfterResume struct{}
-	r.ran(time.Since(r.arrived))
-	return nil
-}
-
-// stoodStill is for how long a guest that was shut down on the source has.
-func (r *receiver) stoodStill() time.Duration {
-	if r.other.GetStillMs() == 0 {
-		return time.Since(r.arrived) // nobody knows since when
-	}
-	return time.Duration(r.other.GetStillMs())*time.Millisecond + time.Since(r.heard)
-}
-
-func (r *receiver) ran(after time.Duration) {
-	r.downtime = after
-	r.log.Info("the guest goes on here", "stood_still", r.downtime)
-	r.noteRan(after)
-}
-
-// noteStandstill is where the agent's next process finds how long the guest
-// stood still.
-const noteStandstill = "standstill"
-
-func (r *receiver) noteRan(after time.Duration) {
-	if err := r.tunnel.Note(noteStandstill, after.String()); err != nil {
-		r.log.Debug("the standstill is not noted", "error", err)
-	}
-}
-
-// succeed ends a migration whose copy runs, or is paused as the guest was.
-func (r *receiver) succeed(ctx context.Context) *agentv1.TaskOutcome {
-	uuid := r.right.GetVmUuid()
-	if err := r.hypervisor().DisableAutostart(ctx, uuid); err != nil {
-		r.log.Warn("autostart is left as it is", "error", err)
-	}
-	if r.downtime == 0 {
-		r.downtime, _ = time.ParseDuration(r.tunnel.Noted(noteStandstill)) // by this agent's former process
-	}
-	if r.offline {
-		return &agentv1.TaskOutcome{DowntimeMs: uint64(r.downtime.Milliseconds())}
-	}
-	copied, ok, err := r.hypervisor().Downtime(ctx, uuid)
-	if err != nil || !ok {
-		r.log.Debug("libvirt does not tell the downtime", "error", err)
-	}
-	return &agentv1.TaskOutcome{DowntimeMs: uint64((copied + r.downtime).Milliseconds())}
 }
 
 func (r *receiver) notArrived() *agentv1.TaskOutcome {
