@@ -25,7 +25,7 @@ func deleteTask(op string, attempt int, image *agentv1.RbdImageID, by string) *a
 func (s *site) template() *agentv1.RbdSnapshotID {
 	s.t.Helper()
 	s.image("rbd/base")
-	s.rbd("bench", "--io-type", "write", "--io-size", "1M", "--io-total", "16M", "--no-progress", "rbd/base")
+	s.rbd("bench", "--io-type", "write", "--io-size", "1M", "--io-total", "16M", "rbd/base")
 	return s.snap("rbd/base", "golden")
 }
 
