@@ -29,15 +29,16 @@ func (r *replica) openAccess() error {
 	return nil
 }
 
-// ownerOfZFS tells whose a dataset is; empty: nobody's in particular.
-func (r *replica) ownerOfZFS(s *cluster.Snapshot, pool, name string) string {
+// ownerOf tells whose a dataset ("zfs") or an image ("rbd") is; empty: nobody's in
+// particular.
+func (r *replica) ownerOf(s *cluster.Snapshot, backend, pool, name string) string {
 	return cluster.TenantOfStorage(func(yield func(string, *storev1.Tenant) bool) {
 		for _, t := range r.authz.Tenants(s) {
 			if !yield(t.Name, t.Value) {
 				return
 			}
 		}
-	}, "zfs", pool, name)
+	}, backend, pool, name)
 }
 
 // auditAccess writes down what became of a changed access file.

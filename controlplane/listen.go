@@ -74,7 +74,7 @@ func (r *replica) openListeners(ctx context.Context) error {
 	questions := relay.New(relay.Config{Replica: record.Name, View: r.view, Sessions: sessions, Leader: r.lines})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
-		schedule: schedule.New(r.view, r.store, r.ownerOfZFS, nil, log.Named("schedule")),
+		schedule: schedule.New(r.view, r.store, r.ownerOf, nil, log.Named("schedule")),
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),

@@ -40,7 +40,18 @@ func (s *storageService) SetRetentionPolicy(ctx context.Context, req *debvisorv1
 	kept := proto.CloneOf(req)
 	kept.Datasets = nil
 	for i, ref := range req.GetDatasets() {
-		d, err := s.resolve(ctx, scope, fmt.Sprintf("datasets[%d]", i), ref, "prune the snapshots")
+		field := fmt.Sprintf("datasets[%d]", i)
+		if isImage(ref) {
+			found, err := s.findImage(ctx, scope, field, ref)
+			if err != nil {
+				return nil, err
+			}
+			named := imageRef(found.id)
+			named.Node = nodeRef(found.node) // which cluster is meant
+			kept.Datasets = append(kept.Datasets, named)
+			continue
+		}
+		d, err := s.resolve(ctx, scope, field, ref, "prune the snapshots")
 		if err == nil && req.GetSnapshotLabel() != "" {
 			err = snapshottable(scope, d)
 		}

@@ -38,8 +38,9 @@ type Committer interface {
 	Commit(ctx context.Context, c store.Change) (revision int64, err error)
 }
 
-// Owner tells whose a ZFS dataset is; empty: nobody's in particular.
-type Owner func(s *cluster.Snapshot, pool, name string) string
+// Owner tells whose a dataset (backend "zfs") or an image ("rbd") is; empty: nobody's
+// in particular.
+type Owner func(s *cluster.Snapshot, backend, pool, name string) string
 
 // Controller begins the operations of retention and replication policies when
 // they are due, while its replica leads. That a policy was due is written in one
@@ -114,7 +115,7 @@ func (s *stint) round(ctx context.Context) (again bool, err error) {
 	snapshot, now := s.view.Current(), s.now()
 	v := &view{
 		snapshot: snapshot, now: now, inventories: newInventories(snapshot),
-		owner: func(pool, name string) string { return s.owner(snapshot, pool, name) },
+		owner: func(backend, pool, name string) string { return s.owner(snapshot, backend, pool, name) },
 	}
 	var errs []error
 	var last int64

@@ -100,7 +100,7 @@ func (b *bench) elect(name string) election.Leadership {
 // lead has a controller lead; the channel gives what it ended with.
 func (b *bench) lead(l election.Leadership, committer Committer) <-chan error {
 	ended := make(chan error, 1)
-	nobody := func(*cluster.Snapshot, string, string) string { return "" }
+	nobody := func(*cluster.Snapshot, string, string, string) string { return "" }
 	clock := func() time.Time { return time.Unix(b.clock.Load(), 0) }
 	b.during(func(ctx context.Context) {
 		ended <- New(b.view, committer, nobody, clock, hclog.NewNullLogger()).Lead(ctx, l)

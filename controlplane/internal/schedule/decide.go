@@ -43,8 +43,8 @@ type step struct {
 type view struct {
 	snapshot *cluster.Snapshot
 	now      time.Time
-	// owner tells whose a dataset (pool, name) is.
-	owner       func(pool, name string) string
+	// owner tells whose something of a backend (pool, name) is.
+	owner       func(backend, pool, name string) string
 	inventories *inventories
 }
 

@@ -124,7 +124,7 @@ func world(t testing.TB, text string) *cluster.Snapshot {
 
 // viewOf is that world at a time, in which tank/red… is the tenant red's.
 func viewOf(s *cluster.Snapshot, now time.Time) *view {
-	return &view{snapshot: s, now: now, inventories: newInventories(s), owner: func(_, name string) string {
+	return &view{snapshot: s, now: now, inventories: newInventories(s), owner: func(_, _, name string) string {
 		if strings.HasPrefix(name, "red") {
 			return "red"
 		}

@@ -19,17 +19,21 @@ const (
 	ReplicateKind = "replication.run"
 )
 
-// group is the datasets of one operation.
-type group struct{ kind, node, pool, owner string }
+// group is the datasets of one operation; vm is the one that is frozen for it.
+type group struct{ kind, node, pool, owner, vm string }
 
 // retain begins the operations of a retention policy: where it has snapshots
 // taken these first, each pruned once it has succeeded; of copies none are
 // taken.
 func (d *decision) retain() {
 	takes := d.retention.GetSnapshotLabel() != ""
-	groups := map[group][]string{}
+	groups, images := map[group][]string{}, newImageGroups()
 	var order []group
 	d.dealWith(d.inventories.retentionSubjects(d.retention, takes), func(s *subject) {
+		if s.image != nil {
+			d.retainImage(s, takes, images)
+			return
+		}
 		if takes && !s.copied() && len(s.dataset)+cluster.SnapshotNameLength > 255 {
 			d.skip("%v: its name is too long for snapshots of it", s)
 			return
@@ -39,18 +43,22 @@ func (d *decision) retain() {
 			return
 		}
 		pool, name, _ := strings.Cut(s.dataset, "/")
-		g := group{kind: PruneKind, node: s.node, owner: d.owner(pool, name)}
+		g := group{kind: PruneKind, node: s.node, owner: d.owner("zfs", pool, name)}
 		switch {
 		case takes && !s.copied():
 			g.kind, g.pool = TakeKind, pool
+			g.vm = d.guest(takes, func(disk *debvisorv1.VMDisk) bool { return disk.GetZfsDataset() == s.dataset }, []string{s.node}).GetUuid()
 		case !takes && d.retention.GetRecursive():
 			g.owner = "" // what is below may be another's
+		}
+		if groups[g] == nil && !d.claims(s, &g) {
+			return
 		}
 		if groups[g] == nil {
 			order = append(order, g)
 		}
 		d.taken[resource] = "of this policy"
-		if groups[g] = append(groups[g], s.dataset); len(groups[g]) == mostDatasets {
+		if groups[g] = append(groups[g], s.dataset); len(groups[g]) == mostDatasets && g.vm == "" {
 			d.beginGroup(g, groups[g], !takes)
 			groups[g] = groups[g][:0:0]
 		}
@@ -60,6 +68,9 @@ func (d *decision) retain() {
 			d.beginGroup(g, groups[g], !takes)
 		}
 	}
+	for _, g := range images.order {
+		d.beginImages(g, images.of[g])
+	}
 }
 
 // beginGroup begins the operation of a group. named: the datasets are those that
@@ -67,9 +78,14 @@ func (d *decision) retain() {
 func (d *decision) beginGroup(g group, datasets []string, named bool) {
 	op := d.operation(id(d.title, d.due.UTC().Format(time.RFC3339Nano), g.kind, g.node, datasets[0]), g, datasets)
 	if g.kind == TakeKind {
-		op.Detail = &storev1.Operation_TakeSnapshots{TakeSnapshots: &storev1.TakeSnapshots{
+		take := &storev1.TakeSnapshots{
 			Node: g.node, Datasets: datasets, Name: cluster.SnapshotName(op.GetId(), d.now), Label: d.retention.GetSnapshotLabel(),
-		}}
+		}
+		if g.vm != "" {
+			op.Resources = append(op.Resources, "vm/"+g.vm)
+			d.quiet(take, d.snapshot.VMs[g.vm].Value)
+		}
+		op.Detail = &storev1.Operation_TakeSnapshots{TakeSnapshots: take}
 		d.next.Awaited = append(d.next.Awaited, op.GetId())
 	} else {
 		op.Detail = d.removal(g.node, datasets, named && d.retention.GetRecursive())
@@ -120,6 +136,10 @@ func (d *decision) follow() {
 }
 
 func (d *decision) pruneAfter(taken *storev1.Operation) {
+	if len(taken.GetTakeSnapshots().GetImages()) > 0 {
+		d.pruneImagesAfter(taken)
+		return
+	}
 	node, datasets := taken.GetTakeSnapshots().GetNode(), []string(nil)
 	for _, dataset := range taken.GetTakeSnapshots().GetDatasets() {
 		if s := (&subject{node: node, dataset: dataset}); d.free(s, cluster.ZFSResource(node, dataset)) {

@@ -22,6 +22,10 @@ type subject struct {
 	why string
 	// job, of a replication policy: the one that keeps its copy.
 	job *storev1.ReplicationJob
+	// image, in the Ceph cluster fsid, is what it is instead of a dataset, which is
+	// then its full name.
+	image *agentv1.RbdImageID
+	fsid  string
 }
 
 // key orders a policy's subjects.
@@ -31,6 +35,9 @@ func (s *subject) key() string { return s.node + "\x00" + s.dataset + "\x00" + s
 func (s *subject) String() string {
 	if s.job != nil {
 		return s.dataset + " of " + s.node + " to " + s.job.GetTarget()
+	}
+	if s.node == "" {
+		return s.dataset
 	}
 	return s.dataset + " of " + s.node
 }
@@ -101,6 +108,10 @@ func (i *inventories) below(top subject) []subject {
 func (i *inventories) retentionSubjects(spec *debvisorv1.RetentionPolicySpec, deep bool) []subject {
 	var all []subject
 	for _, ref := range spec.GetDatasets() {
+		if ref.GetBackend() == debvisorv1.StorageBackend_BACKEND_RBD {
+			all = append(all, i.locateImage(ref))
+			continue
+		}
 		s := i.locate(ref)
 		if deep && spec.GetRecursive() && s.why == "" {
 			all = append(all, i.below(s)...)
