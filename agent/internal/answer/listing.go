@@ -77,7 +77,7 @@ func (l *listing) fill(ctx context.Context, q *agentv1.ListZfs) error {
 		return nil
 	}
 	if q.GetSnapshots() {
-		if err := l.snapshots(ctx, q, roots); err != nil {
+		if err := l.commands.Snapshots(ctx, roots, all || q.GetRecursive(), func(s zfs.Snapshot) error { return l.snapshot(ctx, s) }); err != nil {
 			return err
 		}
 	}
@@ -95,23 +95,6 @@ func (l *listing) fill(ctx context.Context, q *agentv1.ListZfs) error {
 		}
 	}
 	return l.holds(ctx)
-}
-
-// snapshots lists them, in short where that is asked for and can be had.
-func (l *listing) snapshots(ctx context.Context, q *agentv1.ListZfs, roots []string) error {
-	begun := false
-	yield := func(s zfs.Snapshot) error {
-		begun = true
-		return l.snapshot(ctx, s)
-	}
-	all := len(q.GetDatasets()) == 0 || q.GetRecursive()
-	if q.GetBrief() && !all {
-		err := l.commands.BriefSnapshots(ctx, roots, yield)
-		if err == nil || begun || isGone(err) || ctx.Err() != nil {
-			return err
-		}
-	}
-	return l.commands.Snapshots(ctx, roots, all, yield)
 }
 
 // datasets are those that the question means and that exist.

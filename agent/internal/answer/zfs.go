@@ -31,7 +31,6 @@ type Commands interface {
 	Installed() bool
 	Datasets(ctx context.Context, roots ...string) ([]zfs.Dataset, error)
 	Snapshots(ctx context.Context, roots []string, recursive bool, yield func(zfs.Snapshot) error) error
-	BriefSnapshots(ctx context.Context, datasets []string, yield func(zfs.Snapshot) error) error
 	Bookmarks(ctx context.Context, roots []string, recursive bool, yield func(zfs.Bookmark) error) error
 	Holds(ctx context.Context, snapshots ...string) (map[string][]zfs.Hold, error)
 	EstimateSend(ctx context.Context, spec zfs.SendSpec) (uint64, error)

@@ -184,7 +184,7 @@ func (l looker) doomed() map[uint64]bool {
 }
 
 func (l looker) side(ctx context.Context, node, dataset string) (repldiff.Side, error) {
-	listing, err := List(ctx, l.ask, node, &agentv1.ListZfs{Datasets: []string{dataset}, Snapshots: true, Bookmarks: true, Brief: true})
+	listing, err := List(ctx, l.ask, node, &agentv1.ListZfs{Datasets: []string{dataset}, Snapshots: true, Bookmarks: true})
 	if err != nil {
 		return repldiff.Side{}, err
 	}
