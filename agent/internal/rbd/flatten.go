@@ -16,6 +16,10 @@ import (
 // progressEvery bounds how often it is told how far a flatten is.
 const progressEvery = 250 * time.Millisecond
 
+// lockWithin is longer than Ceph waits for a dead owner of an image's lock, such as
+// a former child of ours.
+const lockWithin = time.Minute
+
 // flatten copies what a clone shares with its parents.
 func (c *cluster) flatten(ctx context.Context, r *request) (proto.Message, error) {
 	q, err := decoded(r.payload, &agentv1.RbdFlatten{})
@@ -30,7 +34,7 @@ func (c *cluster) flatten(ctx context.Context, r *request) (proto.Message, error
 	if err := i.clonedBy(ctx, r, q.GetClonedBy()); err != nil {
 		return nil, err
 	}
-	if err := r.step(ctx, "flattening %s", Shown(i.is)); err != nil {
+	if err := r.slowStep(ctx, lockWithin, "flattening %s", Shown(i.is)); err != nil {
 		return nil, err
 	}
 	var told time.Time
