@@ -96,7 +96,11 @@ func (s *storageService) CloneRbdFromTemplate(ctx context.Context, req *debvisor
 			return err
 		}
 		if len(c.against) > 0 {
-			return errdefs.New(errdefs.FailedPrecondition, c.codes[0], "%s", strings.Join(c.against, "; ")).With("reasons", strings.Join(c.codes, ",")).
+			kind := errdefs.FailedPrecondition
+			if c.codes[0] == "IMAGE_EXISTS" {
+				kind = errdefs.AlreadyExists
+			}
+			return errdefs.New(kind, c.codes[0], "%s", strings.Join(c.against, "; ")).With("reasons", strings.Join(c.codes, ",")).
 				With("image", cluster.RBDPath(c.target))
 		}
 		template, err := encodeMessage(c.template.GetSnapshot())
