@@ -4,19 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -24,125 +20,6 @@ import (
 )
 
 const running = debvisorv1.VMState_VM_STATE_RUNNING
-
-// libvirtd stands for a libvirtd: up, down or hung.
-type libvirtd struct {
-	mu      sync.Mutex
-	domains map[string]*agentv1.Domain
-	down    error
-	hung    bool
-	asked   int
-	rate    uint64 // of every guest's dirtying
-	writes  uint64 // by every guest so far
-	rated   []string
-	cpu     string // every description's XML
-	hash    string // of the host's CPU
-	tell    func(string)
-}
-
-func (l *libvirtd) CPU(hash string) (*agentv1.CPUDescription, bool) {
-	return &agentv1.CPUDescription{Hash: hash, Xml: l.cpu}, true
-}
-
-// Definition is of as many bytes as the domain has memory.
-func (l *libvirtd) Definition(uuid string) (*agentv1.DomainDefinition, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	d := l.domains[uuid]
-	return &agentv1.DomainDefinition{Uuid: uuid, Hash: d.GetDefinitionHash(), Xml: strings.Repeat("x", int(d.GetMemoryBytes()))}, d.GetDefinitionHash() != ""
-}
-
-// Written counts on with each question.
-func (l *libvirtd) Written(context.Context, string) (uint64, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.writes += 1 << 20
-	return l.writes, nil
-}
-
-func (l *libvirtd) DirtyRate(_ context.Context, uuid string) (uint64, error) {
-	time.Sleep(time.Second) // in a bubble
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.rated = append(l.rated, uuid)
-	return l.rate, nil
-}
-
-// measured are the guests whose dirty rates were asked for, in order of name.
-func (l *libvirtd) measured() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(slices.Sorted(slices.Values(l.rated)), "")
-}
-
-func (l *libvirtd) answer(ctx context.Context) error {
-	l.mu.Lock()
-	l.asked++
-	down, hung := l.down, l.hung
-	l.mu.Unlock()
-	if hung {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	return down
-}
-
-func (l *libvirtd) Domains(ctx context.Context) ([]*agentv1.Domain, error) {
-	if err := l.answer(ctx); err != nil {
-		return nil, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Collect(maps.Values(l.domains)), nil
-}
-
-func (l *libvirtd) Domain(ctx context.Context, uuid string) (*agentv1.Domain, error) {
-	if err := l.answer(ctx); err != nil {
-		return nil, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.domains[uuid], nil
-}
-
-func (l *libvirtd) Capabilities(ctx context.Context) (*debvisorv1.NodeCapabilities, error) {
-	l.mu.Lock()
-	hash := l.hash
-	l.mu.Unlock()
-	return &debvisorv1.NodeCapabilities{Arch: "x86_64", CpuHash: hash}, l.answer(ctx)
-}
-
-func (l *libvirtd) Subscribe(changed func(string)) {
-	l.tell = changed
-	changed("") // it is connected
-}
-
-func (l *libvirtd) Healthy() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.hung {
-		return errors.New("1 calls to libvirtd hang")
-	}
-	return l.down
-}
-
-// set changes the domain and says so, as an event does; nil: it is gone.
-func (l *libvirtd) set(uuid string, d *agentv1.Domain) {
-	l.mu.Lock()
-	if d == nil {
-		delete(l.domains, uuid)
-	} else {
-		l.domains[uuid] = d
-	}
-	l.mu.Unlock()
-	l.tell(uuid)
-}
-
-func (l *libvirtd) become(down error, hung bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.down, l.hung = down, hung
-}
 
 func domain(uuid string, state debvisorv1.VMState) *agentv1.Domain {
 	return &agentv1.Domain{Uuid: uuid, Name: uuid, State: state, MemoryBytes: 1 << 30}
@@ -332,97 +209,6 @@ func TestHealth(t *testing.T) {
 	})
 }
 
-func TestAFileSystemThatHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := New(Config{Node: "n", Hypervisor: &libvirtd{}, Root: root(t), Log: hclog.NewNullLogger()})
-		thaw := make(chan struct{})
-		c.storage.take = func(context.Context) disks { <-thaw; return disks{fullest: 12} }
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { c.storage.run(ctx); close(done) }()
-		time.Sleep(time.Minute)
-		if h := c.Health(0); h.GetOverall() != debvisorv1.StatusCode_STATUS_ERROR || !strings.Contains(strings.Join(h.GetProblems(), ""), "file system") {
-			t.Errorf("health: %v", h)
-		}
-		thaw <- struct{}{}
-		synctest.Wait()
-		if h := c.Health(0); h.GetDiskUsedPct() != 12 {
-			t.Errorf("once it answers: %v", h)
-		}
-		cancel()
-		<-done
-		close(thaw)
-	})
-}
-
-func TestCountList(t *testing.T) {
-	for list, want := range map[string]uint32{"0": 1, "0-3": 4, "0-1,4,6-7": 5} {
-		if got, err := countList(list); got != want || err != nil {
-			t.Errorf("%q: %d, %v", list, got, err)
-		}
-	}
-	for _, list := range []string{"", "x", "3-1", "0-"} {
-		if got, err := countList(list); err == nil {
-			t.Errorf("%q: %d", list, got)
-		}
-	}
-}
-
-func TestDisksAndRoomAreNewsWhenTheyMove(t *testing.T) {
-	image := filepath.Join(t.TempDir(), "a.raw")
-	grow := func(to int64) {
-		if err := os.WriteFile(image, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.OpenFile(image, os.O_WRONLY, 0)
-		if err == nil {
-			err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, to), f.Close())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	grow(1 << 20)
-	with := func() *agentv1.Domain {
-		d := domain("a", running)
-		d.Disks = []*debvisorv1.VMDisk{{Type: "file", Source: image, Format: "raw"}}
-		return d
-	}
-	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": with()}}
-	in(t, l, func(t *testing.T, c *Collector) {
-		disk := c.Inventory(true).GetDomains()[0].GetDisks()[0]
-		if disk.GetAllocatedBytes() < 1<<20 || disk.GetCapacityBytes() != 1<<20 || !strings.HasPrefix(disk.GetStorageId(), "local:n:") {
-			t.Fatalf("at first: %v", disk)
-		}
-		grow(64 << 20)
-		l.set("a", with())
-		synctest.Wait()
-		inv := c.Inventory(false)
-		if len(inv.GetDomains()) != 1 || inv.GetDomains()[0].GetDisks()[0].GetCapacityBytes() != 64<<20 || inv.GetDomains()[0].GetDisks()[0].GetAllocatedBytes() != disk.GetAllocatedBytes() {
-			t.Errorf("a larger disk: %v", inv)
-		}
-		time.Sleep(2 * filesEvery)
-		if inv := c.Inventory(false); inv != nil {
-			t.Errorf("nothing has happened since: %v", inv)
-		}
-		grow(64<<20 + grownBy)
-		time.Sleep(2 * filesEvery)
-		synctest.Wait()
-		if inv := c.Inventory(false); len(inv.GetDomains()) != 1 || inv.GetDomains()[0].GetDisks()[0].GetAllocatedBytes() < grownBy {
-			t.Errorf("it has grown without an event: %v", inv)
-		}
-	})
-}
-
-func TestRoomThatHardlyMoves(t *testing.T) {
-	at := func(room uint64) *debvisorv1.NodeCapacity {
-		return &debvisorv1.NodeCapacity{FileSystems: []*debvisorv1.FileSystem{{MountPoint: "/", TotalBytes: 100 << 30, AvailableBytes: room}}}
-	}
-	if differs(at(50<<30), at(51<<30)) || !differs(at(50<<30), at(47<<30)) || !differs(at(1), &debvisorv1.NodeCapacity{}) {
-		t.Error("a fiftieth of the whole is what counts")
-	}
-}
-
 func TestCPUsAreToldOnceInASession(t *testing.T) {
 	with := func(uuid, hash string) *agentv1.Domain {
 		d := domain(uuid, running)
@@ -534,64 +320,6 @@ func TestACompleteInventoryFitsOneMessage(t *testing.T) {
 		t.Logf("%d VMs, %d CPUs: %d bytes", len(inv.GetDomains()), len(inv.GetCpus()), size)
 		if len(inv.GetDomains()) != 500 || len(inv.GetCpus()) != 10 || size > 768<<10 {
 			t.Errorf("%d bytes", size)
-		}
-	})
-}
-
-func TestLinks(t *testing.T) {
-	dir := root(t)
-	for file, content := range map[string]string{
-		"lo/type": "772", "eno1/type": "1", "eno1/speed": "25000", "eno1/brport/x": "", "eno2/type": "1", "eno2/speed": "-1",
-		"br0/type": "1", "br0/brif/eno1/x": "", "br0/brif/vnet0/x": "", "vnet0/type": "1", "vnet0/tun_flags": "x", "vnet0/speed": "90000",
-		"bond0/type": "1", "bond0/speed": "20000", "eno3/type": "1", "eno3/bonding_slave/x": "", "macvtap0/type": "1",
-	} {
-		path := filepath.Join(dir, "sys/class/net", file)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h := host{root: dir}
-	if got := strings.Join(h.interfaces(), " "); got != "bond0 br0 eno2" {
-		t.Errorf("interfaces: %s", got)
-	}
-	for name, want := range map[string]uint64{"eno1": 3_125_000_000, "eno2": 0, "br0": 3_125_000_000, "bond0": 2_500_000_000, "none": 0} {
-		if got := h.linkSpeed(name); got != want {
-			t.Errorf("%s: %d bytes a second", name, got)
-		}
-	}
-	if got := interfaceOf("127.0.0.1"); got != "lo" {
-		t.Errorf("127.0.0.1 is held by %q", got)
-	}
-	for _, none := range []string{"", "192.0.2.77", "host"} {
-		if got := interfaceOf(none); got != "" {
-			t.Errorf("%q is held by %q", none, got)
-		}
-	}
-}
-
-func TestAHostThatIsHalfKnownIsLeftAsItWas(t *testing.T) {
-	l := &libvirtd{domains: map[string]*agentv1.Domain{"a": domain("a", running)}}
-	in(t, l, func(t *testing.T, c *Collector) {
-		if inv := c.Inventory(true); inv.GetCapabilities() != nil || names(inv) != "aRUNNING" {
-			t.Errorf("its CPU is not known yet: %v", inv)
-		}
-		l.mu.Lock()
-		l.hash = "h"
-		l.mu.Unlock()
-		l.tell("")
-		synctest.Wait()
-		if inv := c.Inventory(false); inv.GetCapabilities().GetCpuHash() != "h" || len(inv.GetDomains()) != 0 {
-			t.Errorf("once it is: %v", inv)
-		}
-	})
-	l = &libvirtd{}
-	in(t, l, func(t *testing.T, c *Collector) {
-		time.Sleep(resyncEvery + time.Second)
-		if inv := c.Inventory(true); inv.GetCapabilities().GetArch() != "x86_64" {
-			t.Errorf("where it never is: %v", inv)
 		}
 	})
 }
