@@ -30,11 +30,6 @@ type storageService struct {
 	seen       *inventories
 }
 
-// unbuilt says that a method of the contract is not built in this version.
-func unbuilt(what string) error {
-	return errdefs.New(errdefs.Unimplemented, "NOT_BUILT_YET", "this version of DebVisor cannot %s yet", what)
-}
-
 // own refuses storage that is not the scope's tenant's; whoever belongs to none
 // may name any.
 func (s *storageService) own(scope cluster.Scope, ref *debvisorv1.DatasetRef) error {
