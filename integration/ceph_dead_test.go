@@ -1,0 +1,203 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/debvisor/debvisor/integration/lab"
+	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+)
+
+const (
+	// deadCalls are asked at once while Ceph is dead, and each is answered within deadAnswer.
+	deadCalls  = 30
+	deadAnswer = 30 * time.Second
+	// deadThreads is how many more threads an agent and its children may have then.
+	deadThreads = 16
+)
+
+// cephProcesses are a node's processes that speak to Ceph for its agent.
+func cephProcesses(n *lab.Node) ([]lab.Task, error) {
+	all, err := n.Tasks()
+	var found []lab.Task
+	for _, t := range all {
+		if len(t.Args) > 1 && t.Args[1] == "ceph" && (filepath.Base(t.Args[0]) == "debvisor-agent" || t.Args[0] == "/proc/self/exe") {
+			found = append(found, t)
+		}
+	}
+	return found, err
+}
+
+// threads counts those of a node's agent and of the processes that speak to Ceph for it.
+func threads(n *lab.Node) (sum int) {
+	pids := []int{n.Agent.Process.Pid}
+	children, err := cephProcesses(n)
+	if err != nil {
+		return 0 // somebody ended while we looked
+	}
+	for _, t := range children {
+		pids = append(pids, t.Pid)
+	}
+	for _, pid := range pids {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err == nil { // else it has ended
+			sum += len(threads)
+		}
+	}
+	return sum
+}
+
+// sees waits until every node tells that Ceph answers it, and the leader that it lists images.
+func (c *cluster) seesImages(want ...string) {
+	c.t.Helper()
+	c.eventually(time.Minute, "images are listed", func() error {
+		list, err := c.api(c.running()).storage.ListImages(c.within(10*time.Second), &debvisorv1.ImageFilter{Pool: "vms"})
+		if err != nil {
+			return err
+		}
+		said := fmt.Sprint(list)
+		for _, name := range want {
+			if !strings.Contains(said, name) {
+				return fmt.Errorf("%s is not among %s", name, said)
+			}
+		}
+		return nil
+	})
+}
+
+// TestDeadCeph: whatever is wrong with the cluster, every call comes back, agents have few threads more, guests on other storage are
+// moved and started meanwhile, and all goes on by itself when the cluster does.
+func TestDeadCeph(t *testing.T) {
+	c := cephed.use(t)
+	c.guest("plain-file")
+	c.rbd("create", "--size", "16M", "vms/lone")
+	osd, mon := c.Ceph.OSDs[0], c.Ceph.Mon
+	for _, fault := range []struct {
+		name       string
+		begin, end func() error
+	}{
+		{"OSD paused", func() error { return osd.Pause(t.Context()) }, osd.Resume},
+		{"OSD killed", osd.Kill, osd.Start},
+		{"monitor stopped", func() error { return mon.Shutdown(t.Context()) }, mon.Start},
+	} {
+		t.Run(fault.name, func(t *testing.T) {
+			c := c.inPart(t)
+			c.seesImages("lone")
+			g := c.guest("plain-file")
+			before := map[*lab.Node]int{}
+			for _, n := range c.Nodes {
+				if before[n] = threads(n); before[n] == 0 {
+					t.Fatalf("the threads of %s cannot be counted", n.Name)
+				}
+			}
+			c.must(fault.begin())
+			ended := false
+			t.Cleanup(func() {
+				if !ended {
+					_ = fault.end()
+				}
+			})
+			id := c.askDead(before, func() {
+				g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
+				g.arrived()
+			})
+			ended = true
+			c.must(fault.end())
+			c.recovered(id)
+		})
+	}
+}
+
+// askDead asks much of a dead cluster, and something of the rest, and gives the id of the request for a snapshot.
+func (c *cluster) askDead(before map[*lab.Node]int, rest func()) string {
+	c.t.Helper()
+	ask := c.api(c.running()).storage
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*deadAnswer)
+	defer cancel()
+	id := requestID()
+	asked := metadata.AppendToOutgoingContext(withRequestID(ctx, id), "debvisor-wait", "none")
+	var group sync.WaitGroup
+	for i := range deadCalls {
+		group.Go(func() {
+			at := time.Now()
+			var err error
+			switch i {
+			case 0:
+				_, err = ask.CreateSnapshot(asked, &debvisorv1.SnapshotRequest{Dataset: image("vms", "lone")})
+			case 1, 2, 3, 4, 5, 6, 7:
+				_, err = ask.ListSnapshots(ctx, &debvisorv1.SnapshotFilter{Dataset: image("vms", "lone")})
+			default:
+				_, err = ask.ListImages(ctx, &debvisorv1.ImageFilter{Pool: "vms"})
+			}
+			if took := time.Since(at); took > deadAnswer {
+				c.t.Errorf("call %d came back after %v: %v", i, took, err)
+			}
+			if i > 0 && err == nil {
+				c.t.Errorf("call %d of a dead cluster was answered", i)
+			}
+		})
+	}
+	most := map[*lab.Node]int{}
+	watch, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-watch.Done():
+				return
+			case <-tick.C:
+				for _, n := range c.Nodes {
+					most[n] = max(most[n], threads(n))
+				}
+			}
+		}
+	})
+	rest()
+	group.Wait()
+	stop()
+	watching.Wait()
+	for n, was := range before {
+		c.t.Logf("%s: %d threads before, at most %d while Ceph was dead", n.Name, was, most[n])
+		if most[n] > was+deadThreads {
+			c.t.Errorf("%s: the agent and its children had %d threads, %d before", n.Name, most[n], was)
+		}
+	}
+	return id
+}
+
+// recovered checks that all goes on by itself, and that the snapshot asked for by the request is one, however often that is asked.
+func (c *cluster) recovered(id string) {
+	c.t.Helper()
+	c.seesImages("lone")
+	before := len(c.snapshotsOf("vms/lone"))
+	c.eventually(90*time.Second, "the snapshot's request has an end", func() error {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 20*time.Second)
+		defer cancel()
+		made, err := c.api(c.running()).storage.CreateSnapshot(withRequestID(ctx, id), &debvisorv1.SnapshotRequest{Dataset: image("vms", "lone")})
+		if err != nil {
+			return err
+		}
+		found := 0
+		all := c.snapshotsOf("vms/lone")
+		for _, s := range all {
+			if s.Name == made.GetSnapshot().GetSnapshotName() {
+				found++
+			}
+		}
+		if found != 1 || len(all) > before+1 {
+			c.t.Errorf("%d snapshots were there, now %v; answered %v", before, all, made)
+		}
+		return nil
+	})
+	c.must(c.whole(c.within(time.Minute)))
+}
