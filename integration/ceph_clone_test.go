@@ -33,10 +33,10 @@ func (c *cluster) snapshotsOf(image string) (all []imageSnapshot) {
 	return all
 }
 
-// trash is what lies in the trash of the pools, images that are being made included.
-func (c *cluster) trash() (all []string) {
+// trash is what lies in the trash of the pools and of namespaces, images that are being made included.
+func (c *cluster) trash(namespaces ...string) (all []string) {
 	c.t.Helper()
-	for _, pool := range append(c.Ceph.Pools(), "clones/acme") {
+	for _, pool := range slices.Concat(c.Ceph.Pools(), namespaces) {
 		all = append(all, lines(c.rbd("trash", "ls", "--all", pool))...)
 		for _, name := range lines(c.rbd("ls", pool)) {
 			if strings.HasPrefix(name, ".dv-") {
@@ -193,7 +193,9 @@ func TestClonesOnRBD(t *testing.T) {
 	}
 	t.Run("the name is taken", func(t *testing.T) {
 		_, err := ask.storage.CloneRbdFromTemplate(c.within(time.Minute), clone("acme/web0"))
-		refused(t, err, codes.AlreadyExists)
+		if d := refused(t, err, codes.FailedPrecondition); d.GetCode() != "IMAGE_EXISTS" {
+			t.Errorf("refused with %v", d)
+		}
 	})
 	t.Run("a template with clones stays", func(t *testing.T) {
 		c := c.inPart(t)
@@ -233,7 +235,7 @@ func TestClonesOnRBD(t *testing.T) {
 		_, err = ask.storage.DeleteImage(c.within(time.Minute), &debvisorv1.ImageRef{Image: image("vms", "golden")})
 		refused(t, err, codes.FailedPrecondition) // it is nobody's clone
 	})
-	if left := c.trash(); len(left) > 0 {
+	if left := c.trash("clones/acme"); len(left) > 0 {
 		t.Errorf("in the trash: %v", left)
 	}
 }

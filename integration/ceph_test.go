@@ -140,7 +140,7 @@ func TestNoImageThere(t *testing.T) {
 			return err
 		})
 		_, err = ask.migrations.MigrateVM(c.within(time.Minute), spec)
-		if d := refused(t, err, codes.FailedPrecondition); d.GetCode() != "IMAGE_NO_EXCLUSIVE_LOCK" {
+		if d := refused(t, err, codes.Aborted); !strings.Contains(d.GetMessage(), "without the feature exclusive-lock") {
 			t.Errorf("refused with %v", d)
 		}
 		c.must(errors.Join(at.Undefine(off.UUID), c.unused("vm/"+off.UUID)))
