@@ -38,23 +38,25 @@ func Spread(m *testing.M, s Spec, w Wide) {
 	if Inside() || outside() {
 		os.Exit(m.Run())
 	}
-	names, err := spreadable()
+	ctx, cancel := bounded()
+	names, err := spreadable(ctx)
 	status := 1
 	switch {
 	case err != nil:
 	case len(names) < 2:
 		status, err = runInside(s, w.Prepare)
 	default:
-		status, err = spread(s, w, names)
+		status, err = spread(ctx, s, w, names)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tests in machines:", err)
 	}
+	cancel()
 	os.Exit(status)
 }
 
 // spreadable are the names of the tests that the flags ask for; none if they cannot be apart.
-func spreadable() ([]string, error) {
+func spreadable(ctx context.Context) ([]string, error) {
 	pattern := flag.Lookup("test.run").Value.String()
 	if strings.Contains(pattern, "/") || flag.NArg() > 0 {
 		return nil, nil
@@ -70,7 +72,7 @@ func spreadable() ([]string, error) {
 	if pattern == "" {
 		pattern = "."
 	}
-	out, err := exec.Command(mustExecutable(), "-test.list="+pattern).Output()
+	out, err := exec.CommandContext(ctx, mustExecutable(), "-test.list="+pattern).Output()
 	if err != nil {
 		return nil, fmt.Errorf("listing the tests: %w", err)
 	}
@@ -95,9 +97,7 @@ type spreading struct {
 }
 
 // spread returns the status that the tests ended with.
-func spread(s Spec, w Wide, names []string) (status int, err error) {
-	ctx, cancel := bounded()
-	defer cancel()
+func spread(ctx context.Context, s Spec, w Wide, names []string) (status int, err error) {
 	r := &spreading{ctx: ctx, names: names}
 	var group sync.WaitGroup
 	for i := range min(w.Machines, len(names)) {

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -82,21 +81,27 @@ func TestManySteps(t *testing.T) {
 	}
 }
 
-// TestEveryPoint kills one of the agents with SIGKILL at every step of increments:
-// each run goes on by itself, what is left is as if nobody had died, and while somebody
-// is dead the chain holds.
-func TestEveryPoint(t *testing.T) {
+// TestEverySendersPoint and TestEveryReceiversPoint kill one of the agents with SIGKILL
+// at every step of increments: each run goes on by itself, what is left is as if nobody
+// had died, and while somebody is dead the chain holds.
+func TestEverySendersPoint(t *testing.T) {
+	everyPoint(t, pointSendHold, pointSendHeld, pointSendBegin, pointSendStream, pointSendLast, pointSendStreamed, pointSendWhole,
+		pointSendBookmark, pointSendMarked, pointSendReleasing, pointSendSettled, pointSendDone)
+}
+
+func TestEveryReceiversPoint(t *testing.T) {
+	everyPoint(t, pointReceiveListen, pointReceiveBegin, pointReceiveStream, pointReceiveWhole, pointReceiveChecked, pointReceiveHold,
+		pointReceiveHeld, pointReceiveReleasing, pointReceiveReleased)
+}
+
+func everyPoint(t *testing.T, points ...string) {
+	t.Helper()
 	j := newJob(t, "dst", false, false).agents()
 	j.write(1, "0")
 	j.snapshot("s0")
 	j.must(j.steps("", "s0"))
 	last := "s0"
-	for i, point := range thirdOf([]string{
-		pointSendHold, pointSendHeld, pointSendBegin, pointSendStream, pointSendLast, pointSendStreamed, pointSendWhole,
-		pointSendBookmark, pointSendMarked, pointSendReleasing, pointSendSettled, pointSendDone,
-		pointReceiveListen, pointReceiveBegin, pointReceiveStream, pointReceiveWhole, pointReceiveChecked, pointReceiveHold,
-		pointReceiveHeld, pointReceiveReleasing, pointReceiveReleased,
-	}) {
+	for i, point := range points {
 		deaths := j.from.deaths() + j.to.deaths()
 		j.dieAt(point, 0)
 		j.eachDeath(func() { j.chained(point) })
@@ -119,18 +124,6 @@ func TestEveryPoint(t *testing.T) {
 		}
 	}
 	j.atRest(last)
-}
-
-// thirdOf is every third of the points; a campaign (DEBVISOR_MATRIX=full) has them all, and TestReplicationFaults strikes machines at others.
-func thirdOf(points []string) []string {
-	if os.Getenv("DEBVISOR_MATRIX") == "full" {
-		return points
-	}
-	var some []string
-	for i := 1; i < len(points); i += 3 {
-		some = append(some, points[i])
-	}
-	return some
 }
 
 // eachDeath has something done whenever one of the agents is dead.
