@@ -24,6 +24,13 @@ func (c *cluster) bury(ctx context.Context, r *request) (proto.Message, error) {
 			return nil, err
 		}
 	}
+	// What we ask from now on makes each OSD take the entries in first.
+	if err := r.step(ctx, "waiting for the OSD map"); err != nil {
+		return nil, err
+	}
+	if err := c.conn.WaitForLatestOSDMap(); err != nil {
+		return nil, translate(err, false, "waiting for the OSD map")
+	}
 	return &agentv1.RbdOutcome{}, nil
 }
 

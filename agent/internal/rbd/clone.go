@@ -98,7 +98,10 @@ func (cl *cloning) uproot(ctx context.Context) error {
 		return err
 	}
 	if at.dir == "" && at.object == "" {
-		return nil
+		half, err := cl.cluster.halfRemoved(ctx, cl.request, cl.pool, cl.growing)
+		if err != nil || !half {
+			return err
+		}
 	}
 	if err := cl.request.slowStep(ctx, deleteWithin, "removing %s, which is incomplete", Shown(cl.growing)); err != nil {
 		return err

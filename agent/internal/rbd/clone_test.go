@@ -177,7 +177,7 @@ func TestKilledAtAnyMomentThereIsOneClone(t *testing.T) {
 				return
 			}
 			if !silent(err) {
-				t.Fatalf("attempt %d: %v", attempt, err)
+				t.Fatalf("attempt %d: %v; objects %s\ndirectory %s\ntrash %s", attempt, err, r.rados("ls"), r.rados("listomapvals", directoryObject), r.rados("listomapvals", "rbd_trash"))
 			}
 			for { // one that died before it was connected counts as an outage
 				if _, err := r.Inventory(t.Context()); err == nil {

@@ -3,6 +3,7 @@
 package rbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 
@@ -18,6 +19,8 @@ const (
 	directoryObject = "rbd_directory"
 	directoryName   = "name_"
 	idObject        = "rbd_id."
+	// trashObject's omap has what is in the trash, and what is being removed.
+	trashObject = "rbd_trash"
 )
 
 // entry is the id that a name leads to, in either place; empty: to none.
@@ -45,6 +48,26 @@ func (c *cluster) directory(ctx context.Context, r *request, pool *rados.IOConte
 	}
 	e.object = text(content[:n])
 	return e, nil
+}
+
+// halfRemoved tells whether an image's removal has begun and not ended: it is found
+// under its name no more, and Ceph's list of the trash does not show it.
+func (c *cluster) halfRemoved(ctx context.Context, r *request, pool *rados.IOContext, id *agentv1.RbdImageID) (bool, error) {
+	if err := r.step(ctx, "looking for %s among what is removed", Shown(id)); err != nil {
+		return false, err
+	}
+	entries, err := pool.GetAllOmapValues(trashObject, "", "", 1000)
+	if err != nil && errno(err) != notFound {
+		return false, translate(err, false, "looking for %s among what is removed", Shown(id))
+	}
+	name := binary.LittleEndian.AppendUint32(nil, uint32(len(id.GetName())))
+	name = append(name, id.GetName()...)
+	for _, spec := range entries {
+		if bytes.Contains(spec, name) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // forget takes the name away that opens an image, and leaves the image alone.
