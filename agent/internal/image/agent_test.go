@@ -41,6 +41,10 @@ type site struct {
 func newSite(t *testing.T, pools ...string) *site {
 	t.Helper()
 	s := &site{t: t, cluster: ceph.New(t, ceph.Options{Pools: append([]string{"rbd"}, pools...)})}
+	// Who is dead is known to be after a moment, not after half a minute.
+	if _, err := s.cluster.Admin(t.Context(), "ceph", "config", "set", "osd", "osd_client_watch_timeout", "3"); err != nil {
+		t.Fatal(err)
+	}
 	s.cfg = agentConfig{Dir: t.TempDir(), Conf: s.cluster.Conf(), User: ceph.Agent}
 	var err error
 	if s.log, err = os.Create(filepath.Join(s.cfg.Dir, "log")); err != nil {

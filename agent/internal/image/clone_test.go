@@ -33,6 +33,7 @@ func (s *site) template() *agentv1.RbdSnapshotID {
 // and namespace, also when the agent died on the way; and it is removed once,
 // whatever dies then. Nothing is left in any trash.
 func TestOneRequestOneClone(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "vms")
 	golden := s.template()
 	s.rbd("namespace", "create", "vms/blue")
@@ -78,6 +79,7 @@ func TestOneRequestOneClone(t *testing.T) {
 // TestImagesThatStay: with snapshots, with clones, or open, an image is not
 // removed.
 func TestImagesThatStay(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	golden := s.template()
 	op := operation()
@@ -100,6 +102,7 @@ func TestImagesThatStay(t *testing.T) {
 // TestFlatten: what is copied stays copied, whoever dies; and it can be cancelled
 // in the middle.
 func TestFlatten(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	golden := s.template()
 	for _, point := range []string{"", pointFlattenBefore, pointFlattening, pointFlattened} {
@@ -132,6 +135,7 @@ func TestFlatten(t *testing.T) {
 
 // TestObservedClones: what another journal began is looked for, under its name.
 func TestObservedClones(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	golden := s.template()
 	op := operation()

@@ -10,6 +10,7 @@ import (
 // TestASnapshotOutlivesADeadCluster: it waits, says for what, and is taken once
 // when the cluster is back; also when the agent died meanwhile.
 func TestASnapshotOutlivesADeadCluster(t *testing.T) {
+	t.Parallel()
 	for _, killed := range []bool{false, true} {
 		s := newSite(t)
 		a := s.image("rbd/a")
@@ -41,6 +42,7 @@ func TestASnapshotOutlivesADeadCluster(t *testing.T) {
 // TestTasksOfADeadClusterEnd: cancelled ones soon, others when they have waited long
 // enough; what may have been done is told of, and found by another attempt.
 func TestTasksOfADeadClusterEnd(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	golden := s.template()
 	spec := &agentv1.RbdSnapshotCreate{Images: []*agentv1.RbdImageID{golden.GetImage()}, Name: "dv-1"}

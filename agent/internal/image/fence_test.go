@@ -1,6 +1,7 @@
 package image
 
 import (
+	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
@@ -73,10 +74,11 @@ func (s *site) blocklist() string {
 // on, and its entry is known to whoever takes it off again, also when the agent
 // died on the way.
 func TestFence(t *testing.T) {
-	for _, point := range []string{"", pointFenceFound, pointFenced} {
-		s := newSite(t)
-		image := s.image("rbd/disk")
-		w := s.writer("rbd/disk")
+	t.Parallel()
+	s := newSite(t)
+	for i, point := range []string{"", pointFenceFound, pointFenced} {
+		disk := fmt.Sprintf("rbd/disk%d", i)
+		image, w := s.image(disk), s.writer(disk)
 		if err := w.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -129,6 +131,7 @@ func TestFence(t *testing.T) {
 
 // TestFencesThatCannotBe: nobody is blocklisted.
 func TestFencesThatCannotBe(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.rbd("create", "--size", "16M", "--image-feature", "layering", "rbd/shared")
 	image := s.image("rbd/disk")

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"fmt"
 	"testing"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -13,16 +14,18 @@ func removeTask(op string, snapshots ...*agentv1.RbdSnapshotID) *agentv1.Task {
 // TestRemoveSnapshots: what is gone is done; what others need, or is another,
 // stays. The agent dies on the way.
 func TestRemoveSnapshots(t *testing.T) {
-	for _, point := range []string{"", pointRemoveBefore, pointRemoved} {
-		s := newSite(t)
-		s.image("rbd/a")
+	t.Parallel()
+	s := newSite(t)
+	for i, point := range []string{"", pointRemoveBefore, pointRemoved} {
+		a := fmt.Sprintf("rbd/a%d", i)
+		s.image(a)
 		var all []*agentv1.RbdSnapshotID
 		for _, name := range []string{"one", "two", "gone", "protected", "cloned", "other"} {
-			all = append(all, s.snap("rbd/a", name))
+			all = append(all, s.snap(a, name))
 		}
-		s.rbd("snap", "rm", "rbd/a@gone", "--no-progress")
-		s.rbd("snap", "protect", "rbd/a@protected")
-		s.rbd("clone", "--rbd-default-clone-format", "2", "rbd/a@cloned", "rbd/clone")
+		s.rbd("snap", "rm", a+"@gone", "--no-progress")
+		s.rbd("snap", "protect", a+"@protected")
+		s.rbd("clone", "--rbd-default-clone-format", "2", a+"@cloned", a+"-clone")
 		all[5].Id++
 		out := s.do(removeTask(operation(), all...), dieAt(point))
 		// What was removed before the death is gone afterwards.
@@ -34,7 +37,7 @@ func TestRemoveSnapshots(t *testing.T) {
 				t.Errorf("%q: %v; want %s", point, k, code)
 			}
 		}
-		if left := s.snapshots("rbd/a", "--all"); len(left) != 3 {
+		if left := s.snapshots(a, "--all"); len(left) != 3 {
 			t.Errorf("%q: left %v", point, left)
 		}
 	}
@@ -42,11 +45,12 @@ func TestRemoveSnapshots(t *testing.T) {
 
 // TestRemoveSnapshotsOfAGroup: they go together, once all are named.
 func TestRemoveSnapshotsOfAGroup(t *testing.T) {
-	for _, point := range []string{"", pointRemoveBefore, pointRemoved} {
-		s := newSite(t)
-		op := operation()
+	t.Parallel()
+	s := newSite(t)
+	for i, point := range []string{"", pointRemoveBefore, pointRemoved} {
+		op, a, b := operation(), fmt.Sprintf("rbd/a%d", i), fmt.Sprintf("rbd/b%d", i)
 		made := s.do(snapshotTask(op, 1, &agentv1.RbdSnapshotCreate{
-			Images: []*agentv1.RbdImageID{s.image("rbd/a"), s.image("rbd/b")}, Name: "dv-1", Group: "dv-group",
+			Images: []*agentv1.RbdImageID{s.image(a), s.image(b)}, Name: "dv-1", Group: "dv-" + op,
 		})).GetRbd().GetMade()
 		if len(made) != 2 {
 			t.Fatalf("made %v", made)
@@ -57,7 +61,7 @@ func TestRemoveSnapshotsOfAGroup(t *testing.T) {
 		if out := s.do(removeTask(operation(), made...), dieAt(point)); out.GetErrorCode() != "" || out.GetRbd().GetRemoved() != 2 {
 			t.Errorf("%q: %v", point, out)
 		}
-		for _, name := range []string{"rbd/a", "rbd/b"} {
+		for _, name := range []string{a, b} {
 			if left := s.snapshots(name, "--all"); len(left) != 0 {
 				t.Errorf("%q: %s has %v", point, name, left)
 			}
@@ -67,6 +71,7 @@ func TestRemoveSnapshotsOfAGroup(t *testing.T) {
 
 // TestObservedRemovals: what another journal began is looked at.
 func TestObservedRemovals(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.image("rbd/a")
 	there, gone := s.snap("rbd/a", "there"), s.snap("rbd/a", "gone")

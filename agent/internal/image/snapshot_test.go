@@ -15,6 +15,7 @@ func snapshotTask(op string, attempt int, spec *agentv1.RbdSnapshotCreate) *agen
 // TestOneRequestOneSnapshot: the same operation twice is one snapshot of each
 // image, also when the agent died on the way.
 func TestOneRequestOneSnapshot(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	images := []*agentv1.RbdImageID{s.image("rbd/a"), s.image("rbd/b"), s.image("rbd/c")}
 	for _, group := range []bool{false, true} {
@@ -53,6 +54,7 @@ func TestOneRequestOneSnapshot(t *testing.T) {
 
 // TestSnapshotsThatCannotBeTaken end at once.
 func TestSnapshotsThatCannotBeTaken(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a := s.image("rbd/a")
 	replaced := &agentv1.RbdImageID{Pool: "rbd", Name: "a", Id: "0123456789ab"}
@@ -84,6 +86,7 @@ func TestSnapshotsThatCannotBeTaken(t *testing.T) {
 // TestSnapshotsOfFrozenGuests: a snapshot that has to be of a frozen guest is there
 // only where that is known.
 func TestSnapshotsOfFrozenGuests(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a := s.image("rbd/a")
 	for name, c := range map[string]struct {
@@ -131,6 +134,7 @@ func TestSnapshotsOfFrozenGuests(t *testing.T) {
 
 // TestObservedSnapshots: what another journal began is looked for.
 func TestObservedSnapshots(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a := s.image("rbd/a")
 	op := operation()
