@@ -77,7 +77,7 @@ func (s *storageService) named(scope cluster.Scope, field string, ref *debvisorv
 		if err := s.own(scope, ref); err != nil {
 			return "", err
 		}
-		return "", errdefs.Field(field+".backend", ref.GetBackend().String(), "BACKEND_ZFS here: this is about datasets of ZFS alone")
+		return "", errdefs.Field(field+".backend", ref.GetBackend().String(), "BACKEND_ZFS, to "+what)
 	}
 	if path, err = cluster.ZFSPath(field, ref.GetPool(), ref.GetName()); err != nil {
 		return "", err
