@@ -193,7 +193,7 @@ func TestClonesOnRBD(t *testing.T) {
 	}
 	t.Run("the name is taken", func(t *testing.T) {
 		_, err := ask.storage.CloneRbdFromTemplate(c.within(time.Minute), clone("acme/web0"))
-		if d := refused(t, err, codes.FailedPrecondition); d.GetCode() != "IMAGE_EXISTS" {
+		if d := refused(t, err, codes.AlreadyExists); d.GetCode() != "IMAGE_EXISTS" {
 			t.Errorf("refused with %v", d)
 		}
 	})
