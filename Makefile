@@ -62,8 +62,9 @@ fuzz: deps ## Every fuzz target for FUZZTIME each
 	@.ci/fuzz $(FUZZTIME)
 
 MACHINES ?= 0
-lab: build ## Keeps a lab up to play with; MACHINES=2 gives it two nodes with a ZFS pool each
-	go run ./integration/lab/cmd/lab up --bin bin --machines $(MACHINES)
+CEPH ?= 0
+lab: build ## Keeps a lab up to play with; MACHINES=2 gives it two nodes with a ZFS pool each, CEPH=1 a Ceph cluster
+	go run ./integration/lab/cmd/lab up --bin bin --machines $(MACHINES) --ceph=$(CEPH)
 
 lab-down: ## Ends it
 	go run ./integration/lab/cmd/lab down

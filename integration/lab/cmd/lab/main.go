@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/debvisor/debvisor/integration/ceph"
 	"github.com/debvisor/debvisor/integration/lab"
 )
 
@@ -30,6 +31,7 @@ type settings struct {
 	replicas int
 	nodes    int
 	machines int
+	ceph     bool
 }
 
 func main() {
@@ -50,6 +52,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&s.replicas, "replicas", 3, "replicas of debvisor-rpcd; 0: hypervisors only (up)")
 	flags.IntVar(&s.nodes, "nodes", 2, "hypervisors (up)")
 	flags.IntVar(&s.machines, "machines", 0, "hosts with a kernel and a ZFS pool of their own (up); the first one ever takes 10 minutes")
+	flags.BoolVar(&s.ceph, "ceph", false, "a Ceph cluster that the hypervisors are clients of (up)")
 	flags.Usage = func() {
 		_, _ = fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
@@ -84,9 +87,13 @@ func say(format string, args ...any) {
 
 // options are those of a lab for people.
 func (s settings) options(kind string) lab.Options {
-	return lab.Options{Replicas: s.replicas, Nodes: s.nodes, Machines: s.machines, MachineLibvirt: true, Bin: s.bin, Base: s.base, Kind: kind, Log: func(format string, args ...any) {
+	o := lab.Options{Replicas: s.replicas, Nodes: s.nodes, Machines: s.machines, MachineLibvirt: true, Bin: s.bin, Base: s.base, Kind: kind, Log: func(format string, args ...any) {
 		say("  "+format, args...)
 	}}
+	if s.ceph {
+		o.Ceph = &ceph.Options{Store: ceph.Bluestore, Pools: []string{"vms", "clones"}}
+	}
+	return o
 }
 
 // keepLogs saves the logs of a lab in which something failed to where they can be read after it is gone.

@@ -23,7 +23,8 @@ const readyLine = "ready"
 // up starts this program again as the lab's holder, passes on what it says until the lab is ready, and leaves it.
 func up(ctx context.Context, s settings) error {
 	holder := exec.CommandContext(ctx, "/proc/self/exe", "hold", "--bin", s.bin, "--base", s.base,
-		"--replicas", fmt.Sprint(s.replicas), "--nodes", fmt.Sprint(s.nodes), "--machines", fmt.Sprint(s.machines))
+		"--replicas", fmt.Sprint(s.replicas), "--nodes", fmt.Sprint(s.nodes), "--machines", fmt.Sprint(s.machines),
+		fmt.Sprintf("--ceph=%t", s.ceph))
 	holder.Cancel = func() error { return holder.Process.Signal(syscall.SIGTERM) }
 	holder.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	holder.Stderr = os.Stderr
@@ -76,6 +77,12 @@ func prepare(ctx context.Context, l *lab.Lab) error {
 		}
 		say("  the guest demo runs on %s", l.Nodes[0].Name)
 	}
+	if len(l.Nodes) > 0 && l.Ceph != nil {
+		if _, err := l.Nodes[0].StartGuest(ctx, lab.GuestSpec{Name: "images", Disks: []lab.DiskSpec{{Kind: lab.DiskRBD}, {Kind: lab.DiskRBD}}}); err != nil {
+			return err
+		}
+		say("  the guest images runs on %s, from rbd:vms/images-vda and rbd:vms/images-vdb", l.Nodes[0].Name)
+	}
 	scripts, err := l.WriteEnter()
 	if err != nil {
 		return err
@@ -89,6 +96,10 @@ func prepare(ctx context.Context, l *lab.Lab) error {
 	}
 	say("A shell on a place of it, where virsh and the like work:")
 	say("  %s", strings.Join(scripts[1:], "\n  "))
+	if l.Ceph != nil {
+		say("Ceph's own commands, as its administrator:")
+		say("  %s rbd -c %s ls vms", scripts[0], l.Ceph.Conf())
+	}
 	say("Logs: %s/logs", l.Dir)
 	return nil
 }
