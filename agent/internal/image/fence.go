@@ -43,6 +43,8 @@ type fencing struct {
 	*work
 	spec     *agentv1.RbdFence
 	evidence *agentv1.FenceEvidence
+	// noted are those that this process has found, before it blocklists anybody.
+	noted []*agentv1.FencedImage
 }
 
 func (f *fencing) do(ctx context.Context) error {
@@ -61,19 +63,35 @@ func (f *fencing) do(ctx context.Context) error {
 		f.add(found)
 		return err
 	})
-	if err == nil {
-		f.pass(pointFenced)
+	if passing(err) {
+		// Each of them may be on the blocklist: whoever takes them off harms nobody.
+		f.add(&agentv1.FenceEvidence{Fsid: f.spec.GetFsid(), Images: f.noted, Blocklisted: addresses(f.noted)})
 	}
-	if f.run.Resumed() || err != nil {
-		if known := f.remember(ctx); err == nil {
-			err = known
+	if err != nil {
+		return err
+	}
+	f.pass(pointFenced)
+	if !f.run.Resumed() {
+		return nil
+	}
+	return f.remember(ctx)
+}
+
+// addresses are those of the clients, each once.
+func addresses(images []*agentv1.FencedImage) (all []string) {
+	for _, image := range images {
+		for _, client := range slices.Concat(image.GetWatchers(), image.GetLockers()) {
+			if !slices.Contains(all, client.GetAddress()) {
+				all = append(all, client.GetAddress())
+			}
 		}
 	}
-	return err
+	return all
 }
 
 // note writes down who has the images open.
 func (f *fencing) note(ctx context.Context) error {
+	f.noted = nil
 	for _, id := range f.spec.GetImages() {
 		image, _, err := f.cfg.Ceph.Image(ctx, id, true)
 		if err != nil {
@@ -84,6 +102,7 @@ func (f *fencing) note(ctx context.Context) error {
 				return err
 			}
 		}
+		f.noted = append(f.noted, &agentv1.FencedImage{Image: id, Watchers: image.GetWatchers(), Lockers: image.GetLockers()})
 	}
 	return nil
 }

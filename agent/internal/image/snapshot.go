@@ -31,8 +31,8 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 func (k snapshotKind) Observe(ctx context.Context, t *agentv1.Task, run worker.Run) *agentv1.TaskOutcome {
 	s := &taking{work: k.i.work(t, run), spec: t.GetSpec().GetRbdSnapshotCreate()}
 	err := s.insist(ctx, "looking for the snapshots", s.find)
-	if err == nil && !s.whole() {
-		return broken("the agent's journal was lost before the snapshots were taken")
+	if err == nil && (!s.whole() || len(s.made) > 1) { // of a set only another attempt says whether it is complete
+		return broken("the agent's journal was lost before the snapshots were known to be taken")
 	}
 	if err == nil && s.spec.GetFreeze() != nil {
 		s.frozen = &agentv1.FreezeOutcome{Reason: whyUnknown}
@@ -94,7 +94,7 @@ func (s *taking) doFrozen(ctx context.Context) error {
 		return nil
 	case s.whole() && !required:
 		s.frozen = &agentv1.FreezeOutcome{Reason: whyUnknown}
-		return nil
+		return s.insist(ctx, "completing the snapshots", s.create) // a set may be half taken
 	}
 	if len(s.made) > 0 && required {
 		if err := s.undo(ctx); err != nil {
