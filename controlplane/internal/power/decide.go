@@ -57,6 +57,7 @@ const (
 	stepSucceed   stepName = "succeed"
 	stepFail      stepName = "fail"
 	stepCancelled stepName = "cancelled"
+	stepOff       stepName = "node-off"
 )
 
 // step is one transaction of one operation.
@@ -100,6 +101,8 @@ func decide(s *cluster.Snapshot, entry cluster.Entry[*storev1.Operation], at mom
 		return d.fail("BROKEN_RECORD", "the operation's task is missing from the records")
 	case task.Ended(task.State(t.Value.GetState())):
 		return d.end(t.Value)
+	case s.ConfirmedOff(d.p.GetNode()):
+		return d.off(t)
 	case op.GetCancelRequested() && !t.Value.GetCancelRequested():
 		return d.cancelTask(t)
 	case op.GetCancelRequested():

@@ -31,6 +31,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //	novm, conflict, moved, transient   what is wrong with the VM
 //	down NODE, nolibvirt, nonode       what is wrong with the node
 //	holds NODE, off NODE    that node has the VM too; it is said to be off
+//	lost NODE, gone NODE    its copy of the VM is lost; it was, and is destroyed
 //	task STATE [CODE]       the operation's task
 //	asked                   which was asked to end
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation]) {
@@ -84,6 +85,12 @@ func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry
 			delete(nodes, "a")
 		case "holds":
 			statuses[w[1]].Domains = []string{vmID}
+		case "lost", "gone":
+			state := storev1.LostCopyState_LOST_COPY_STATE_AWAITED
+			if w[0] == "gone" {
+				state = storev1.LostCopyState_LOST_COPY_STATE_GONE
+			}
+			d.LostCopies.Put(vmID+"/"+w[1], &storev1.LostCopy{VmUuid: vmID, Node: w[1], State: state}, 3)
 		case "task":
 			k = taskRecord(t, kind, w[1:])
 		case "asked":
@@ -163,6 +170,11 @@ func TestDecide(t *testing.T) {
 		{"done before it could be cancelled", "vm.start", "running,task succeeded,cancel", "succeed"},
 		{"refused by the agent", "vm.start", "running,task failed VM_PAUSED", "fail VM_PAUSED"},
 		{"cancelled by the agent", "vm.shutdown", "running,task cancelled CANCELLED,cancel", "cancelled CANCELLED"},
+		{"at work on a node that is said to be off", "vm.shutdown", "running,task accepted,off a", "node-off"},
+		{"cancelled on a node that is said to be off", "vm.shutdown", "running,task assigned,cancel,asked,off a", "node-off"},
+		{"ended as its node is off", "vm.start", "running,task failed NODE_OFF,off a", "fail NODE_OFF"},
+		{"its lost copy is elsewhere", "vm.start", "pending,holds b,lost b,age 11s", "begin"},
+		{"its lost copy was elsewhere", "vm.start", "pending,holds b,gone b,age 11s", "fail VM_ELSEWHERE"},
 		{"its task is missing", "vm.start", "running", "fail BROKEN_RECORD"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

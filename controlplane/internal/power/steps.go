@@ -2,6 +2,7 @@ package power
 
 import (
 	"cmp"
+	"fmt"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -43,6 +44,34 @@ func (d *decision) cancelTask(entry cluster.Entry[*storev1.Task]) *step {
 	s := d.commit(stepCancel, "cancelling")
 	s.task = t
 	s.change.Require = append(s.change.Require, store.Unchanged(store.TaskKey(t.GetId()), entry.ModRevision))
+	s.change.Puts = append(s.change.Puts, store.PutProto(store.TaskKey(t.GetId()), t))
+	return s
+}
+
+// codeOff is the code of a task that was ended without its agent, on an operator's
+// word that its node is powered off, and of its operation.
+const codeOff = "NODE_OFF"
+
+// off ends the task of a node that an operator says is powered off: nothing runs
+// there, and the VM must not be held for it, as it may be wanted elsewhere.
+func (d *decision) off(entry cluster.Entry[*storev1.Task]) *step {
+	node := d.snapshot.Nodes[d.p.GetNode()]
+	why := fmt.Sprintf("%s is powered off, by the word of %s (%s)", d.p.GetNode(), node.Value.GetOffConfirmedBy(), node.Value.GetOffReason())
+	outcome, err := proto.Marshal(&agentv1.TaskOutcome{ErrorCode: codeOff, ErrorMessage: why})
+	if err != nil {
+		return d.note(why)
+	}
+	t := proto.CloneOf(entry.Value)
+	t.State, t.Outcome, t.EndedAt = task.Recorded(task.Failed), outcome, timestamppb.New(d.now)
+	d.op.Step = why
+	s := d.commit(stepOff, "ending "+t.GetId()+": "+why)
+	s.task = t
+	// A sign of life that came meanwhile makes the word void.
+	s.change.Require = append(
+		s.change.Require, store.Unchanged(store.TaskKey(t.GetId()), entry.ModRevision),
+		store.Unchanged(store.NodeKey(d.p.GetNode()), node.ModRevision),
+		store.Unchanged(store.StatusKey(d.p.GetNode()), d.snapshot.Statuses[d.p.GetNode()].ModRevision),
+	)
 	s.change.Puts = append(s.change.Puts, store.PutProto(store.TaskKey(t.GetId()), t))
 	return s
 }
