@@ -3,6 +3,7 @@ package ceph
 import (
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -169,6 +170,16 @@ func (c *Cluster) AddPool(ctx context.Context, pool string) error {
 // dead makes it wait until ctx is done, which kills it.
 func (c *Cluster) Admin(ctx context.Context, program string, args ...string) (string, error) {
 	return c.opts.Place.Run(ctx, append([]string{program, "-c", c.Conf(), "--name", "client." + Admin}, args...)...)
+}
+
+//go:embed readsnapshot.py
+var readSnapshot string
+
+// ReadSnapshot reads all that a snapshot of an image, "pool/image", holds. The name may be that of a group's snapshot.
+func (c *Cluster) ReadSnapshot(ctx context.Context, image, snapshot string) ([]byte, error) {
+	// Debian's own Python, which has Ceph's modules.
+	out, err := c.opts.Place.Run(ctx, "/usr/bin/python3", "-c", readSnapshot, c.Conf(), image, snapshot)
+	return []byte(out), err
 }
 
 // Ready waits until every pool answers, as after a fault. Each look is a new client's: one that met a dead OSD asks where it is

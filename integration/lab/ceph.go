@@ -97,11 +97,14 @@ func (d Disk) makeImage(ctx context.Context) error {
 
 // readImageOfCeph reads all of an image, or of a snapshot of it, as it is at this moment.
 func (l *Lab) readImageOfCeph(ctx context.Context, spec string) ([]byte, error) {
+	if image, snapshot, is := strings.Cut(spec, "@"); is {
+		return l.Ceph.ReadSnapshot(ctx, image, snapshot)
+	}
 	out, err := l.Ceph.Admin(ctx, "rbd", "export", "--no-progress", spec, "-")
 	return []byte(out), err
 }
 
-// HistoryIn reads a guest's history from an image, "pool/image", or from a snapshot, "pool/image@snapshot".
+// HistoryIn reads a guest's history from an image, "pool/image", or from a snapshot, "pool/image@snapshot", be it a group's.
 func (l *Lab) HistoryIn(ctx context.Context, spec string) (History, error) {
 	raw, err := l.readImageOfCeph(ctx, spec)
 	if err != nil {
