@@ -225,7 +225,11 @@ func TestFailoverRBD(t *testing.T) {
 	c := cephed.use(t)
 	began := time.Now()
 	step := func(what string) { t.Logf("%5.1f s: %s", time.Since(began).Seconds(), what) }
-	l := c.begins(lab.GuestSpec{Name: "ark", Disks: []lab.DiskSpec{{Kind: lab.DiskRBD}}})
+	const password = "open-ark" // as long as VNC's can be
+	c.shared.secrets = append(c.shared.secrets, password)
+	l := c.begins(lab.GuestSpec{
+		Name: "ark", Disks: []lab.DiskSpec{{Kind: lab.DiskRBD}}, Devices: "<graphics type='vnc' port='-1' autoport='yes' passwd='" + password + "'/>",
+	})
 	c.eventually(30*time.Second, "only that its node is there speaks against it", func() error {
 		plan, err := l.ask.migrations.PlanFailover(c.within(20*time.Second), l.request(nil))
 		if err == nil && len(plan.GetReasons()) != 1 {
@@ -299,6 +303,47 @@ func TestFailoverRBD(t *testing.T) {
 	step("its copy is gone")
 	l.onlyOn(l.to)
 	l.oneWriter(h)
+	shown, err := l.to.Run(c.within(10*time.Second), "virsh", "-c", "qemu:///system", "dumpxml", "--security-info", l.UUID)
+	c.must(err)
+	if strings.Contains(shown, password) || !strings.Contains(shown, " passwd='") {
+		t.Errorf("its console asked for a password, which nobody was told; now it is defined as %s", shown)
+	}
+}
+
+// TestFailoverBound: what a definition and disks alone do not bring back is refused before anything is lost.
+func TestFailoverBound(t *testing.T) {
+	c := cephed.use(t)
+	ask, n := c.api(c.running()), c.Nodes[0]
+	for _, v := range []struct{ name, uuid, os, metadata, want string }{
+		{
+			"varied", "44444444-0000-0000-0000-000000000001",
+			"<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader><nvram>/var/lib/libvirt/qemu/nvram/varied.fd</nvram>", "", "BOUND_TO_HOST",
+		},
+		{"verbose", "44444444-0000-0000-0000-000000000002", "", "<metadata><e2e:text xmlns:e2e='urn:e2e'>" + strings.Repeat("x", 300<<10) + "</e2e:text></metadata>", "DEFINITION_UNKNOWN"},
+	} {
+		c.must(n.Define(fmt.Sprintf(`<domain type='qemu'><name>%s</name><uuid>%s</uuid>%s<memory unit='MiB'>16</memory><os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type>%s</os>
+<features><acpi/></features><devices><controller type='usb' model='none'/><memballoon model='none'/></devices></domain>`, v.name, v.uuid, v.metadata, v.os)))
+		t.Cleanup(func() {
+			_, _ = n.Run(context.Background(), "virsh", "-c", "qemu:///system", "undefine", "--keep-nvram", v.uuid)
+		})
+		c.eventually(30*time.Second, v.name+" is refused for what it is", func() error {
+			plan, err := ask.migrations.PlanFailover(c.within(10*time.Second), &debvisorv1.FailoverRequest{Vm: vmRef(v.uuid), NodeIsOff: true})
+			if err != nil {
+				return err
+			}
+			var told []string
+			for _, r := range plan.GetReasons() {
+				told = append(told, r.GetCode())
+			}
+			if want := []string{"NODE_REACHABLE", v.want}; !sameSet(told, want) {
+				return fmt.Errorf("it says %v: %s", told, plan.GetMessage())
+			}
+			return nil
+		})
+	}
+	if kept := c.revisions(c.running(), "definitions/44444444-0000-0000-0000-000000000002"); len(kept) > 0 {
+		t.Errorf("a definition that is too large is kept: %v", kept)
+	}
 }
 
 // TestFailoverZFS brings a guest on a replicated volume back on the word that its node is off, with the target's agent killed in the

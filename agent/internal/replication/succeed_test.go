@@ -41,7 +41,7 @@ func newScissors(t *testing.T) scissors {
 }
 
 func (s scissors) after(changes int) { s.set(strconv.Itoa(changes)) }
-func (s scissors) mend()              { s.set("all") }
+func (s scissors) mend()             { s.set("all") }
 
 func (s scissors) set(count string) {
 	s.t.Helper()
