@@ -166,6 +166,39 @@ func TestAFailoverIsBegunOnce(t *testing.T) {
 	}
 }
 
+// TestAFailoverThatEndedHalfWayIsAskedForAgain: the VM belongs to its new node, which
+// is heard, and is brought up there.
+func TestAFailoverThatEndedHalfWayIsAskedForAgain(t *testing.T) {
+	r := startLost(t)
+	migrations := debvisorv1.NewMigrationServiceClient(r.principal("operator"))
+	vm := proto.CloneOf(r.view.Current().VMs[onReplica].Value)
+	domain := &agentv1.Domain{}
+	if err := proto.Unmarshal(vm.GetDomain(), domain); err != nil {
+		t.Fatal(err)
+	}
+	domain.State = debvisorv1.VMState_VM_STATE_UNSPECIFIED
+	vm.Node, vm.Generation, vm.Domain = "b", 4, encode(t, domain)
+	r.put(store.PutProto(store.VMKey(onReplica), vm), store.PutProto(store.OperationKey("op-0"), &storev1.Operation{
+		Id: "op-0", Kind: "failover", State: task.OpCancelled, Detail: &storev1.Operation_Failover{Failover: &storev1.Failover{
+			VmUuid: onReplica, Source: "a", Generation: 3, Target: "b", Start: true, Disks: [][]byte{encode(t, &agentv1.FailoverDisk{Target: "vda", Dataset: "back/db"})},
+		}},
+	}), store.PutProto(store.LostCopyKey(onReplica, "a"), &storev1.LostCopy{
+		VmUuid: onReplica, VmName: "db", Node: "a", Generation: 3, BroughtBackOn: "b", Operation: "op-0", At: timestamppb.Now(), State: storev1.LostCopyState_LOST_COPY_STATE_AWAITED,
+	}))
+	plan, err := migrations.PlanFailover(t.Context(), &debvisorv1.FailoverRequest{Vm: &debvisorv1.VMRef{VmId: "db"}})
+	if err != nil || !plan.GetAllowed() || plan.GetTarget().GetNodeId().GetId() != "b" {
+		t.Fatalf("%v: %v", plan, err)
+	}
+	noWait := metadata.AppendToOutgoingContext(t.Context(), "debvisor-wait", "none")
+	done, err := migrations.FailoverVM(noWait, &debvisorv1.VMRef{VmId: "db"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op := r.view.Current().Operations[done.GetOperationId()].Value; op.GetFailover().GetSource() != "a" || op.GetFailover().GetTarget() != "b" {
+		t.Errorf("%v", op)
+	}
+}
+
 // TestReverseReplication: offered once the copy is gone, for replicas, once.
 func TestReverseReplication(t *testing.T) {
 	r := startLost(t)

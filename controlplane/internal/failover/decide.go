@@ -152,7 +152,7 @@ func (d *decision) judge() *Verdict {
 		}
 	}
 	v := Judge(d.snapshot, r)
-	if len(v.Reasons) == 0 {
+	if len(v.Reasons) == 0 && v.Again == nil {
 		v.ground(d)
 	}
 	return v
@@ -201,6 +201,9 @@ func (d *decision) begin() *step {
 	}
 	d.op.State, d.op.StartedAt = task.OpRunning, timestamppb.New(d.now)
 	d.f.VmName, d.f.Start = v.Name, v.Start
+	if v.Again != nil {
+		return d.again(v)
+	}
 	if len(fenced(v)) == 0 {
 		return d.bringBack(v, nil)
 	}

@@ -2,11 +2,13 @@ package failover
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -209,6 +211,58 @@ func TestAStartIsToldAgain(t *testing.T) {
 	s := decide(snapshot, snapshot.Operations[opID], moment{now: noon})
 	if !proto.Equal(specOf(t, s), specOf(t, first)) || s.task.GetId() != opID+"/2/failover-start" {
 		t.Errorf("%v\nand not\n%v", specOf(t, s), specOf(t, first))
+	}
+}
+
+// TestTheStartOfAnEndedFailoverIsDoneAgain: a VM that never came up where it was
+// brought is asked for again, and told the same.
+func TestTheStartOfAnEndedFailoverIsDoneAgain(t *testing.T) {
+	first, _ := decided(t, "fence,task rbd-fence succeeded,entries")
+	ended := proto.CloneOf(first.op)
+	ended.Id, ended.State = "op-0", task.OpCancelled
+	first.copy.Operation = "op-0"
+	asked := func(said string) (*cluster.Snapshot, *facts) {
+		x := newFacts(t)
+		for _, fact := range append([]string{"pending", "nodef"}, strings.Fields(said)...) {
+			x.say(fact)
+		}
+		x.vm.Node, x.vm.Generation, x.dom.State = "b", 5, debvisorv1.VMState_VM_STATE_UNSPECIFIED
+		x.d.LostCopies.Put(vmID+"/a", first.copy, 8)
+		x.d.Operations.Put("op-0", ended, 8)
+		k := proto.CloneOf(first.task)
+		k.Id, k.OperationId, k.State = "op-0/1/failover-start", "op-0", task.Recorded(task.Failed)
+		x.d.Tasks.Put(k.GetId(), k, 8)
+		return x.snapshot(), x
+	}
+	snapshot, _ := asked("")
+	s := decide(snapshot, snapshot.Operations[opID], moment{now: noon})
+	if told(s) != "start-again 1/failover-start" || !proto.Equal(specOf(t, s), specOf(t, first)) || s.vm != nil || s.copy != nil {
+		t.Errorf("%s: %v\nand not\n%v", told(s), specOf(t, s), specOf(t, first))
+	}
+	if f := s.op.GetFailover(); f.GetPhase() != phaseStart || f.GetSource() != "a" || f.GetGeneration() != 4 || len(f.GetEvidence()) == 0 {
+		t.Errorf("%v", f)
+	}
+	snapshot, x := asked("")
+	x.req.Operation = opID
+	if v := Judge(snapshot, x.req); !v.Allowed || v.Target != "b" || v.Source != "a" || len(v.Disks) != 1 {
+		t.Errorf("%v to %s: %s", v.Codes(), v.Target, v.Refusal())
+	}
+	x.req.Target = "c"
+	if v := Judge(snapshot, x.req); v.Allowed || v.Code() != "PLACEMENT_CHANGED" {
+		t.Errorf("%v", v.Codes())
+	}
+	// Lost in turn it is brought back from there, as any other.
+	snapshot, x = asked("")
+	x.state["b"].Liveness = storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE
+	if v := Judge(snapshot, x.req); v.Again != nil {
+		t.Errorf("%v", v.Again)
+	}
+	// Once the node has told of it, it is its own like any other.
+	snapshot, x = asked("")
+	x.dom.State = debvisorv1.VMState_VM_STATE_SHUTOFF
+	x.vm.Domain = encoded(x.dom)
+	if v := Judge(snapshot, x.req); !contains(v.Codes(), NodeReachable) {
+		t.Errorf("%v", v.Codes())
 	}
 }
 

@@ -64,6 +64,9 @@ type Verdict struct {
 	Allowed bool
 	// Reasons are all that speak against bringing the VM back wherever to.
 	Reasons []planner.Reason
+	// Again is a failover that has moved the placement and ended before the VM was
+	// up: only its start is done again; nil: there is none.
+	Again *storev1.Failover
 	// VM is as in the records; Source is its node, Status how that stands.
 	Status       cluster.Entry[*storev1.NodeStatus]
 	VM           cluster.Entry[*storev1.VM]
@@ -113,6 +116,9 @@ func Judge(s *cluster.Snapshot, r Request) *Verdict {
 	}
 	v.Status = s.Statuses[v.Source]
 	v.Start = starts(v.domain.GetState())
+	if v.again(s, r) {
+		return v
+	}
 	v.node(s)
 	v.definition(s)
 	v.elsewhere(s)

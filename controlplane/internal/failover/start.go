@@ -177,7 +177,7 @@ func (d *decision) start() *step {
 	}
 	d.f.Attempt++
 	d.f.AttemptAt = timestamppb.New(d.now)
-	return d.startTask(stepAgain, d.definitionOf(h))
+	return d.startTask(stepAgain, definitionIn(h.task))
 }
 
 // startPause is how long to wait after a start that came to nothing: a daemon that
@@ -198,11 +198,11 @@ func final(h *half) bool {
 	return false
 }
 
-// definitionOf is the definition that the attempt before was told: that in the
-// records may be another by now, or none.
-func (d *decision) definitionOf(h *half) string {
+// definitionIn is the definition that a start was told: that in the records may be
+// another by now, or none.
+func definitionIn(t *storev1.Task) string {
 	var spec agentv1.TaskSpec
-	if proto.Unmarshal(h.task.GetSpec(), &spec) != nil {
+	if proto.Unmarshal(t.GetSpec(), &spec) != nil {
 		return ""
 	}
 	return spec.GetFailoverStart().GetDefinition()
@@ -227,7 +227,7 @@ func (d *decision) stopStart(h *half) *step {
 
 // left tells what is where once a start has ended otherwise than well.
 func (d *decision) left() string {
-	return fmt.Sprintf("VM %s belongs to %s now, with its disks; look at it there with virsh, and define it (its last definition is in the task) or start it", d.name(), d.f.GetTarget())
+	return fmt.Sprintf("VM %s belongs to %s now, with its disks; look at it there, and ask for its failover again", d.name(), d.f.GetTarget())
 }
 
 // succeed ends the operation: the VM is up, or defined, where it belongs.
