@@ -123,7 +123,7 @@ func (w *Witness) lostCopies(s *cluster.Snapshot, first bool) {
 func (w *Witness) operations(s *cluster.Snapshot, first bool) {
 	for id, entry := range s.Operations {
 		op := entry.Value
-		if w.seen[id] || op.GetPrincipal() != system && op.GetParent() == "" && !scheduled(op) {
+		if w.seen[id] || op.GetPrincipal() != system && op.GetPrincipal() != systemStorage && op.GetParent() == "" && !scheduled(op) {
 			continue
 		}
 		w.seen[id] = true
@@ -175,7 +175,7 @@ func controller(op *storev1.Operation) string {
 		return "replication"
 	case op.GetFailover() != nil:
 		return "failover"
-	case op.GetTakeSnapshots() != nil, op.GetRemoveSnapshots() != nil:
+	case op.GetTakeSnapshots() != nil, op.GetRemoveSnapshots() != nil, op.GetCloneImage() != nil, op.GetChangeImage() != nil:
 		return "storage"
 	}
 	return "operations"
@@ -203,6 +203,9 @@ func (w *Witness) operation(op *storev1.Operation) {
 	case scheduled(op):
 		who = "schedule"
 		e.Reason = "a policy's time has come; " + op.GetPrincipal() + " made it so"
+	case op.GetPrincipal() == systemStorage:
+		who = "storage"
+		e.Reason = "a clone that is deep is flattened in the background"
 	case op.GetParent() != "":
 		who = "drain"
 		e.Reason = fmt.Sprintf("a move of %s, which %s began", op.GetParent(), op.GetPrincipal())
@@ -236,6 +239,9 @@ func ofStorage(op *storev1.Operation) string {
 		if more := len(datasets) - mostDatasets; more > 0 {
 			text += fmt.Sprintf(" and %d more", more)
 		}
+		return text
+	}
+	if text := ofImages(op); text != "" {
 		return text
 	}
 	switch {

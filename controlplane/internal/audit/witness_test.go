@@ -5,9 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
@@ -102,6 +104,31 @@ func TestWitness(t *testing.T) {
 			"system:schedule snapshot.prune node=a datasets=tank/x op-7  a policy's time has come; ada made it so",
 			"system:schedule replication.run job=j source=a:tank/x target=b:back/x op-8  a policy's time has come; ada made it so",
 		}},
+		{func(d *cluster.Draft) { // what becomes of images
+			began, ended := timestamppb.New(time.Unix(1000, 0)), timestamppb.New(time.Unix(1002, 0))
+			image := encoded(t, &agentv1.RbdImageID{Pool: "vms", Namespace: "ns", Name: "web"})
+			d.Operations.Put("op-11", &storev1.Operation{
+				Id: "op-11", Kind: "image.flatten", State: task.OpPending, Principal: "system:storage", Detail: &storev1.Operation_ChangeImage{ChangeImage: &storev1.ChangeImage{Image: image}},
+			}, 1)
+			d.Operations.Put("op-12", &storev1.Operation{
+				Id: "op-12", Kind: "image.clone", State: task.OpSucceeded, Principal: "ada", CreatedAt: began, EndedAt: ended, Detail: &storev1.Operation_CloneImage{CloneImage: &storev1.CloneImage{
+					Image: image, Template: encoded(t, &agentv1.RbdSnapshotID{Image: &agentv1.RbdImageID{Pool: "vms", Name: "base"}, Name: "t"}),
+				}},
+			}, 1)
+			d.Operations.Put("op-13", &storev1.Operation{
+				Id: "op-13", Kind: "snapshot.create", State: task.OpSucceeded, Principal: "ada", CreatedAt: began, EndedAt: ended,
+				Detail: &storev1.Operation_TakeSnapshots{TakeSnapshots: &storev1.TakeSnapshots{Images: [][]byte{image}, Name: "dv-1"}},
+			}, 1)
+			d.Operations.Put("op-14", &storev1.Operation{
+				Id: "op-14", Kind: "snapshot.prune", State: task.OpSucceeded, Principal: "ada", CreatedAt: began, EndedAt: ended,
+				Detail: &storev1.Operation_RemoveSnapshots{RemoveSnapshots: &storev1.RemoveSnapshots{Fsid: "f", Images: [][]byte{image}}},
+			}, 1)
+		}, []string{
+			"system:storage image.flatten image=vms/ns/web op-11  a clone that is deep is flattened in the background",
+			"system:storage image.clone template=vms/base@t image=vms/ns/web op-12 SUCCEEDED",
+			"system:storage snapshot.create images=vms/ns/web name=dv-1 op-13 SUCCEEDED",
+			"system:storage snapshot.prune images=vms/ns/web op-14 SUCCEEDED",
+		}},
 	} {
 		s, h = record(step.change)(s), nil
 		w.look(s, i == 0)
@@ -114,4 +141,13 @@ func TestWitness(t *testing.T) {
 			}
 		}
 	}
+}
+
+func encoded(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
