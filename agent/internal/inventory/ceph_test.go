@@ -67,6 +67,9 @@ func withCeph(t *testing.T, ceph *cephCluster, test func(t *testing.T, c *Collec
 	synctest.Test(t, func(t *testing.T) {
 		log := &bytes.Buffer{}
 		c := New(Config{Node: "n", Hypervisor: &libvirtd{}, Ceph: ceph, Root: dir, Log: hclog.New(&hclog.LoggerOptions{Output: log})})
+		if h := c.Health(0); ceph != nil && h.GetCephStatus() != cephUnknown {
+			t.Errorf("before it was asked: %v", h)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- c.Run(ctx) }()
@@ -94,9 +97,6 @@ func toldOfCeph(c *Collector) (last *agentv1.CephInventory) {
 func TestCephIsToldWhenItChanges(t *testing.T) {
 	ceph := &cephCluster{known: healthy("rbd")}
 	withCeph(t, ceph, func(t *testing.T, c *Collector, log *bytes.Buffer) {
-		if h := c.Health(0); h.GetCephStatus() != cephUnknown {
-			t.Errorf("before it was asked: %v", h)
-		}
 		synctest.Wait()
 		inv := c.Inventory(true)
 		if inv.GetCeph() != nil || !inv.GetCephFollows() {
