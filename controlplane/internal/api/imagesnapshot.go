@@ -174,7 +174,7 @@ func (s *storageService) imageSnapshotMessage(scope cluster.Scope, one *agentv1.
 		UsedBytes: one.GetUsedBytes(), ReferencedBytes: one.GetSizeBytes(), Guid: strconv.FormatUint(id.GetId(), 10), Template: one.GetTemplate(),
 	}
 	if one.GetProtected() {
-		m.Holds = []string{"protected in RBD"}
+		m.Holds = []string{"RBD's protection"}
 	}
 	for _, child := range one.GetChildren() {
 		m.Clones = append(m.Clones, s.shownImage(scope, child))

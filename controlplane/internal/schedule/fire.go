@@ -47,7 +47,7 @@ func (d *decision) retain() {
 		switch {
 		case takes && !s.copied():
 			g.kind, g.pool = TakeKind, pool
-			g.vm = d.guest(takes, func(disk *debvisorv1.VMDisk) bool { return disk.GetZfsDataset() == s.dataset }, []string{s.node}).GetUuid()
+			g.vm = d.guest(s.dataset, (*debvisorv1.VMDisk).GetZfsDataset, []string{s.node}).GetUuid()
 		case !takes && d.retention.GetRecursive():
 			g.owner = "" // what is below may be another's
 		}

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"bytes"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -67,7 +68,7 @@ func (d *decision) retainImage(s *subject, takes bool, groups *imageGroups) {
 	g := group{kind: PruneKind, pool: s.fsid, owner: d.owner("rbd", s.image.GetPool(), cluster.RBDName(s.image))}
 	if takes {
 		g.kind = TakeKind
-		g.vm = d.guest(takes, func(disk *debvisorv1.VMDisk) bool { return cluster.RBDOfDisk(disk) == cluster.RBDPath(s.image) }, d.cephNodes(s.fsid)).GetUuid()
+		g.vm = d.guest(cluster.RBDPath(s.image), cluster.RBDOfDisk, d.cephNodes(s.fsid)).GetUuid()
 	}
 	if groups.of[g] == nil && !d.claims(s, &g) {
 		return
@@ -166,9 +167,9 @@ func (d *decision) cephNodes(fsid string) []string {
 }
 
 // guest is the running VM on one of some nodes that is to be frozen: the only one
-// with such a disk. nil: the policy wants none frozen, or there is none; disks of
+// whose disk, by of, has that name. nil: the policy wants none frozen, or there is none; disks of
 // VMs that do not run are quiet as they are.
-func (d *decision) guest(takes bool, uses func(*debvisorv1.VMDisk) bool, nodes []string) *storev1.VM {
+func (d *decision) guest(name string, of func(*debvisorv1.VMDisk) string, nodes []string) *storev1.VM {
 	switch d.retention.GetConsistency() {
 	case debvisorv1.Consistency_CONSISTENCY_PREFER_APPLICATION, debvisorv1.Consistency_CONSISTENCY_APPLICATION:
 	default:
@@ -176,16 +177,13 @@ func (d *decision) guest(takes bool, uses func(*debvisorv1.VMDisk) bool, nodes [
 	}
 	var found *storev1.VM
 	for _, node := range nodes {
-		if !takes {
-			break
-		}
 		for _, entry := range d.snapshot.VMsOn(node) {
 			domain := &agentv1.Domain{}
-			if proto.Unmarshal(entry.Value.GetDomain(), domain) != nil || domain.GetState() != debvisorv1.VMState_VM_STATE_RUNNING {
+			if !bytes.Contains(entry.Value.GetDomain(), []byte(name)) || proto.Unmarshal(entry.Value.GetDomain(), domain) != nil || domain.GetState() != debvisorv1.VMState_VM_STATE_RUNNING {
 				continue
 			}
 			for _, disk := range domain.GetDisks() {
-				if !uses(disk) || found.GetUuid() == entry.Value.GetUuid() {
+				if of(disk) != name || found.GetUuid() == entry.Value.GetUuid() {
 					continue
 				}
 				if found != nil {
