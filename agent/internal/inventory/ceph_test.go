@@ -67,7 +67,7 @@ func withCeph(t *testing.T, ceph *cephCluster, test func(t *testing.T, c *Collec
 	synctest.Test(t, func(t *testing.T) {
 		log := &bytes.Buffer{}
 		c := New(Config{Node: "n", Hypervisor: &libvirtd{}, Ceph: ceph, Root: dir, Log: hclog.New(&hclog.LoggerOptions{Output: log})})
-		if h := c.Health(0); ceph != nil && h.GetCephStatus() != cephUnknown {
+		if h := c.Health(0); ceph.known != nil && h.GetCephStatus() != cephUnknown {
 			t.Errorf("before it was asked: %v", h)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
