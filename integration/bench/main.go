@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/debvisor/debvisor/integration/ceph"
 	"github.com/debvisor/debvisor/integration/lab"
 )
 
@@ -21,7 +22,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats, list-nodes or zfs; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats, list-nodes, comeback or zfs; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -66,6 +67,9 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 	if err := b.onLab(ctx, lab.Options{Nodes: 2, LibvirtTCP: true}, []group{
 		{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes},
 	}); err != nil {
+		return err
+	}
+	if err := b.onLab(ctx, lab.Options{Nodes: 2, Ceph: &ceph.Options{}}, []group{{"comeback", b.comeback}}); err != nil {
 		return err
 	}
 	if err := b.onLab(ctx, lab.Options{Machines: 2, MachineMiB: 1024, MachinePoolMiB: 32768}, []group{{"zfs", b.zfs}}); err != nil {
