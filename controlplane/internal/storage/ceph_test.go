@@ -98,6 +98,13 @@ func (w *world) cephFact(f []string, n func(int) uint64) bool {
 		w.d.InUse.Put(f[1], "op-other", 3)
 	case "at":
 		w.last.Node = f[1]
+	case "thawed":
+		o := &agentv1.TaskOutcome{}
+		if err := proto.Unmarshal(w.last.GetOutcome(), o); err != nil {
+			w.t.Fatal(err)
+		}
+		o.Freeze = &agentv1.FreezeOutcome{Reason: "too slow"}
+		w.last.Outcome = encoded(o)
 	case "removed":
 		return rbd(func(o *agentv1.RbdOutcome) { o.Removed = uint32(n(1)) })
 	case "stayed":
@@ -179,6 +186,19 @@ func TestTakingSnapshotsOfImages(t *testing.T) {
 	out := &agentv1.FreezeOutcome{}
 	if err := proto.Unmarshal(s.op.GetTakeSnapshots().GetFreeze(), out); err != nil || !strings.Contains(out.GetReason(), "does not run") {
 		t.Errorf("%v, %v", out, err)
+	}
+}
+
+func TestAFreezeThatFailedIsTold(t *testing.T) {
+	for kind, facts := range map[string]string{
+		kindTakeImages: "vm a running,demand,running,task 1 rbd-snapshot failed FREEZE_EXPIRED,thawed",
+		KindCreate:     "vm a running,demand,running,task 1 zfs-snapshot failed FREEZE_EXPIRED,thawed",
+	} {
+		out := &agentv1.FreezeOutcome{}
+		s := check(t, kind, facts, "fail FREEZE_EXPIRED")
+		if err := proto.Unmarshal(s.op.GetTakeSnapshots().GetFreeze(), out); err != nil || out.GetReason() != "too slow" {
+			t.Errorf("%s: %v, %v", kind, out, err)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ func (d *decision) create() *step {
 		return d.broken("the operation does not say of what snapshots are to be taken")
 	}
 	tries := d.all(taskSnapshot)
+	froze(t, tries)
 	if len(tries) == 0 || tries[len(tries)-1].ended() && judge(tries[len(tries)-1]) != done {
 		return d.takeSet(tries)
 	}
@@ -29,7 +30,6 @@ func (d *decision) create() *step {
 		for _, made := range last.outcome.GetZfs().GetMade() {
 			t.Made = append(t.Made, encoded(made))
 		}
-		froze(t, last)
 		return d.succeed(fmt.Sprintf("%d snapshots %s are taken on %s", len(t.GetDatasets()), t.GetName(), t.GetNode()))
 	case d.op.GetCancelRequested():
 		s, _ := d.stop("cancelling")

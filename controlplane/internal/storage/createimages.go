@@ -19,6 +19,7 @@ func (d *decision) createImages() *step {
 	if err != nil || t.GetFsid() == "" || t.GetName() == "" {
 		return d.broken("the operation does not say of what images snapshots are to be taken")
 	}
+	froze(t, d.all(taskRbdSnapshot))
 	w := work{
 		kind: taskRbdSnapshot, fsid: t.GetFsid(), resource: cluster.RBDResource(t.GetFsid(), images[0]), doing: "taking snapshots",
 		images: images, near: t.GetNode(),
@@ -45,7 +46,6 @@ func (d *decision) createImages() *step {
 		for _, made := range last.outcome.GetRbd().GetMade() {
 			t.Made = append(t.Made, encoded(made))
 		}
-		froze(t, last)
 		return d.succeed(fmt.Sprintf("snapshots %s of %s are taken by %s", t.GetName(), strings.Join(paths(images), ", "), t.GetNode()))
 	}
 	return d.carryOut(w)

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -66,9 +67,12 @@ func (d *decision) freeze(t *storev1.TakeSnapshots, node string) (*agentv1.Freez
 	return &agentv1.Freeze{VmUuid: t.GetVmUuid(), VmName: t.GetVmName(), BudgetMs: budget, Required: required}, nil
 }
 
-// froze notes how a freeze went.
-func froze(t *storev1.TakeSnapshots, last *half) {
-	if out := last.outcome.GetFreeze(); out != nil {
-		t.Freeze = encoded(out)
+// froze notes how the last freeze went, also where no snapshot came of it.
+func froze(t *storev1.TakeSnapshots, tries []*half) {
+	for _, h := range slices.Backward(tries) {
+		if out := h.outcome.GetFreeze(); out != nil {
+			t.Freeze = encoded(out)
+			return
+		}
 	}
 }
