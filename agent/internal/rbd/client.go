@@ -160,15 +160,7 @@ func (c *Client) ask(ctx context.Context, l *lane, q call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := l.process(ctx)
-	if err != nil {
-		free()
-		if silent(err) && ctx.Err() == nil {
-			c.outages.open(nil, err)
-		}
-		return nil, err
-	}
-	w, err := p.send(q)
+	w, err := c.send(ctx, l, q)
 	if err != nil {
 		free()
 		return nil, err
@@ -177,11 +169,29 @@ func (c *Client) ask(ctx context.Context, l *lane, q call) ([]byte, error) {
 	go func() {
 		<-w.ended
 		free()
-		if silent(w.err) {
+		if silent(w.err) && !q.urgent {
 			c.outages.open(q.pools, w.err)
 		}
 	}()
 	return w.await(ctx, q)
+}
+
+// send gives a call to a child that takes it.
+func (c *Client) send(ctx context.Context, l *lane, q call) (*waiter, error) {
+	for {
+		p, err := l.process(ctx)
+		if err != nil {
+			if silent(err) && ctx.Err() == nil && !q.urgent {
+				c.outages.open(nil, err)
+			}
+			return nil, err
+		}
+		w, err := p.send(q)
+		if !errors.Is(err, errNotSent) {
+			return w, err
+		}
+		<-p.dead
+	}
 }
 
 // place waits until a call may be sent, and gives what ends that right.

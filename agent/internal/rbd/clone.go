@@ -4,11 +4,11 @@ package rbd
 
 import (
 	"context"
-	"slices"
+	"errors"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
-	"golang.org/x/sys/unix"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -24,6 +24,7 @@ type cloning struct {
 	want    *agentv1.RbdClone
 	pool    *rados.IOContext // of the clone
 	growing *agentv1.RbdImageID
+	depth   uint32 // once it was made by this request
 }
 
 func (c *cluster) clone(ctx context.Context, r *request) (proto.Message, error) {
@@ -36,7 +37,7 @@ func (c *cluster) clone(ctx context.Context, r *request) (proto.Message, error) 
 		return nil, err
 	}
 	defer pool.Destroy()
-	cl := &cloning{c, r, q, pool, Growing(q.GetImage(), q.GetOperation())}
+	cl := &cloning{cluster: c, request: r, want: q, pool: pool, growing: Growing(q.GetImage(), q.GetOperation())}
 	id, err := cl.begun(ctx)
 	if err == nil && id == "" {
 		err = cl.grow(ctx)
@@ -59,36 +60,76 @@ func (c *cluster) clone(ctx context.Context, r *request) (proto.Message, error) 
 // begun looks for the clone, complete but perhaps not renamed; "": there is none.
 // What is there without being complete is taken away.
 func (cl *cloning) begun(ctx context.Context) (id string, err error) {
-	for _, name := range []string{cl.want.GetImage().GetName(), cl.growing.GetName()} {
-		at := &agentv1.RbdImageID{Pool: cl.growing.GetPool(), Namespace: cl.growing.GetNamespace(), Name: name}
-		id, ours, err := cl.look(ctx, at)
-		switch {
-		case err != nil:
+	final := cl.want.GetImage()
+	var named, old, grown string
+	var half bool
+	// Looks that need not wait for each other.
+	if err := cl.cluster.together(
+		func() (err error) { named, err = cl.cluster.idOf(ctx, cl.request, cl.pool, final); return err },
+		func() (err error) { old, err = cl.format1(ctx); return err },
+		func() (err error) { grown, err = cl.cluster.idOf(ctx, cl.request, cl.pool, cl.growing); return err },
+		func() (err error) { half, err = cl.cluster.halfRemoved(ctx, cl.request, cl.pool, cl.growing); return err },
+	); err != nil {
+		return "", err
+	}
+	for _, id := range []string{named, grown} {
+		if id == "" {
+			continue
+		}
+		m, err := cl.cluster.rawMarks(ctx, cl.request, cl.pool, id)
+		if err != nil {
 			return "", err
-		case ours:
+		}
+		if m.clone.Operation == cl.want.GetOperation() {
 			return id, nil
-		case id != "" && name != cl.growing.GetName():
-			return "", errdefs.New(errdefs.AlreadyExists, CodeImageExists, "there is an image %s already, which is not this operation's", Shown(at)).With("image", Shown(at))
 		}
 	}
-	return "", cl.uproot(ctx)
+	if named != "" || old != "" {
+		return "", cl.exists()
+	}
+	if grown != "" || half {
+		return "", cl.uproot(ctx)
+	}
+	return "", nil
 }
 
-// look tells the id of what has a name, and whether it is the operation's, complete.
-func (cl *cloning) look(ctx context.Context, at *agentv1.RbdImageID) (id string, ours bool, err error) {
-	i, err := cl.cluster.open(ctx, cl.request, at, false)
-	if has(err, CodeImageNotFound) {
-		return "", false, nil
+func (cl *cloning) exists() error {
+	about := Shown(cl.want.GetImage())
+	return errdefs.New(errdefs.AlreadyExists, CodeImageExists, "there is an image %s already, which is not this operation's", about).With("image", about)
+}
+
+// format1 looks for an image of the clone's name that is of Ceph's first format.
+func (cl *cloning) format1(ctx context.Context) (string, error) {
+	object := cl.want.GetImage().GetName() + ".rbd"
+	if err := cl.request.step(ctx, "looking for %s", object); err != nil {
+		return "", err
 	}
-	if err != nil {
-		if at.GetName() == cl.growing.GetName() && !silent(err) {
-			return "", false, nil // so little of it is there that it cannot be opened
+	if _, err := cl.pool.Stat(object); errno(err) == notFound {
+		return "", nil
+	} else if err != nil {
+		return "", translate(err, false, "looking for %s", object)
+	}
+	return object, nil
+}
+
+// together does all, at once as far as threads are left: each call holds one, for
+// seconds while the cluster is dead. It gives the first error.
+func (c *cluster) together(all ...func() error) error {
+	var group errgroup.Group
+	for _, f := range all {
+		select {
+		case c.threads <- struct{}{}:
+			group.Go(func() error {
+				defer func() { <-c.threads }()
+				return f()
+			})
+		default:
+			if err := f(); err != nil {
+				return errors.Join(err, group.Wait())
+			}
 		}
-		return "", false, err
 	}
-	defer i.close()
-	m, err := i.marks(ctx, cl.request)
-	return i.is.GetId(), m.clone.Operation == cl.want.GetOperation(), err
+	return group.Wait()
 }
 
 // uproot takes away what has grown.
@@ -118,141 +159,109 @@ const carried = rbd.FeatureLayering | rbd.FeatureStripingV2 | rbd.FeatureObjectM
 // grow makes the clone, under the name that it has until it is complete.
 func (cl *cloning) grow(ctx context.Context) error {
 	r := cl.request
-	parent, err := cl.cluster.open(ctx, r, cl.want.GetTemplate().GetImage(), false)
+	t, err := cl.template(ctx)
 	if err != nil {
 		return err
 	}
-	defer parent.close()
-	d := &describer{cluster: cl.cluster, request: r, depths: map[string]uint32{}}
-	if err := cl.template(ctx, d, parent); err != nil {
-		return err
-	}
-	depth, err := d.depth(ctx, parent, 0)
-	if err != nil {
-		return err
-	}
-	if most := cl.want.GetMaxDepth(); most > 0 && depth+1 > most {
-		return errdefs.New(errdefs.FailedPrecondition, CodeCloneTooDeep, "%d parents would stand above the clone; at most %d may: flatten %s first", depth+1, most, Shown(parent.is)).
-			With("image", Shown(parent.is))
-	}
-	features, err := parent.GetFeatures()
-	if err != nil {
-		return translate(err, false, "asking %s for its features", Shown(parent.is))
-	}
+	cl.depth = t.depth + 1
 	options := rbd.NewRbdImageOptions()
 	defer options.Destroy()
 	for option, value := range map[rbd.ImageOption]uint64{
 		rbd.ImageOptionCloneFormat: 2,
 		// Only one may write: failovers rest on it.
-		rbd.ImageOptionFeatures: features&carried | rbd.FeatureLayering | rbd.FeatureExclusiveLock,
+		rbd.ImageOptionFeatures: t.features&carried | rbd.FeatureLayering | rbd.FeatureExclusiveLock,
 	} {
 		if err := options.SetUint64(option, value); err != nil {
 			return translate(err, false, "preparing a clone")
 		}
 	}
+	image := cl.want.GetTemplate().GetImage()
+	parent, err := cl.cluster.pool(ctx, r, image.GetPool(), image.GetNamespace())
+	if err != nil {
+		return err
+	}
+	defer parent.Destroy()
 	if err := r.step(ctx, "cloning %s", ShownSnapshot(cl.want.GetTemplate())); err != nil {
 		return err
 	}
-	if err := rbd.CloneFromImage(parent.Image, cl.want.GetTemplate().GetName(), cl.pool, cl.growing.GetName(), options); err != nil {
+	if err := rbd.CloneImage(parent, image.GetName(), t.snapshot.GetName(), cl.pool, cl.growing.GetName(), options); err != nil {
+		cl.cluster.templates.forget(image)
 		return translate(err, true, "cloning %s to %s", ShownSnapshot(cl.want.GetTemplate()), Shown(cl.want.GetImage()))
 	}
 	r.pass(pointCloneGrown)
 	return nil
 }
 
-// template checks that the snapshot is the one that was meant.
-func (cl *cloning) template(ctx context.Context, d *describer, parent *image) error {
-	id := cl.want.GetTemplate()
-	s, err := d.find(ctx, parent, marks{}, id)
-	switch {
-	case err != nil:
-		return err
-	case s == nil:
-		return errdefs.New(errdefs.NotFound, CodeSnapshotNotFound, "there is no snapshot %s", ShownSnapshot(id)).With("snapshot", ShownSnapshot(id))
-	case s.GetGroup() != "":
-		return errdefs.New(errdefs.FailedPrecondition, CodeNoTemplate, "%s is part of a group's snapshot, which Ceph does not clone", ShownSnapshot(id)).With("snapshot", ShownSnapshot(id))
-	}
-	// Ceph is given the name, which may be another's than the id's.
-	cl.want.Template = &agentv1.RbdSnapshotID{Image: id.GetImage(), Name: s.GetSnapshot().GetName(), Id: s.GetSnapshot().GetId()}
-	return nil
-}
-
 // complete marks what has grown as the operation's, after what Ceph copied of the
-// template's marks is gone.
+// template's marks is gone. Nobody else has it open: nobody knows its name.
 func (cl *cloning) complete(ctx context.Context) (string, error) {
-	i, err := cl.cluster.open(ctx, cl.request, cl.growing, true)
+	r := cl.request
+	id, err := cl.cluster.idOf(ctx, r, cl.pool, cl.growing)
 	if err != nil {
 		return "", err
 	}
-	defer i.close()
-	if err := cl.request.step(ctx, "asking %s for its parent", Shown(i.is)); err != nil {
+	var parent parentSpec
+	var m marks
+	if err := cl.cluster.together(
+		func() (err error) { parent, err = cl.cluster.parentOf(ctx, r, cl.pool, id); return err },
+		func() (err error) { m, err = cl.cluster.rawMarks(ctx, r, cl.pool, id); return err },
+	); err != nil {
 		return "", err
 	}
-	parent, err := i.GetParent()
-	if err != nil {
-		return "", translate(err, true, "asking %s for its parent", Shown(i.is))
+	if want := cl.want.GetTemplate(); parent.snapshot != want.GetId() || want.GetImage().GetId() != "" && parent.image != want.GetImage().GetId() {
+		cl.cluster.templates.forget(want.GetImage())
+		return "", errdefs.New(errdefs.Aborted, CodeSnapshotReplaced, "%s was replaced while it was cloned", ShownSnapshot(want)).With("snapshot", ShownSnapshot(want))
 	}
-	if parent.Snap.ID != cl.want.GetTemplate().GetId() {
-		return "", errdefs.New(errdefs.Aborted, CodeSnapshotReplaced, "%s was replaced while it was cloned", ShownSnapshot(cl.want.GetTemplate()))
-	}
-	m, err := i.marks(ctx, cl.request)
-	if err != nil {
+	r.pass(pointCloneCleaned)
+	if err := cl.cluster.remark(ctx, r, cl.pool, id, m.strange, cloneKey, cloneMark{Image: id, Operation: cl.want.GetOperation()}); err != nil {
 		return "", err
 	}
-	for _, key := range slices.Sorted(slices.Values(m.strange)) {
-		if err := i.mark(ctx, cl.request, key, nil); err != nil {
-			return "", err
-		}
-	}
-	cl.request.pass(pointCloneCleaned)
-	if err := i.mark(ctx, cl.request, cloneKey, cloneMark{Image: i.is.GetId(), Operation: cl.want.GetOperation()}); err != nil {
-		return "", err
-	}
-	cl.request.pass(pointCloneMarked)
-	return i.is.GetId(), nil
+	r.pass(pointCloneMarked)
+	return id, nil
 }
 
-// rename gives the clone its name. Ceph takes three steps for it and does not go on
-// where it died between them: what it has left is put right first.
+// rename gives the clone its name, in Ceph's own three steps, each of which may have
+// been done before: librbd's does not go on where it died between them.
 func (cl *cloning) rename(ctx context.Context, id string) error {
 	r, final := cl.request, cl.want.GetImage()
-	was, err := cl.cluster.directory(ctx, r, cl.pool, cl.growing)
+	created, err := cl.cluster.takeName(ctx, r, cl.pool, final, id)
 	if err != nil {
 		return err
 	}
-	is, err := cl.cluster.directory(ctx, r, cl.pool, final)
-	if err != nil {
-		return err
-	}
-	if is.dir == id { // it is renamed, perhaps not quite
-		if was.object == id {
-			return cl.cluster.forget(ctx, r, cl.pool, cl.growing)
-		}
-		return nil
-	}
-	if is.object == id { // its new name came to be, and no more
-		if err := cl.cluster.forget(ctx, r, cl.pool, final); err != nil {
+	if !created {
+		held, err := cl.cluster.idOf(ctx, r, cl.pool, final)
+		if err != nil {
 			return err
 		}
+		if held != id {
+			return cl.exists()
+		}
 	}
-	if err := r.step(ctx, "renaming %s to %s", Shown(cl.growing), final.GetName()); err != nil {
-		return err
-	}
-	err = rbd.GetImage(cl.pool, cl.growing.GetName()).Rename(final.GetName())
-	if errno(err) == -int(unix.EEXIST) {
-		return errdefs.New(errdefs.AlreadyExists, CodeImageExists, "there is an image %s by now, which is not this operation's", Shown(final)).With("image", Shown(final))
-	}
-	if err != nil {
-		return translate(err, true, "renaming %s to %s", Shown(cl.growing), final.GetName())
+	r.pass(pointCloneNamed)
+	if err := cl.cluster.moveName(ctx, r, cl.pool, cl.growing, final, id); err != nil {
+		at, lookErr := cl.cluster.directory(ctx, r, cl.pool, final)
+		switch {
+		case silent(err) || lookErr != nil:
+			return err
+		case at.dir == id: // it was moved before
+		case at.dir == "":
+			return err
+		default:
+			_ = cl.cluster.forget(ctx, r, cl.pool, final) // it leads to ours, beside another's entry
+			return cl.exists()
+		}
 	}
 	r.pass(pointCloneRenamed)
-	return nil
+	return cl.cluster.forget(ctx, r, cl.pool, cl.growing)
 }
 
 func (cl *cloning) outcome(ctx context.Context, id string) (proto.Message, error) {
-	i, err := cl.cluster.open(ctx, cl.request, &agentv1.RbdImageID{
-		Pool: cl.want.GetImage().GetPool(), Namespace: cl.want.GetImage().GetNamespace(), Name: cl.want.GetImage().GetName(), Id: id,
-	}, false)
+	final := cl.want.GetImage()
+	is := &agentv1.RbdImageID{Pool: final.GetPool(), Namespace: final.GetNamespace(), Name: final.GetName(), Id: id}
+	if cl.depth > 0 {
+		return &agentv1.RbdOutcome{Image: is, Depth: cl.depth}, nil
+	}
+	i, err := cl.cluster.open(ctx, cl.request, is, false)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,7 @@ func TestACloneIsAnotherPoolsImageOfItsOwn(t *testing.T) {
 
 func TestADeadChildLeavesOneClone(t *testing.T) {
 	t.Parallel()
-	for _, point := range []string{pointCloneGrown, pointCloneCleaned, pointCloneMarked, pointCloneRenamed} {
+	for _, point := range []string{pointCloneGrown, pointCloneCleaned, pointCloneMarked, pointCloneNamed, pointCloneRenamed} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			r := newRoom(t)

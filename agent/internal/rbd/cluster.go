@@ -31,7 +31,15 @@ type cluster struct {
 	fsid    string
 	address string
 	number  int64
+
+	templates templates
+	// threads are those that requests may take beyond one each.
+	threads chan struct{}
 }
+
+// moreThreads bounds what requests do at once beyond one thing each.
+const moreThreads = 4
+
 
 // connect connects within client_mount_timeout. After a failure the process is of
 // no further use: librados keeps its threads.
@@ -52,7 +60,7 @@ func connect(conf, user string) (*cluster, hello, error) {
 	if err := conn.Connect(); err != nil {
 		return nil, none, translate(err, false, "connecting as client.%s", user)
 	}
-	c := &cluster{conn: conn, number: int64(conn.GetInstanceID())}
+	c := &cluster{conn: conn, number: int64(conn.GetInstanceID()), threads: make(chan struct{}, moreThreads)}
 	if c.fsid, err = conn.GetFSID(); err != nil {
 		return nil, none, translate(err, false, "asking for the cluster's id")
 	}

@@ -38,16 +38,8 @@ func (c *cluster) directory(ctx context.Context, r *request, pool *rados.IOConte
 		return e, translate(err, false, "looking for %s in its pool's directory", Shown(id))
 	}
 	e.dir = text(values[key])
-	if err := r.step(ctx, "looking for the id of %s", Shown(id)); err != nil {
-		return e, err
-	}
-	content := make([]byte, 256)
-	n, err := pool.Read(idObject+id.GetName(), content, 0)
-	if err != nil && errno(err) != notFound {
-		return e, translate(err, false, "looking for the id of %s", Shown(id))
-	}
-	e.object = text(content[:n])
-	return e, nil
+	e.object, err = c.idOf(ctx, r, pool, id)
+	return e, err
 }
 
 // halfRemoved tells whether an image's removal has begun and not ended: it is found
@@ -60,14 +52,26 @@ func (c *cluster) halfRemoved(ctx context.Context, r *request, pool *rados.IOCon
 	if err != nil && errno(err) != notFound {
 		return false, translate(err, false, "looking for %s among what is removed", Shown(id))
 	}
-	name := binary.LittleEndian.AppendUint32(nil, uint32(len(id.GetName())))
-	name = append(name, id.GetName()...)
+	name := encode(nil, id.GetName())
 	for _, spec := range entries {
 		if bytes.Contains(spec, name) {
 			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// idOf reads the id that a name opens; empty: none.
+func (c *cluster) idOf(ctx context.Context, r *request, pool *rados.IOContext, id *agentv1.RbdImageID) (string, error) {
+	if err := r.step(ctx, "looking for the id of %s", Shown(id)); err != nil {
+		return "", err
+	}
+	content := make([]byte, 256)
+	n, err := pool.Read(idObject+id.GetName(), content, 0)
+	if err != nil && errno(err) != notFound {
+		return "", translate(err, false, "looking for the id of %s", Shown(id))
+	}
+	return text(content[:n]), nil
 }
 
 // forget takes the name away that opens an image, and leaves the image alone.
@@ -79,6 +83,11 @@ func (c *cluster) forget(ctx context.Context, r *request, pool *rados.IOContext,
 		return translate(err, true, "removing the left-over name %s", Shown(id))
 	}
 	return nil
+}
+
+// encode is what text reads.
+func encode(to []byte, s string) []byte {
+	return append(binary.LittleEndian.AppendUint32(to, uint32(len(s))), s...)
 }
 
 // text is a string as Ceph encodes it: its length as four bytes, then itself.

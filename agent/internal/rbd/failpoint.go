@@ -10,9 +10,10 @@ const (
 	pointGroupLeaving    = "rbdGroupLeaving"    // a part may go, and is still there
 	pointGroupRemoved    = "rbdGroupRemoved"    // the group's snapshot is gone, its metadata not
 	pointCloneGrown      = "rbdCloneGrown"      // cloned, with its parent's metadata
-	pointCloneCleaned    = "rbdCloneCleaned"    // without it
+	pointCloneCleaned    = "rbdCloneCleaned"    // looked at
 	pointCloneMarked     = "rbdCloneMarked"     // complete, not renamed
-	pointCloneRenamed    = "rbdCloneRenamed"    // all done, nobody has heard
+	pointCloneNamed      = "rbdCloneNamed"      // its name opens it, its pool's directory has the old one
+	pointCloneRenamed    = "rbdCloneRenamed"    // renamed, its old name opens it still
 	pointImageTrashed    = "rbdImageTrashed"    // in the trash, not removed
 	pointImageRemoved    = "rbdImageRemoved"    // gone, nobody has heard
 	pointFenced          = "rbdFenced"          // one address is blocklisted
@@ -40,6 +41,8 @@ func failpoint(point string) {
 		// gofail: var rbdCloneCleaned struct{}
 	case pointCloneMarked:
 		// gofail: var rbdCloneMarked struct{}
+	case pointCloneNamed:
+		// gofail: var rbdCloneNamed struct{}
 	case pointCloneRenamed:
 		// gofail: var rbdCloneRenamed struct{}
 	case pointImageTrashed:

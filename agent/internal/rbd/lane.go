@@ -30,7 +30,7 @@ func (l *lane) process(ctx context.Context) (*process, error) {
 		l.mu.Unlock()
 		return nil, unanswered(false, "the agent stops")
 	}
-	if l.now == nil || l.now.over() {
+	if l.now == nil || l.now.over() || l.now.isDoomed() {
 		l.now = start(l.cfg, l.name, l.died)
 	}
 	p := l.now
@@ -47,6 +47,16 @@ func (l *lane) process(ctx context.Context) (*process, error) {
 		return nil, p.unconnected()
 	case <-ctx.Done():
 		return nil, unanswered(false, "Ceph is not connected yet").WithCause(ctx.Err())
+	}
+}
+
+// renew ends a child that nobody waits for: the next call has a new connection.
+func (l *lane) renew(why error) {
+	l.mu.Lock()
+	p := l.now
+	l.mu.Unlock()
+	if p != nil {
+		p.killIdle(why)
 	}
 }
 

@@ -2,6 +2,7 @@ package rbd
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -13,6 +14,8 @@ const probePause = time.Second
 
 // allPools stands for them in a call's pools.
 const allPools = "*"
+
+var errOutage = errors.New("Ceph does not answer")
 
 // outages are the pools that are known not to answer, and the cluster as a whole
 // under the empty name. Calls on them are answered at once, while a probe of each
@@ -85,6 +88,8 @@ func (c *Client) watch(ctx context.Context, pool string) {
 		if err := c.probe(ctx, pool); !silent(err) {
 			break // an error that is an answer is one
 		}
+		// librados is slow to see that an OSD is back, a new connection is not.
+		c.general.renew(errOutage)
 	}
 	c.outages.close(pool)
 	c.cfg.Log.Info("Ceph answers again", "pool", pool)

@@ -29,6 +29,9 @@ const (
 // errLost: the child ended before it answered.
 var errLost = errors.New("the child process ended")
 
+// errNotSent: it had ended before the request was sent.
+var errNotSent = errors.New("the child process had ended")
+
 // hello is what a child tells of itself once it is connected.
 type hello struct {
 	FSID string `json:"fsid"`
@@ -204,6 +207,12 @@ func (p *process) over() bool {
 	}
 }
 
+func (p *process) isDoomed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.doomed != nil
+}
+
 // kill ends the child. It returns at once; dead tells when.
 func (p *process) kill(why error) {
 	p.mu.Lock()
@@ -216,13 +225,31 @@ func (p *process) kill(why error) {
 	}
 }
 
+// killIdle ends the child if nobody waits for it.
+func (p *process) killIdle(why error) {
+	select {
+	case <-p.ready:
+	default:
+		return // somebody waits for it to connect
+	}
+	p.mu.Lock()
+	idle := len(p.waiting) == 0
+	if idle && p.doomed == nil {
+		p.doomed = why // nothing is sent to it any more
+	}
+	p.mu.Unlock()
+	if idle {
+		p.kill(why)
+	}
+}
+
 // send gives the child a request.
 func (p *process) send(q call) (*waiter, error) {
 	w := &waiter{changes: q.changes, ended: make(chan struct{}), news: make(chan struct{}, 1)}
 	p.mu.Lock()
-	if p.waiting == nil {
-		defer p.mu.Unlock()
-		return nil, p.err
+	if p.waiting == nil || p.doomed != nil {
+		p.mu.Unlock()
+		return nil, errNotSent
 	}
 	p.next++
 	id := p.next
