@@ -34,6 +34,7 @@ type hosts struct {
 	sent     map[string]bool     // rights whose streams are over
 	over     map[string]*agentv1.TaskOutcome
 	made     map[string]int // snapshots taken, by operation and dataset
+	images   images
 	// worse is how often, in a hundred, a task is interrupted.
 	worse  int
 	faults []string
@@ -94,6 +95,8 @@ func (h *hosts) ask(ctx context.Context, node string, q *agentv1.Ask, part func(
 	answer := &agentv1.Answer{}
 	if list := q.GetListZfs(); list != nil {
 		answer.Answer = &agentv1.Answer_ZfsListing{ZfsListing: h.list(node, list)}
+	} else if list := q.GetListRbd(); list != nil {
+		answer.Answer = &agentv1.Answer_RbdListing{RbdListing: h.listImages(list)}
 	} else {
 		answer.Answer = &agentv1.Answer_ZfsSendEstimate{ZfsSendEstimate: &agentv1.ZfsSendEstimate{Bytes: 10}}
 	}
@@ -191,6 +194,9 @@ func (h *hosts) act(ctx context.Context, s *cluster.Snapshot, entry cluster.Entr
 
 // do does a task; nil: it is not over.
 func (h *hosts) do(s *cluster.Snapshot, node string, spec *agentv1.TaskSpec) *agentv1.TaskOutcome {
+	if out := h.doImage(spec); out != nil {
+		return out
+	}
 	switch k := spec.GetKind().(type) {
 	case *agentv1.TaskSpec_ZfsSnapshotCreate:
 		return h.snapshot(node, k.ZfsSnapshotCreate)
