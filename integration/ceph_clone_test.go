@@ -21,7 +21,6 @@ func image(pool, name string) *debvisorv1.DatasetRef {
 
 // imageSnapshot is a snapshot of an image as rbd lists it.
 type imageSnapshot struct {
-	ID        uint64
 	Name      string
 	Namespace struct{ Type string }
 }
@@ -106,7 +105,7 @@ func TestSnapshotsOnRBD(t *testing.T) {
 			if len(have) != 1 || have[0].Namespace.Type != "group" {
 				t.Fatalf("%s has %v, want one snapshot that is a group's", d.Path, have)
 			}
-			h, err := c.HistoryOfSnapshot(c.within(30*time.Second), d.Path, have[0].ID)
+			h, err := c.HistoryIn(c.within(30*time.Second), d.Path+"@"+have[0].Name)
 			c.must(err)
 			held = append(held, h)
 		}

@@ -117,19 +117,6 @@ func (l *Lab) HistoryIn(ctx context.Context, spec string) (History, error) {
 	return h, nil
 }
 
-// HistoryOfSnapshot reads a guest's history from a snapshot of an image, by the snapshot's id: also one of a group's.
-func (l *Lab) HistoryOfSnapshot(ctx context.Context, image string, id uint64) (History, error) {
-	raw, err := l.Operator.Run(ctx, "/usr/bin/python3", l.script("rbd-read.py"), l.Ceph.Conf(), image, fmt.Sprint(id))
-	if err != nil {
-		return nil, err
-	}
-	h, err := parseHistory([]byte(raw))
-	if err != nil {
-		return h, fmt.Errorf("snapshot %d of %s: %w", id, image, err)
-	}
-	return h, nil
-}
-
 // cephSource is the source of a disk that is an image, in libvirt's XML.
 func (d Disk) cephSource() string {
 	var hosts strings.Builder
