@@ -76,7 +76,7 @@ func table() []layer {
 		{[]string{cp + "relay"}, "questions to agents from any replica, by way of the leader", with(append(state, cp+"dispatch", "shared/rpc")...)},
 		{[]string{cp + "api"}, "thin handlers and the chain they stand behind", with(append(
 			state, cp+"operations", cp+"planner", cp+"plans", cp+"authn", cp+"authz", cp+"access", cp+"accessfile", cp+"audit", cp+"limit", cp+"enroll", "shared/rpc", "certs", "shared/auditlog",
-			cp+"retention", cp+"retention/facts", cp+"schedule", cp+"repldiff", cp+"repldiff/look",
+			cp+"retention", cp+"retention/facts", cp+"schedule", cp+"repldiff", cp+"repldiff/look", cp+"failover",
 		)...)},
 		{[]string{cp + "api/rungs"}, "what each stage of the chain costs: the bench's, and no part of the product", with(
 			cp+"api", cp+"authn", cp+"authz", cp+"limit", cp+"audit", cp+"cluster", "shared/rpc", "certs",
@@ -85,7 +85,7 @@ func table() []layer {
 		{[]string{cp + "gateway"}, "HTTP to gRPC; a client of the callers' server, that knows nothing behind it", []string{"shared/errdefs", "shared/rpc", cp + "gateway/debvisor/v1"}},
 		{[]string{"controlplane"}, "the assembly: the only package that knows all of the control plane", with(append(
 			state, "certs", "shared/rpc", cp+"election", cp+"planner", cp+"operations", cp+"inventory", cp+"accessfile", cp+"access", cp+"authn", cp+"authz", cp+"audit",
-			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"storage", cp+"schedule", cp+"dispatch", cp+"relay", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
+			cp+"limit", cp+"enroll", cp+"members", cp+"migrate", cp+"drain", cp+"power", cp+"storage", cp+"failover", cp+"schedule", cp+"dispatch", cp+"relay", cp+"api", cp+"advisor", cp+"plans", cp+"gateway",
 		)...)},
 		{[]string{"controlplane/cmd/debvisor-rpcd"}, "flags to Config; init and join make the files that serve reads", with("certs", "controlplane", cp+"members", cp+"enroll")},
 		{[]string{"controlplane/cmd/hvctl"}, "a client: knows the API only, as any other client, and how to check a copy of an audit log", []string{"shared/errdefs", "shared/rpc", "shared/obs", "shared/auditlog"}},
@@ -112,7 +112,7 @@ func table() []layer {
 		{[]string{ag + "enroll"}, "the agent's certificate", with("certs", "shared/rpc")},
 		{[]string{ag + "session"}, "the stream to the leader", with("certs", "shared/rpc", ag+"worker")},
 		{[]string{"agent"}, "the assembly: the only package that knows all of the agent", with(
-			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze", ag+"rbd", ag+"image",
+			"certs", "shared/rpc", ag+"hypervisor", ag+"tunnel", ag+"inventory", ag+"worker", ag+"migration", ag+"power", ag+"enroll", ag+"session", ag+"storage", ag+"answer", ag+"zfs", ag+"replication", ag+"freeze", ag+"rbd", ag+"image", ag+"failover",
 		)},
 		{[]string{"agent/cmd/debvisor-agent"}, "flags to Config", with("agent", ag+"enroll", ag+"tunnel", ag+"rbd", ag+"freeze")},
 	}
