@@ -24,7 +24,7 @@ func (h *heard) Add(e *Event) bool {
 
 func TestWitness(t *testing.T) {
 	var h heard
-	w := &Witness{Log: &h, seen: map[string]bool{}, ended: map[string]bool{}, liveness: map[string]storev1.NodeLiveness{}}
+	w := &Witness{Log: &h, seen: map[string]bool{}, ended: map[string]bool{}, liveness: map[string]storev1.NodeLiveness{}, copies: map[string]storev1.LostCopyState{}}
 	record := func(change func(d *cluster.Draft)) func(*cluster.Snapshot) *cluster.Snapshot {
 		return func(s *cluster.Snapshot) *cluster.Snapshot {
 			d := s.Draft()
@@ -129,6 +129,22 @@ func TestWitness(t *testing.T) {
 			"system:storage snapshot.create images=vms/ns/web name=dv-1 op-13 SUCCEEDED",
 			"system:storage snapshot.prune images=vms/ns/web op-14 SUCCEEDED",
 		}},
+		{func(d *cluster.Draft) { // a VM is brought back
+			d.Operations.Put("op-15", &storev1.Operation{
+				Id: "op-15", Kind: "failover", State: task.OpSucceeded, Principal: "ada", CreatedAt: timestamppb.New(time.Unix(1000, 0)), EndedAt: timestamppb.New(time.Unix(1004, 0)),
+				Detail: &storev1.Operation_Failover{Failover: &storev1.Failover{VmName: "db", Source: "a", Target: "b", NodeIsOff: true, DataAgeSeconds: 90}},
+			}, 1)
+			d.LostCopies.Put("u/a", &storev1.LostCopy{
+				VmName: "db", Node: "a", BroughtBackOn: "b", Operation: "op-15", State: storev1.LostCopyState_LOST_COPY_STATE_AWAITED, Proof: []string{"a is off, by the word of ada"},
+			}, 1)
+		}, []string{
+			"system:failover failover vm=db source=a target=b node_is_off=true data_age=90s op-15 SUCCEEDED the end of what ada asked for",
+			"system:failover lost-copy vm=db node=a brought_back_on=b op-15  the copy of db that a has lost is awaited: a is off, by the word of ada",
+		}},
+		{func(d *cluster.Draft) {
+			d.LostCopies.Put("u/a", &storev1.LostCopy{VmName: "db", Node: "a", BroughtBackOn: "b", Operation: "op-15", State: storev1.LostCopyState_LOST_COPY_STATE_GONE}, 1)
+		}, []string{"system:failover lost-copy vm=db node=a brought_back_on=b op-15  the copy of db that a has lost is gone"}},
+		{func(d *cluster.Draft) { d.LostCopies.Delete("u/a") }, nil},
 	} {
 		s, h = record(step.change)(s), nil
 		w.look(s, i == 0)

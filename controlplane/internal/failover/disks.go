@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -57,8 +56,11 @@ func kindOf(d *debvisorv1.VMDisk) kind {
 	return unprotected
 }
 
-// fsidIn finds the cluster in a disk's storage_id.
-var fsidIn = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`) //nolint:gochecknoglobals // constant
+// fsidOf is the cluster that a disk's image is in; "": it is not known.
+func fsidOf(d *debvisorv1.VMDisk) string {
+	fsid, _ := cluster.RBDClusterOfDisk(d)
+	return fsid
+}
 
 // imageOf names the image that a disk is, by which it is looked for.
 func imageOf(d *debvisorv1.VMDisk) *agentv1.RbdImageID {
@@ -80,7 +82,7 @@ func RBDDisks(vm *storev1.VM) (fsid string, images map[string]*agentv1.RbdImageI
 	images = map[string]*agentv1.RbdImageID{}
 	for _, d := range domain.GetDisks() {
 		if image := imageOf(d); kindOf(d) == onRBD && !d.GetReadOnly() && image != nil {
-			fsid, images[d.GetTarget()] = fsidIn.FindString(d.GetStorageId()), image
+			fsid, images[d.GetTarget()] = fsidOf(d), image
 		}
 	}
 	return fsid, images
@@ -105,7 +107,7 @@ func (v *Verdict) readDisks(s *cluster.Snapshot, r Request) {
 }
 
 func (v *Verdict) readImage(s *cluster.Snapshot, r Request, d *debvisorv1.VMDisk) {
-	path, fsid := cluster.RBDOfDisk(d), fsidIn.FindString(d.GetStorageId())
+	path, fsid := cluster.RBDOfDisk(d), fsidOf(d)
 	switch {
 	case fsid == "" || imageOf(d) == nil:
 		v.no(NotProtected, "disk %s of VM %s is image %s of a Ceph cluster that is not known: nobody can be asked to fence it", d.GetTarget(), v.Name, path)
@@ -139,7 +141,7 @@ func (v *Verdict) userOf(s *cluster.Snapshot, r Request, path, fsid string) stri
 			continue
 		}
 		for _, d := range domain.GetDisks() {
-			if cluster.RBDOfDisk(d) != path || fsidIn.FindString(d.GetStorageId()) != fsid {
+			if cluster.RBDOfDisk(d) != path || fsidOf(d) != fsid {
 				continue
 			}
 			if r.Tenant != "" && cluster.TenantOf(vm.Value) != r.Tenant {
@@ -188,13 +190,13 @@ func (v *Verdict) fits(s *cluster.Snapshot, r Request, node string, d *debvisorv
 
 // reaches tells whether a node sees the cluster that an image is in.
 func (v *Verdict) reaches(s *cluster.Snapshot, node string, d *debvisorv1.VMDisk) (code, message string) {
-	about := fmt.Sprintf("disk %s of VM %s is image %s of Ceph cluster %s", d.GetTarget(), v.Name, cluster.RBDOfDisk(d), fsidIn.FindString(d.GetStorageId()))
+	about := fmt.Sprintf("disk %s of VM %s is image %s of Ceph cluster %s", d.GetTarget(), v.Name, cluster.RBDOfDisk(d), fsidOf(d))
 	inventory, ok := s.CephOf(node)
 	pool := imageOf(d).GetPool()
 	switch {
 	case !ok:
 		return CephUnreachable, about + ", and the node has no Ceph, as far as it has reported"
-	case inventory.GetFsid() != fsidIn.FindString(d.GetStorageId()):
+	case inventory.GetFsid() != fsidOf(d):
 		return CephUnreachable, about + ", and the node sees another (" + inventory.GetFsid() + ")"
 	case inventory.GetError() != "":
 		return CephUnreachable, about + ", which does not answer the node: " + inventory.GetError()
