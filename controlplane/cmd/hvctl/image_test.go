@@ -102,6 +102,11 @@ func TestReadImages(t *testing.T) {
 			t.Errorf("%q: %s, %v", text, got, err)
 		}
 	}
+	for _, text := range []string{"tank/a", "n1:tank/a/b", "rbd:vms/a", "rbd:n1:vms/ns/a"} {
+		if ref, err := readDataset(text); err != nil || datasetArgument(ref) != text {
+			t.Errorf("%q is written %q, %v", text, datasetArgument(ref), err)
+		}
+	}
 	if ref, err := readDataset("rbd:vms/a"); err != nil || ref.GetBackend() != debvisorv1.StorageBackend_BACKEND_RBD {
 		t.Errorf("%v, %v", ref, err)
 	}

@@ -50,6 +50,17 @@ func readConsistency(text string) (debvisorv1.Consistency, error) {
 	return 0, usage("--consistency %q is not accepted; expected crash, prefer or application", text)
 }
 
+// consistencyText tells what becomes of guests; empty: nothing.
+func consistencyText(c debvisorv1.Consistency) string {
+	switch c {
+	case debvisorv1.Consistency_CONSISTENCY_PREFER_APPLICATION:
+		return "frozen where their agents run"
+	case debvisorv1.Consistency_CONSISTENCY_APPLICATION:
+		return "frozen; no snapshot without"
+	}
+	return ""
+}
+
 // freezeText tells how a guest's freeze went; empty: none was asked for.
 func freezeText(f *debvisorv1.FreezeResult) string {
 	switch {

@@ -152,6 +152,7 @@ func retentionShow(a *app) *cobra.Command {
 					f.add("datasets", datasetsText(s.GetDatasets()))
 					f.add("recursive", map[bool]string{true: "yes"}[s.GetRecursive()])
 					f.add("snapshots", map[bool]string{true: "taken first, label " + s.GetSnapshotLabel()}[s.GetSnapshotLabel() != ""])
+					f.add("guests", consistencyText(s.GetConsistency()))
 					return a.printFacts(append(f, runFacts(p.GetRun(), scheduleText(s.GetSchedule(), s.GetTimeZone(), s.GetPaused()))...))
 				})
 			})
@@ -163,7 +164,7 @@ func retentionShow(a *app) *cobra.Command {
 func datasetsText(refs []*debvisorv1.DatasetRef) string {
 	var lines []string
 	for _, ref := range refs {
-		lines = append(lines, strings.TrimPrefix(nodeName(ref.GetNode())+":"+datasetName(ref), ":"))
+		lines = append(lines, datasetArgument(ref))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -207,7 +208,10 @@ func retentionPlan(a *app) *cobra.Command {
 				}
 				all := &debvisorv1.PrunePlan{}
 				for _, ref := range p.GetSpec().GetDatasets() {
-					plan, err := c.storage.PlanPrune(ctx, &debvisorv1.PruneRequest{Dataset: ref, Policy: p.GetSpec().GetRules(), Recursive: p.GetSpec().GetRecursive()})
+					plan, err := c.storage.PlanPrune(ctx, &debvisorv1.PruneRequest{
+						Dataset: ref, Policy: p.GetSpec().GetRules(),
+						Recursive: p.GetSpec().GetRecursive() && ref.GetBackend() == debvisorv1.StorageBackend_BACKEND_ZFS,
+					})
 					if err != nil {
 						return err
 					}

@@ -113,6 +113,19 @@ func snapshotName(s *debvisorv1.SnapshotRef) string {
 	return datasetName(s.GetDataset()) + "@" + s.GetSnapshotName()
 }
 
+// datasetArgument writes a dataset as readDataset reads it, with its node.
+func datasetArgument(d *debvisorv1.DatasetRef) string {
+	node := nodeName(d.GetNode())
+	if node != "" {
+		node += ":"
+	}
+	name, image := strings.CutPrefix(datasetName(d), rbdPrefix)
+	if image {
+		return rbdPrefix + node + name
+	}
+	return node + name
+}
+
 // readDataset reads [NODE:]POOL/PATH, or rbd:[NODE:]POOL/[NAMESPACE/]IMAGE.
 func readDataset(text string) (*debvisorv1.DatasetRef, error) {
 	if rest, ok := strings.CutPrefix(text, rbdPrefix); ok {

@@ -45,8 +45,9 @@ func TestResourcesOfImages(t *testing.T) {
 			seen[resource] = true
 		}
 	}
-	if FollowUp("op-1", "x") != FollowUp("op-1", "x") || FollowUp("op-1", "x") == FollowUp("op-2", "x") || len(FollowUp("op-1", "x")) != 29 {
-		t.Errorf("%q", FollowUp("op-1", "x"))
+	first, again, other := FollowUp("op-1", "x"), FollowUp("op-1", "x"), FollowUp("op-2", "x")
+	if first != again || first == other || len(first) != 29 {
+		t.Errorf("%q, %q, %q", first, again, other)
 	}
 }
 
