@@ -65,7 +65,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer others.server.Stop()
 	hv := hypervisor.New(hypervisor.Config{URI: cfg.LibvirtURI, Log: cfg.Log.Named("hypervisor")})
 	pools := zfs.New(zfs.Config{Log: cfg.Log.Named("zfs")})
-	images := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")})
+	images := rbd.New(rbd.Config{Conf: cfg.CephConf, User: cfg.CephUser, Log: cfg.Log.Named("ceph")}) //nolint:contextcheck // it lives until it is closed
 	defer func() { err = errors.Join(err, images.Close()) }()
 	ports, err := tunnelPorts(cfg, others)
 	if err != nil {
