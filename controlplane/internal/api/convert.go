@@ -66,7 +66,8 @@ func vmState(s *cluster.Snapshot, vm *storev1.VM, domain *agentv1.Domain) debvis
 	switch {
 	case len(vm.GetConflictNodes()) > 0:
 		return debvisorv1.VMState_VM_STATE_CONFLICT
-	case s.Statuses[vm.GetNode()].Value.GetLiveness() == storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE:
+	case s.Statuses[vm.GetNode()].Value.GetLiveness() == storev1.NodeLiveness_NODE_LIVENESS_UNREACHABLE,
+		domain.GetState() == debvisorv1.VMState_VM_STATE_UNSPECIFIED: // brought back to a node that has not told of it yet
 		return debvisorv1.VMState_VM_STATE_UNKNOWN
 	}
 	return domain.GetState()

@@ -143,6 +143,9 @@ func reverse(scope cluster.Scope, entry cluster.Entry[*storev1.LostCopy], by str
 		return store.Change{}, errdefs.New(errdefs.FailedPrecondition, "NO_REPLICAS", "VM %s has no disks whose data could be replicated back to %s: images of RBD are where they were",
 			c.GetVmName(), c.GetNode()).With("vm", c.GetVmUuid()).With("node", c.GetNode())
 	}
+	if _, known := scope.Snapshot().Nodes[c.GetNode()]; !known {
+		return store.Change{}, unknownNode(c.GetNode())
+	}
 	key := store.LostCopyKey(c.GetVmUuid(), c.GetNode())
 	change := store.Change{Require: []store.Condition{store.Unchanged(key, entry.ModRevision)}, Deletes: []string{key}}
 	for _, b := range c.GetReverseJobs() {

@@ -148,6 +148,20 @@ func TestTheFenceIsTold(t *testing.T) {
 	}
 }
 
+// TestWhatFormerFencesDidIsKnown: what an attempt fenced before it broke off is taken
+// away with the rest, or told of where nobody knows.
+func TestWhatFormerFencesDidIsKnown(t *testing.T) {
+	s, _ := decided(t, "fence,try 2,task rbd-fence/1 failed CEPH_DOWN,entries,task rbd-fence/2 succeeded")
+	evidence := &agentv1.FenceEvidence{}
+	if err := proto.Unmarshal(s.copy.GetEvidence(), evidence); err != nil || !slices.Equal(evidence.GetBlocklisted(), []string{client}) {
+		t.Errorf("%v: %v", evidence, err)
+	}
+	s, _ = decided(t, "fence,up a,task rbd-fence failed CEPH_UNKNOWN")
+	if told(s) != "fail NODE_REACHABLE" || !strings.Contains(s.op.GetErrorMessage(), "ceph osd blocklist ls") {
+		t.Errorf("%s: %s", told(s), s.op.GetErrorMessage())
+	}
+}
+
 // TestThePlacementMovesAtOnce: all that a failover changes is one transaction, which
 // a sign of life of the lost node breaks.
 func TestThePlacementMovesAtOnce(t *testing.T) {

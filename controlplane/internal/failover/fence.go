@@ -101,6 +101,8 @@ func (d *decision) proven(h *half) *step {
 	if !v.Allowed {
 		return d.giveUp(h, v.Code(), v.Refusal())
 	}
+	// What a former attempt has fenced before it broke off is there as well.
+	evidence.Blocklisted = d.evidence().GetBlocklisted()
 	return d.bringBack(v, evidence)
 }
 
@@ -127,6 +129,9 @@ func (d *decision) giveUp(h *half, code, why string) *step {
 		return d.note("ending: " + why + unheard(d.snapshot, h.task.GetNode()))
 	}
 	d.because(code, why)
+	if h.outcome.GetRbd().GetEvidence() == nil && passing(h) {
+		d.op.ErrorMessage += "; whether anybody was fenced is not known: see ceph osd blocklist ls, if a guest there cannot write"
+	}
 	if len(d.evidence().GetBlocklisted()) == 0 {
 		return d.undone()
 	}
