@@ -61,7 +61,7 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 		fmt.Printf("%s "+format+"\n", append([]any{time.Now().Format("15:04:05")}, args...)...)
 	}
 	b := &bench{bin: bin, only: only, rounds: rounds, say: say}
-	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}, {"plan", b.plans}, {"rbac", b.rbac}, {"frontdoor", b.frontDoor}}); err != nil {
+	if err := b.measure(ctx, []group{{"tunnel", b.tunnelVsSocat}, {"plan", b.plans}, {"rbac", b.rbac}, {"frontdoor", b.frontDoor}, {"ceph", b.rbd}}); err != nil {
 		return err
 	}
 	if err := b.onLab(ctx, lab.Options{Nodes: 2, LibvirtTCP: true}, []group{

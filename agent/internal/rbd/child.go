@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
@@ -157,9 +158,14 @@ type request struct {
 	id      uint64
 	verb    verb
 	payload []byte
+	// told is when the agent was last told of a step, in Unix milliseconds, and
+	// allowed how long that may take.
+	told, allowed atomic.Int64
 }
 
 const (
+	// tellEvery bounds how often the agent is told of steps.
+	tellEvery = 250 * time.Millisecond
 	// stepWithin is longer than any call takes in C whose time-outs work.
 	stepWithin = 15 * time.Second
 	// deleteWithin is for the deletion of an image's objects, which tells nothing
@@ -177,7 +183,14 @@ func (r *request) slowStep(ctx context.Context, allowed time.Duration, format st
 	if err := ctx.Err(); err != nil {
 		return errdefs.New(errdefs.Cancelled, "CANCELLED", "whoever asked has gone").WithCause(err)
 	}
-	payload := binary.BigEndian.AppendUint32(nil, uint32(allowed/time.Millisecond))
+	// Telling the agent of each step would cost more than many of them take.
+	now := time.Now().UnixMilli()
+	if last := r.told.Load(); allowed == stepWithin && r.allowed.Load() == int64(allowed) && now-last < tellEvery.Milliseconds() {
+		return nil
+	}
+	r.told.Store(now)
+	r.allowed.Store(int64(allowed))
+	payload := binary.BigEndian.AppendUint32(nil, uint32((allowed+tellEvery)/time.Millisecond))
 	r.server.write(frame{id: r.id, verb: verbStep, payload: fmt.Appendf(payload, format, args...)})
 	return nil
 }

@@ -41,7 +41,7 @@ type Client struct {
 
 const (
 	// generalCalls is how many calls are in C at once; each holds a thread there.
-	generalCalls = 6
+	generalCalls = 8
 	longCalls    = 1
 )
 

@@ -36,11 +36,17 @@ func (c *cluster) create(ctx context.Context, r *request) (proto.Message, error)
 }
 
 func (c *cluster) createOne(ctx context.Context, r *request, i *image, q *agentv1.RbdSnapshotCreate) (*agentv1.RbdSnapshotID, error) {
-	id, err := i.made(ctx, r, q, "")
-	if id != nil || err != nil {
-		return id, err
+	taken, err := c.taken(ctx, r, i, q.GetName())
+	if err != nil {
+		return nil, err
 	}
-	if err := i.mark(ctx, r, snapshotKey+q.GetName(), markOf(i, q, "")); err != nil {
+	if taken {
+		id, err := i.made(ctx, r, q, "")
+		if id != nil || err != nil {
+			return id, err
+		}
+	}
+	if err := c.remark(ctx, r, i.pool, i.is.GetId(), nil, snapshotKey+q.GetName(), markOf(i, q, "")); err != nil {
 		return nil, err
 	}
 	r.pass(pointSnapshotMarked)
@@ -57,6 +63,25 @@ func (c *cluster) createOne(ctx context.Context, r *request, i *image, q *agentv
 		return nil, translate(err, true, "asking for the snapshot %s of %s", q.GetName(), Shown(i.is))
 	}
 	return &agentv1.RbdSnapshotID{Image: i.is, Name: q.GetName(), Id: number}, nil
+}
+
+// taken tells whether the image may have a snapshot of that name.
+func (c *cluster) taken(ctx context.Context, r *request, i *image, name string) (bool, error) {
+	if _, err := i.GetSnapID(name); err == nil {
+		return true, nil
+	} else if errno(err) != notFound {
+		return false, translate(err, false, "asking for the snapshot %s of %s", name, Shown(i.is))
+	}
+	// One that is part of a group's is not known by its name.
+	if err := r.step(ctx, "reading the metadata of %s", Shown(i.is)); err != nil {
+		return false, err
+	}
+	key := metadataKey + snapshotKey + name
+	values, err := i.pool.GetOmapValues(headerObject+i.is.GetId(), "", key, 1)
+	if err != nil {
+		return false, translate(err, false, "reading the metadata of %s", Shown(i.is))
+	}
+	return values[key] != nil, nil
 }
 
 func markOf(i *image, q *agentv1.RbdSnapshotCreate, group string) snapshotMark {

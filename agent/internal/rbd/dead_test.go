@@ -16,7 +16,7 @@ import (
 )
 
 // threads of a process and of its children.
-func threads(t *testing.T) int {
+func threads(t testing.TB) int {
 	t.Helper()
 	pids := []string{strconv.Itoa(os.Getpid())}
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", os.Getpid()))
@@ -84,6 +84,28 @@ func TestADeadClusterIsBounded(t *testing.T) {
 			r.recovered(disk)
 		})
 	}
+}
+
+// BenchmarkDeadThreads tells by how many threads an agent and its children grow
+// while the only OSD is dead and a hundred calls are asked of it.
+func BenchmarkDeadThreads(b *testing.B) {
+	cluster := ceph.New(b, ceph.Options{Store: ceph.Bluestore, Pools: []string{"vms"}})
+	r := enter(b, cluster)
+	disk := r.disk("disk")
+	template := r.snapshot(disk, "v1", "op-0")
+	most := 0
+	for range b.N {
+		alive := threads(b)
+		if err := cluster.OSDs[0].Pause(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		most = max(most, r.hundredCalls(disk, template, "osd paused")-alive)
+		if err := cluster.OSDs[0].Resume(); err != nil {
+			b.Fatal(err)
+		}
+		r.recovered(disk)
+	}
+	b.ReportMetric(float64(most), "threads-more")
 }
 
 // hundredCalls asks for all kinds of things at once and tells how many threads that

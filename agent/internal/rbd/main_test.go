@@ -74,7 +74,7 @@ func sharedCluster(t *testing.T) *ceph.Cluster {
 // room is a namespace of a test's own, in both pools.
 type room struct {
 	*Client
-	t       *testing.T
+	t       testing.TB
 	cluster *ceph.Cluster
 	space   string
 }
@@ -84,7 +84,7 @@ func newRoom(t *testing.T) *room {
 	return enter(t, sharedCluster(t))
 }
 
-func enter(t *testing.T, cluster *ceph.Cluster) *room {
+func enter(t testing.TB, cluster *ceph.Cluster) *room {
 	t.Helper()
 	r := &room{t: t, cluster: cluster, space: strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))}
 	for _, pool := range cluster.Pools() {
@@ -97,23 +97,26 @@ func enter(t *testing.T, cluster *ceph.Cluster) *room {
 // client is one whose first child dies at a point.
 func (r *room) client(point string) *Client {
 	r.t.Helper()
-	once := filepath.Join(r.t.TempDir(), "once")
-	if err := os.WriteFile(once, nil, 0o600); err != nil {
-		r.t.Fatal(err)
-	}
 	c := New(Config{
-		Conf: r.cluster.Conf(), User: ceph.Agent, Command: []string{os.Args[0], "ceph", point + "-", once},
+		Conf: r.cluster.Conf(), User: ceph.Agent, Command: childCommand(r.t, point),
 		Log: hclog.New(&hclog.LoggerOptions{Output: r.t.Output(), Level: hclog.Debug}),
 	})
-	if point != "" {
-		c.cfg.Command[2] = point
-	}
 	r.t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			r.t.Error(err)
 		}
 	})
 	return c
+}
+
+// childCommand starts a child that dies at a point, once; empty: at none.
+func childCommand(t testing.TB, point string) []string {
+	t.Helper()
+	once := filepath.Join(t.TempDir(), "once")
+	if err := os.WriteFile(once, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{os.Args[0], "ceph", point, once}
 }
 
 func (r *room) admin(program string, args ...string) string {
@@ -154,7 +157,7 @@ func refused(t *testing.T, err error, code string) {
 	}
 }
 
-func writeFile(t *testing.T, path, content string) {
+func writeFile(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
