@@ -116,8 +116,9 @@ func (l *lost) failsOver(edit func(*debvisorv1.FailoverRequest), meanwhile func(
 	var results [2]*debvisorv1.FailoverResult
 	var failed [2]error
 	var group sync.WaitGroup
-	for i := range results {
-		ask := l.c.api(l.c.Replicas[i])
+	_, leader := l.c.follower()
+	for i, r := range l.c.others(leader) {
+		ask := l.c.api(r)
 		asked := withRequestID(ctx, requestID())
 		group.Go(func() {
 			for ctx.Err() == nil {
@@ -220,7 +221,8 @@ func (l *lost) oneWriter(former lab.History) lab.History {
 }
 
 // TestFailoverRBD brings a guest on an image back whose node and QEMU stand still, without anybody's word. When its QEMU is woken it can
-// write no more; when its node is, it loses its copy, and only then the blocklist forgets.
+// write no more; when its node is, it loses its copy, and only then the blocklist forgets. The leader, the target's agent and the returning
+// one die meanwhile.
 func TestFailoverRBD(t *testing.T) {
 	c := cephed.use(t)
 	began := time.Now()
@@ -241,6 +243,8 @@ func TestFailoverRBD(t *testing.T) {
 	before := c.blocklist()
 	step("refused")
 
+	returns := l.from.Failpoints()
+	c.must(returns.Arm(c.within(10*time.Second), "failoverAfterDestroy", hold))
 	wake := l.freezes()
 	t.Cleanup(func() { _ = l.from.Agent.Cont() })
 	c.missed(l.ask, l.from)
@@ -248,10 +252,16 @@ func TestFailoverRBD(t *testing.T) {
 	former, err := c.HistoryIn(c.within(30*time.Second), l.Disks[0].Path)
 	c.must(err)
 	said := len(l.Console())
-	points := l.to.Failpoints()
-	c.must(points.Arm(c.within(10*time.Second), "failoverAfterDefine", hold))
+	_, leader := c.follower()
+	decides, starts := leader.Failpoints(), l.to.Failpoints()
+	c.must(errors.Join(
+		decides.Arm(c.within(10*time.Second), "leaderBeforeBringBack", hold), starts.Arm(c.within(10*time.Second), "failoverAfterDefine", hold),
+	))
 	result := l.failsOver(nil, func() {
-		c.must(points.AwaitHit(c.within(time.Minute), "failoverAfterDefine"))
+		c.must(decides.AwaitHit(c.within(time.Minute), "leaderBeforeBringBack"))
+		c.must(errors.Join(leader.Process.Kill(), leader.Start()))
+		step("the leader has died")
+		c.must(starts.AwaitHit(c.within(time.Minute), "failoverAfterDefine"))
 		c.must(errors.Join(l.to.Agent.Kill(), l.to.Agent.Start()))
 	})
 	t.Logf("brought back within %d ms, by %q", result.GetDurationMs(), result.GetProof())
@@ -294,6 +304,13 @@ func TestFailoverRBD(t *testing.T) {
 	step("its former copy has failed to write")
 
 	c.must(l.from.Agent.Cont())
+	c.must(returns.AwaitHit(c.within(time.Minute), "failoverAfterDestroy"))
+	for _, address := range fenced {
+		if !strings.Contains(c.blocklist(), address) {
+			t.Errorf("%s is not on the blocklist any more, and nobody has said that the copy is gone", address)
+		}
+	}
+	c.must(errors.Join(l.from.Agent.Kill(), l.from.Agent.Start()))
 	gone := l.forgotten()
 	for _, address := range fenced {
 		if strings.Contains(c.blocklist(), address) {
