@@ -107,7 +107,7 @@ func imageUsers(scope, all cluster.Scope, fsid string) map[string][]string {
 				id = hidden
 			}
 			for _, disk := range vmDisks(entry.Value.GetDomain()) {
-				if path := cluster.RBDOfDisk(disk); path != "" && !slices.Contains(users[path], id) {
+				if path := cluster.RBDOfDiskIn(fsid, disk); path != "" && !slices.Contains(users[path], id) {
 					users[path] = append(users[path], id)
 				}
 			}

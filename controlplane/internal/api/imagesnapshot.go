@@ -38,6 +38,11 @@ func (s *storageService) takeImages(ctx context.Context, scope cluster.Scope, fi
 func (s *storageService) takeVMImages(ctx context.Context, scope cluster.Scope, vm *storev1.VM, disks []*debvisorv1.VMDisk) (*storev1.TakeSnapshots, error) {
 	var refs []*debvisorv1.DatasetRef
 	for _, disk := range disks {
+		sees, _ := scope.Snapshot().CephOf(vm.GetNode())
+		if cluster.RBDOfDiskIn(sees.GetFsid(), disk) == "" {
+			return nil, errdefs.New(errdefs.FailedPrecondition, "DISK_NOT_ON_RBD", "disk %s of VM %s is in a Ceph cluster that %s does not see with its own client",
+				disk.GetTarget(), vm.GetName(), vm.GetNode()).With("vm", vm.GetUuid()).With("disk", disk.GetTarget())
+		}
 		pool, name, _ := strings.Cut(cluster.RBDOfDisk(disk), "/")
 		refs = append(refs, &debvisorv1.DatasetRef{Backend: debvisorv1.StorageBackend_BACKEND_RBD, Pool: pool, Name: name, Node: nodeRef(vm.GetNode())})
 	}

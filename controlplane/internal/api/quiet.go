@@ -62,7 +62,8 @@ func guestOf(scope cluster.Scope, take *storev1.TakeSnapshots) *storev1.VM {
 	uses := (*debvisorv1.VMDisk).GetZfsDataset
 	nodes := []string{take.GetNode()}
 	if len(take.GetImages()) > 0 {
-		wanted, uses, nodes = imageNames(take.GetImages()), cluster.RBDOfDisk, nil
+		wanted, nodes = imageNames(take.GetImages()), nil
+		uses = func(disk *debvisorv1.VMDisk) string { return cluster.RBDOfDiskIn(take.GetFsid(), disk) }
 		for node := range scope.Snapshot().Ceph {
 			if inventory, ok := scope.Snapshot().CephOf(node); ok && inventory.GetFsid() == take.GetFsid() {
 				nodes = append(nodes, node)

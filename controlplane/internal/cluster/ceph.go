@@ -111,7 +111,7 @@ func (s *Snapshot) CephUsers(fsid, path string) []string {
 				continue
 			}
 			for _, disk := range domain.GetDisks() {
-				if RBDOfDisk(disk) == path && !slices.Contains(nodes, node) {
+				if RBDOfDiskIn(fsid, disk) == path && !slices.Contains(nodes, node) {
 					nodes = append(nodes, node)
 				}
 			}

@@ -114,6 +114,15 @@ func RBDOfDisk(disk *debvisorv1.VMDisk) string {
 	return disk.GetSource()
 }
 
+// RBDOfDiskIn is RBDOfDisk for one Ceph cluster: of a disk that is known to be in
+// another it gives "".
+func RBDOfDiskIn(fsid string, disk *debvisorv1.VMDisk) string {
+	if in, _ := RBDClusterOfDisk(disk); in != "" && in != fsid {
+		return ""
+	}
+	return RBDOfDisk(disk)
+}
+
 // idAlphabet is that of all operations' ids.
 const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 

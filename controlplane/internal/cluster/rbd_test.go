@@ -68,7 +68,11 @@ func cephSnapshot(t *testing.T, facts map[string]string) *Snapshot {
 		}
 		d.Ceph.Put(node, &storev1.NodeCeph{Node: node, Inventory: b}, 1)
 	}
-	domain, err := proto.Marshal(&agentv1.Domain{Disks: []*debvisorv1.VMDisk{{Type: "network", StorageId: "rbd:p", Source: "p/web"}, {Type: "network", StorageId: "nbd:x", Source: "p/db"}}})
+	domain, err := proto.Marshal(&agentv1.Domain{Disks: []*debvisorv1.VMDisk{
+		{Type: "network", StorageId: "rbd:p", Source: "p/web"},
+		{Type: "network", StorageId: "nbd:x", Source: "p/db"},
+		{Type: "network", StorageId: "rbd:c0ffee00-0000-4000-8000-000000000001/p", Source: "p/elsewhere"},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +108,7 @@ func TestWhichNodeSeesWhichCeph(t *testing.T) {
 	if users := s.CephUsers("f", "p/web"); strings.Join(users, " ") != "b" {
 		t.Errorf("%v", users)
 	}
-	for _, path := range []string{"p/db", "p/we", "web"} {
+	for _, path := range []string{"p/db", "p/we", "web", "p/elsewhere"} {
 		if users := s.CephUsers("f", path); len(users) > 0 {
 			t.Errorf("%s is used on %v", path, users)
 		}

@@ -68,7 +68,7 @@ func (d *decision) retainImage(s *subject, takes bool, groups *imageGroups) {
 	g := group{kind: PruneKind, pool: s.fsid, owner: d.owner("rbd", s.image.GetPool(), cluster.RBDName(s.image))}
 	if takes {
 		g.kind = TakeKind
-		g.vm = d.guest(cluster.RBDPath(s.image), cluster.RBDOfDisk, d.cephNodes(s.fsid)).GetUuid()
+		g.vm = d.guest(cluster.RBDPath(s.image), func(disk *debvisorv1.VMDisk) string { return cluster.RBDOfDiskIn(s.fsid, disk) }, d.cephNodes(s.fsid)).GetUuid()
 	}
 	if groups.of[g] == nil && !d.claims(s, &g) {
 		return

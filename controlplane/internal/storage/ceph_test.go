@@ -165,6 +165,8 @@ func TestTakingSnapshotsOfImages(t *testing.T) {
 		"running,task 1 rbd-snapshot failed CEPH_DOWN,cancel":                   "cancelled CANCELLED",
 		"running,task 1 rbd-snapshot failed INTERRUPTED,interrupted,cephdown a": "task 2/rbd-snapshot",
 		"running,task 1 rbd-snapshot running,off a":                             "node-gone 1/rbd-snapshot",
+		"running,off a,task 1 rbd-snapshot failed NODE_OFF":                     "task 2/rbd-snapshot",
+		"running,task 1 rbd-snapshot failed NODE_GONE":                          "fail NODE_GONE",
 	} {
 		check(t, kindTakeImages, facts, want)
 	}

@@ -39,6 +39,7 @@ const (
 	taskSend     = "replicate-send"
 	taskRelease  = "replication-release"
 
+	cephTasks          = "rbd-" // they all begin so
 	taskRbdSnapshot    = "rbd-snapshot"
 	taskRbdRemove      = "rbd-snapshot-remove"
 	taskRbdClone       = "rbd-clone"

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -174,6 +175,8 @@ func judge(h *half) verdict {
 		return done
 	case task.State(h.task.GetState()) == task.Cancelled || code == "CANCELLED":
 		return stopped
+	case code == codeNodeOff && strings.HasPrefix(h.kind, cephTasks):
+		return absent // any other node does it as well, and finds what was done
 	case code == codeNodeGone || code == codeNodeOff:
 		return fatal
 	}
