@@ -68,7 +68,10 @@ func (cl *cloning) begun(ctx context.Context) (id string, err error) {
 		func() (err error) { named, err = cl.cluster.idOf(ctx, cl.request, cl.pool, final); return err },
 		func() (err error) { old, err = cl.format1(ctx); return err },
 		func() (err error) { grown, err = cl.cluster.idOf(ctx, cl.request, cl.pool, cl.growing); return err },
-		func() (err error) { half, err = cl.cluster.halfRemoved(ctx, cl.request, cl.pool, cl.growing); return err },
+		func() (err error) {
+			half, err = cl.cluster.halfRemoved(ctx, cl.request, cl.pool, cl.growing)
+			return err
+		},
 	); err != nil {
 		return "", err
 	}

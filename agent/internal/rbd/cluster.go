@@ -40,7 +40,6 @@ type cluster struct {
 // moreThreads bounds what requests do at once beyond one thing each.
 const moreThreads = 4
 
-
 // connect connects within client_mount_timeout. After a failure the process is of
 // no further use: librados keeps its threads.
 func connect(conf, user string) (*cluster, hello, error) {

@@ -1,3 +1,5 @@
+//go:build ceph_preview
+
 package rbd
 
 import (
@@ -101,6 +103,9 @@ func BenchmarkDeadThreads(b *testing.B) {
 		}
 		most = max(most, r.hundredCalls(disk, template, "osd paused")-alive)
 		if err := cluster.OSDs[0].Resume(); err != nil {
+			b.Fatal(err)
+		}
+		if err := cluster.Ready(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		r.recovered(disk)

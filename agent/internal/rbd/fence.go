@@ -141,7 +141,9 @@ func (f *fencing) addPool(name string) {
 }
 
 // ours is this process itself.
-func (f *fencing) ours(client *agentv1.CephClient) bool { return client.GetNumber() == f.cluster.number }
+func (f *fencing) ours(client *agentv1.CephClient) bool {
+	return client.GetNumber() == f.cluster.number
+}
 
 func noted(list []*agentv1.CephClient, client *agentv1.CephClient) []*agentv1.CephClient {
 	if slices.ContainsFunc(list, func(c *agentv1.CephClient) bool { return proto.Equal(c, client) }) {

@@ -1,3 +1,5 @@
+//go:build ceph_preview
+
 package rbd
 
 import (
@@ -29,6 +31,24 @@ func (r *room) writer(id *agentv1.RbdImageID) (ended <-chan string) {
 	return out
 }
 
+// locked waits until somebody has an image's lock.
+func (r *room) locked(id *agentv1.RbdImageID) {
+	r.t.Helper()
+	for {
+		image, _, err := r.Image(r.t.Context(), id, true)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if len(image.GetLockers()) == 1 && len(image.GetWatchers()) == 1 {
+			return
+		}
+		if r.t.Context().Err() != nil {
+			r.t.Fatal("nobody writes")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func errText(err error) string {
 	if err == nil {
 		return "success"
@@ -42,19 +62,7 @@ func TestAFenceKeepsWritersOut(t *testing.T) {
 	disk := r.disk("disk")
 	quiet := r.disk("quiet")
 	writer := r.writer(disk)
-	for { // until it has the lock
-		image, _, err := r.Image(t.Context(), disk, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(image.GetLockers()) == 1 && len(image.GetWatchers()) == 1 {
-			break
-		}
-		if t.Context().Err() != nil {
-			t.Fatal("nobody writes")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	r.locked(disk)
 	fsid := r.admin("ceph", "fsid")
 	_, err := r.Fence(t.Context(), []*agentv1.RbdImageID{disk}, "another", time.Minute)
 	refused(t, err, CodeOtherCluster)

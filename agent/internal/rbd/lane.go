@@ -71,10 +71,10 @@ func (l *lane) kill(why error) {
 	}
 }
 
-func (l *lane) close() error {
+// close ends the child, and the lane has no other.
+func (l *lane) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	l.kill(errors.New("the agent stops"))
-	return nil
 }

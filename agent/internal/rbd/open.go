@@ -23,7 +23,7 @@ type image struct {
 
 // close gives all back. Closing may wait for Ceph, which the step before it bounds.
 func (i *image) close() {
-	_ = i.Image.Close() // what it had to write has been asked for before
+	_ = i.Close() // what it had to write has been asked for before
 	i.pool.Destroy()
 }
 

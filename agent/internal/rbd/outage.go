@@ -15,7 +15,7 @@ const probePause = time.Second
 // allPools stands for them in a call's pools.
 const allPools = "*"
 
-var errOutage = errors.New("Ceph does not answer")
+var errOutage = errors.New("no answer from Ceph")
 
 // outages are the pools that are known not to answer, and the cluster as a whole
 // under the empty name. Calls on them are answered at once, while a probe of each
