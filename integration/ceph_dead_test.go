@@ -83,10 +83,11 @@ func TestDeadCeph(t *testing.T) {
 	for _, fault := range []struct {
 		name       string
 		begin, end func() error
+		mute       bool // nobody can be answered: who is connected to an OSD needs no monitor
 	}{
-		{"OSD paused", func() error { return osd.Pause(t.Context()) }, osd.Resume},
-		{"OSD killed", osd.Kill, osd.Start},
-		{"monitor stopped", func() error { return mon.Shutdown(t.Context()) }, mon.Start},
+		{"OSD paused", func() error { return osd.Pause(t.Context()) }, osd.Resume, true},
+		{"OSD killed", osd.Kill, osd.Start, true},
+		{"monitor stopped", func() error { return mon.Shutdown(t.Context()) }, mon.Start, false},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			c := c.inPart(t)
@@ -106,7 +107,7 @@ func TestDeadCeph(t *testing.T) {
 					_ = fault.end()
 				}
 			})
-			id := c.askDead(before, func() {
+			id := c.askDead(before, fault.mute, func() {
 				g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
 				g.arrived()
 			})
@@ -118,7 +119,7 @@ func TestDeadCeph(t *testing.T) {
 }
 
 // askDead asks much of a dead cluster, and something of the rest, and gives the id of the request for a snapshot.
-func (c *cluster) askDead(before map[*lab.Node]int, rest func()) string {
+func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func()) string {
 	c.t.Helper()
 	ask := c.api(c.running()).storage
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*deadAnswer)
@@ -141,7 +142,7 @@ func (c *cluster) askDead(before map[*lab.Node]int, rest func()) string {
 			if took := time.Since(at); took > deadAnswer {
 				c.t.Errorf("call %d came back after %v: %v", i, took, err)
 			}
-			if i > 0 && err == nil {
+			if mute && i > 0 && err == nil {
 				c.t.Errorf("call %d of a dead cluster was answered", i)
 			}
 		})

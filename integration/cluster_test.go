@@ -115,7 +115,25 @@ func (c *cluster) repair(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.whole(ctx)
+	return errors.Join(c.whole(ctx), c.cephAnswers(ctx))
+}
+
+// cephAnswers waits until every node's agent is answered by Ceph, where the lab has one.
+func (c *cluster) cephAnswers(ctx context.Context) error {
+	if c.Ceph == nil {
+		return nil
+	}
+	conn, err := c.Dial(c.running())
+	if err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		err = errors.Join(err, lab.Eventually(ctx, "Ceph answers "+n.Name, func() error {
+			_, err := debvisorv1.NewStorageServiceClient(conn).ListImages(ctx, &debvisorv1.ImageFilter{Pool: c.Ceph.Pools()[0], Node: nodeNamed(n)})
+			return err
+		}))
+	}
+	return errors.Join(err, conn.Close())
 }
 
 func revive(p *lab.Process, start func() error) error {
