@@ -9,6 +9,7 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
@@ -41,13 +42,16 @@ func (c *cluster) removeImage(ctx context.Context, r *request) (proto.Message, e
 	}
 	rm := &removal{c, r, q, pool}
 	id, err := rm.check(ctx)
-	if err == nil && id != "" {
-		err = rm.trash(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil && id == "" {
-		id, err = rm.trashed(ctx)
+	if id != "" {
+		if err := rm.trash(ctx); err != nil {
+			return nil, err
+		}
+		return gone, rm.finishOrRestore(ctx, id)
 	}
-	if err != nil || id == "" {
+	if id, err = rm.trashed(ctx); err != nil || id == "" {
 		return gone, err
 	}
 	return gone, rm.finish(ctx, id)
@@ -158,19 +162,35 @@ func (rm *removal) ours(ctx context.Context, id string) (bool, error) {
 	return m.clone.Operation == rm.want.GetClonedBy(), err
 }
 
-// finish removes the image from the trash. Where Ceph refuses, it has its name again.
+// finish removes the image from the trash, where it stays if Ceph refuses: nobody
+// knows how much of it an attempt before this one has removed.
 func (rm *removal) finish(ctx context.Context, id string) error {
 	about := Shown(rm.want.GetImage())
-	if err := rm.request.slowStep(ctx, deleteWithin, "removing %s, which is in the trash", about); err != nil {
-		return err
+	for moved := false; ; moved = true {
+		if err := rm.request.slowStep(ctx, deleteWithin, "removing %s, which is in the trash", about); err != nil {
+			return err
+		}
+		err := rbd.TrashRemove(rm.pool, id, false)
+		switch {
+		case err == nil || errno(err) == notFound:
+			rm.request.pass(pointImageRemoved)
+			return nil
+		case errno(err) != -int(unix.EUCLEAN) || moved:
+			return translate(err, true, "removing %s, which is in the trash", about)
+		}
+		// It was not moved to its end.
+		if err := rm.trash(ctx); err != nil {
+			return err
+		}
 	}
-	err := rbd.TrashRemove(rm.pool, id, false)
-	if err == nil || errno(err) == notFound {
-		rm.request.pass(pointImageRemoved)
-		return nil
-	}
-	refusal := translate(err, true, "removing %s, which is in the trash", about)
-	if silent(refusal) {
+}
+
+// finishOrRestore removes an image that this request has moved to the trash. Where
+// Ceph refuses, the image is whole and has its name again.
+func (rm *removal) finishOrRestore(ctx context.Context, id string) error {
+	about := Shown(rm.want.GetImage())
+	refusal := rm.finish(ctx, id)
+	if refusal == nil || !has(refusal, CodeInUse) {
 		return refusal
 	}
 	if err := rm.request.step(ctx, "taking %s out of the trash", about); err != nil {

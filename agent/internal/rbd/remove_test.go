@@ -6,6 +6,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/debvisor/debvisor/integration/ceph"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -84,6 +87,44 @@ func TestADeadChildLeavesNothingInTheTrash(t *testing.T) {
 				t.Errorf("there is\n%s", all)
 			}
 		})
+	}
+}
+
+// A move to the trash that died before its last step goes on.
+func TestAHalfTrashedImageIsRemoved(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	template := r.snapshot(r.disk("golden"), "v1", "op-template")
+	c := r.client(pointImageTrashed)
+	clone, _, err := c.Clone(t.Context(), CloneSpec{Template: template, Image: r.id("fast", "web"), Operation: "op-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.RemoveImage(t.Context(), clone, "op-1")
+	refused(t, err, CodeUnknown)
+	direct, _, err := connect(r.cluster.Conf(), ceph.Agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.conn.Shutdown()
+	pool, err := direct.conn.OpenIOContext("fast")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Destroy()
+	pool.SetNamespace(r.space)
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	const normal, moving = 0, 1
+	op.Exec("rbd", "trash_state_set", append(encode(nil, clone.GetId()), moving, normal))
+	if err := op.Operate(pool, trashObject, rados.OperationNoFlag); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := c.RemoveImage(t.Context(), clone, "op-1"); err != nil || !gone {
+		t.Errorf("gone %v: %v", gone, err)
+	}
+	if all := r.everything(); all != "vms ls: golden" {
+		t.Errorf("there is\n%s", all)
 	}
 }
 
