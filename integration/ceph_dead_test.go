@@ -109,11 +109,13 @@ func TestDeadCeph(t *testing.T) {
 			})
 			id := c.askDead(before, fault.mute, func() {
 				g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
-				g.arrived()
+				c.must(g.runsOnly(g.to))
+				g.goesOn()
 			})
 			ended = true
 			c.must(fault.end())
 			c.recovered(id, snapshots)
+			g.arrived()
 		})
 	}
 }
