@@ -123,7 +123,9 @@ func backID(job *storev1.ReplicationJob) string {
 
 // endJobs ends the replications of the VM's disks: that whose copy becomes the disk
 // is gone at once, so that it never runs again from what is no longer the truth;
-// others from the same datasets are deleted in the ordinary way.
+// others from the same datasets run no more, and wait for somebody to delete them
+// (hvctl replication delete), since what they keep on other nodes is no matter of
+// this VM.
 func (d *decision) endJobs(v *Verdict, s *step) {
 	used := map[string]bool{}
 	for _, disk := range v.Disks {
