@@ -91,6 +91,11 @@ func (c *Client) watch(ctx context.Context, pool string) {
 		// librados is slow to see that an OSD is back, a new connection is not.
 		c.general.renew(errOutage)
 	}
+	if pool == "" {
+		// The monitors' answer says nothing of the OSDs, one of which may have been
+		// what was silent: the next call is on a new connection.
+		c.general.renew(errOutage)
+	}
 	c.outages.close(pool)
 	c.cfg.Log.Info("Ceph answers again", "pool", pool)
 }
