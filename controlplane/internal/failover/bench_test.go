@@ -206,7 +206,7 @@ func (b *bench) happen(s *cluster.Snapshot, t *storev1.Task, spec *agentv1.TaskS
 		b.fenced = b.fenced || first
 		out.Rbd = &agentv1.RbdOutcome{Evidence: &agentv1.FenceEvidence{Fsid: fsid, Blocklisted: []string{client}}}
 		for _, image := range k.RbdFence.GetImages() {
-			out.Rbd.Evidence.Images = append(out.Rbd.Evidence.Images, &agentv1.FencedImage{Image: image})
+			out.Rbd.Evidence.Images = append(out.Rbd.Evidence.Images, &agentv1.FencedImage{Image: image, Watchers: []*agentv1.CephClient{{Address: client}}})
 		}
 	case *agentv1.TaskSpec_RbdUnfence:
 		if b.here && s.VMs[vmID].Value.GetNode() != "a" || !slices.Equal(k.RbdUnfence.GetEntries(), []string{client}) {

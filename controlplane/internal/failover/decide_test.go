@@ -47,11 +47,18 @@ func TestDecide(t *testing.T) {
 		"pending,zfs,word,loss 3m,blind b": "start 1/failover-start",
 
 		// The fence, which may be undone.
-		"fence":                                                                                       "fail BROKEN_RECORD",
-		"fence,task rbd-fence assigned":                                                               "note fencing on b",
-		"fence,task rbd-fence running,down b":                                                         "note fencing on b: waiting for the agent of b, which is not heard",
-		"fence,task rbd-fence succeeded,entries":                                                      "start 1/failover-start",
-		"fence,task rbd-fence succeeded":                                                              "start 1/failover-start",
+		"fence":                                  "fail BROKEN_RECORD",
+		"fence,task rbd-fence assigned":          "note fencing on b",
+		"fence,task rbd-fence running,down b":    "note fencing on b: waiting for the agent of b, which is not heard",
+		"fence,task rbd-fence succeeded,entries": "start 1/failover-start",
+		"fence,task rbd-fence succeeded":         "fail NO_PROOF",
+		"fence,try 2,task rbd-fence/1 failed CEPH_DOWN,entries,task rbd-fence/2 succeeded":            "unfence undo-1/rbd-unfence NO_PROOF",
+		"fence,word,task rbd-fence succeeded":                                                         "start 1/failover-start",
+		"fence,off a,task rbd-fence succeeded":                                                        "start 1/failover-start",
+		"fence,shut,task rbd-fence succeeded":                                                         "start 1/failover-start",
+		"fence,task rbd-fence succeeded,entries,lost c awaited":                                       "fail NO_PROOF", // only c's was found
+		"fence,task rbd-fence succeeded,entries,lost c gone":                                          "start 1/failover-start",
+		"fence,task rbd-fence succeeded,entries,up a,lost c awaited":                                  "fail NODE_REACHABLE", // c's stays
 		"fence,task rbd-fence running,up a":                                                           "cancel-task 1/rbd-fence",
 		"fence,task rbd-fence running,asked,up a":                                                     "note ending: node a is heard again: VM web stays there",
 		"fence,task rbd-fence succeeded,entries,up a":                                                 "unfence undo-1/rbd-unfence NODE_REACHABLE",
@@ -151,7 +158,7 @@ func TestTheFenceIsTold(t *testing.T) {
 // TestWhatFormerFencesDidIsKnown: what an attempt fenced before it broke off is taken
 // away with the rest, or told of where nobody knows.
 func TestWhatFormerFencesDidIsKnown(t *testing.T) {
-	s, _ := decided(t, "fence,try 2,task rbd-fence/1 failed CEPH_DOWN,entries,task rbd-fence/2 succeeded")
+	s, _ := decided(t, "fence,word,try 2,task rbd-fence/1 failed CEPH_DOWN,entries,task rbd-fence/2 succeeded")
 	evidence := &agentv1.FenceEvidence{}
 	if err := proto.Unmarshal(s.copy.GetEvidence(), evidence); err != nil || !slices.Equal(evidence.GetBlocklisted(), []string{client}) {
 		t.Errorf("%v: %v", evidence, err)
@@ -353,5 +360,48 @@ func TestTheCopyIsToldWhatItWas(t *testing.T) {
 	if s.task.GetNode() != "a" || discard.GetGeneration() != 4 || discard.GetVmUuid() != vmID || len(discard.GetDatasets()) != 1 ||
 		discard.GetDatasets()[0].GetReverseJobId() != "j-back" || s.copy.GetState() != discarding {
 		t.Errorf("%v: %v", s.task, discard)
+	}
+}
+
+// TestWhatIsHeldByALostCopyIsLeft: a lock owner that an earlier failover has fenced is
+// found again, and stays fenced whatever becomes of this one.
+func TestWhatIsHeldByALostCopyIsLeft(t *testing.T) {
+	const other = "192.0.2.3:0/99"
+	for said, want := range map[string]string{
+		"lost c awaited":   other,
+		"lost c unfencing": other,
+		"lost c gone":      client + "," + other, // taken off, and put on again by this one
+		"":                 client + "," + other,
+	} {
+		x := newFacts(t)
+		for _, fact := range append([]string{"fence", "task rbd-fence succeeded", "entries", "up a"}, strings.Split(said, ",")...) {
+			if fact != "" {
+				x.say(fact)
+			}
+		}
+		x.last.Rbd.Evidence.Blocklisted = []string{client, other}
+		x.tasks[0].Outcome = encoded(x.last)
+		snapshot := x.snapshot()
+		s := decide(snapshot, snapshot.Operations[opID], moment{now: noon})
+		if got := strings.Join(specOf(t, s).GetRbdUnfence().GetEntries(), ","); got != want {
+			t.Errorf("%s: %s is taken away, want %s", said, got, want)
+		}
+	}
+}
+
+// TestAVMThatNobodyToldOfIsStartedAsItWas: one that was off when it was brought to a
+// node which is lost in turn stays off.
+func TestAVMThatNobodyToldOfIsStartedAsItWas(t *testing.T) {
+	for _, start := range []bool{true, false} {
+		x := newFacts(t)
+		x.say("lost c awaited")
+		x.say("unsaid")
+		x.copy.BroughtBackOn, x.copy.Generation, x.copy.Operation = "a", 3, "op-0"
+		x.d.Operations.Put("op-0", &storev1.Operation{
+			Id: "op-0", State: task.OpCancelled, Detail: &storev1.Operation_Failover{Failover: &storev1.Failover{Start: start}},
+		}, 8)
+		if v := Judge(x.snapshot(), x.req); v.Start != start || !v.Allowed {
+			t.Errorf("started is %v, want %v: %s", v.Start, start, v.Refusal())
+		}
 	}
 }

@@ -95,11 +95,15 @@ func (d *decision) over() (code, why string) {
 func (d *decision) proven(h *half) *step {
 	evidence := h.outcome.GetRbd().GetEvidence()
 	if evidence.GetFsid() != d.f.GetFsid() || !covers(evidence, d.disks()) {
-		return d.giveUp(h, "NO_PROOF", "the agent of "+d.f.GetTarget()+" did not say that all images are fenced")
+		return d.giveUp(h, NoProof, "the agent of "+d.f.GetTarget()+" did not say that all images are fenced")
 	}
 	v := d.judge()
 	if !v.Allowed {
 		return d.giveUp(h, v.Code(), v.Refusal())
+	}
+	if images := d.unseen(v, evidence); images != "" {
+		return d.giveUp(h, NoProof, fmt.Sprintf("VM %s was running when %s was last heard, and nobody was found at %s: its QEMU may be alive and cut off, and would write again when it is not; make sure that %s is powered off, and say so (--node-is-off, or hvctl node confirm-off)",
+			d.name(), d.f.GetSource(), images, d.f.GetSource()))
 	}
 	// What a former attempt has fenced before it broke off is there as well.
 	evidence.Blocklisted = d.evidence().GetBlocklisted()
@@ -138,17 +142,27 @@ func (d *decision) giveUp(h *half, code, why string) *step {
 	return d.unfence(1)
 }
 
-// evidence gathers what all fences of the operation have said, also those that
-// failed.
+// evidences are what the fences of the operation have said, also those that failed.
+func (d *decision) evidences() []*agentv1.FenceEvidence {
+	var all []*agentv1.FenceEvidence
+	for n := uint32(1); n <= d.f.GetAttempt() && d.f.GetPhase() == phaseFence; n++ {
+		if h := readTask(d.snapshot, d.taskID(strconv.FormatUint(uint64(n), 10), taskFence)); h != nil {
+			all = append(all, h.outcome.GetRbd().GetEvidence())
+		}
+	}
+	return all
+}
+
+// evidence gathers whom the fences of the operation have blocklisted, but for those
+// who were so already because they are lost copies: they stay.
 func (d *decision) evidence() *agentv1.FenceEvidence {
 	all, seen := &agentv1.FenceEvidence{Fsid: d.f.GetFsid()}, map[string]bool{}
-	for n := uint32(1); n <= d.f.GetAttempt() && d.f.GetPhase() == phaseFence; n++ {
-		h := readTask(d.snapshot, d.taskID(strconv.FormatUint(uint64(n), 10), taskFence))
-		if h == nil {
-			continue
-		}
-		for _, entry := range h.outcome.GetRbd().GetEvidence().GetBlocklisted() {
-			seen[entry] = true
+	others := held(d.snapshot, d.f.GetFsid())
+	for _, evidence := range d.evidences() {
+		for _, entry := range evidence.GetBlocklisted() {
+			if !others[entry] {
+				seen[entry] = true
+			}
 		}
 	}
 	all.Blocklisted = slices.Sorted(maps.Keys(seen))

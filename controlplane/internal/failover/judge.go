@@ -81,6 +81,8 @@ type Verdict struct {
 	DataAge      time.Duration
 	plan         planner.Result
 	domain       *agentv1.Domain
+	// off is that somebody has said that the node is.
+	off bool
 }
 
 // The codes of reasons against bringing a VM back.
@@ -118,6 +120,9 @@ func Judge(s *cluster.Snapshot, r Request) *Verdict {
 	v.Start = starts(v.domain.GetState())
 	if v.again(s, r) {
 		return v
+	}
+	if _, op := movedBy(s, entry.Value); op != nil && v.domain.GetState() == debvisorv1.VMState_VM_STATE_UNSPECIFIED {
+		v.Start = op.GetFailover().GetStart() // nobody has told of it since
 	}
 	v.node(s)
 	v.definition(s)
@@ -244,7 +249,7 @@ func (v *Verdict) proof(s *cluster.Snapshot, r Request) {
 	case s.ConfirmedOff(v.Source):
 		word = fmt.Sprintf("%s is powered off, by the word of %s (%s)", v.Source, node.GetOffConfirmedBy(), node.GetOffReason())
 	}
-	if word != "" {
+	if v.off = word != ""; v.off {
 		v.Proof = append(v.Proof, word)
 	}
 	if (byWord || len(images) == 0) && word == "" {

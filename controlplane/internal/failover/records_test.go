@@ -303,6 +303,7 @@ func (x *facts) taskFact(w []string) {
 			x.last.Rbd = &agentv1.RbdOutcome{Evidence: &agentv1.FenceEvidence{Fsid: fsid}}
 		}
 		x.last.Rbd.Evidence.Blocklisted = []string{client}
+		x.last.Rbd.Evidence.Images = []*agentv1.FencedImage{{Image: image(), Lockers: []*agentv1.CephClient{{Address: client}}}}
 	case "interrupted":
 		x.last.Interrupted = true
 	case "now":
