@@ -58,9 +58,14 @@ func (c *cluster) createOne(ctx context.Context, r *request, i *image, q *agentv
 		return nil, translate(err, true, "taking the snapshot %s of %s", q.GetName(), Shown(i.is))
 	}
 	r.pass(pointSnapshotTaken)
-	number, err := i.GetSnapID(q.GetName())
+	number, err := c.newest(ctx, r, i, q.GetName())
 	if err != nil {
-		return nil, translate(err, true, "asking for the snapshot %s of %s", q.GetName(), Shown(i.is))
+		return nil, err
+	}
+	if number == 0 { // somebody has taken another one since
+		if number, err = i.GetSnapID(q.GetName()); err != nil {
+			return nil, translate(err, true, "asking for the snapshot %s of %s", q.GetName(), Shown(i.is))
+		}
 	}
 	return &agentv1.RbdSnapshotID{Image: i.is, Name: q.GetName(), Id: number}, nil
 }

@@ -93,6 +93,33 @@ func (c *cluster) moveName(ctx context.Context, r *request, pool *rados.IOContex
 	return c.operate(ctx, r, pool, op, directoryObject, "renaming "+Shown(from)+" to "+to.GetName())
 }
 
+// newest is the id of the image's newest snapshot if it has that name, else 0: to ask
+// librbd would have it read all of the image's header again.
+func (c *cluster) newest(ctx context.Context, r *request, i *image, name string) (uint64, error) {
+	header := headerObject + i.is.GetId()
+	read := func(key string) ([]byte, error) {
+		if err := r.step(ctx, "reading %s of %s", key, Shown(i.is)); err != nil {
+			return nil, err
+		}
+		values, err := i.pool.GetOmapValues(header, "", key, 1)
+		if err != nil {
+			return nil, translate(err, true, "reading %s of %s", key, Shown(i.is))
+		}
+		return values[key], nil
+	}
+	last, err := read("snap_seq")
+	if err != nil || len(last) != 8 {
+		return 0, err
+	}
+	id := binary.LittleEndian.Uint64(last)
+	snapshot, err := read(fmt.Sprintf("snapshot_%016x", id))
+	// The record begins with version, oldest version and length, then id and name.
+	if err != nil || len(snapshot) < 14 || binary.LittleEndian.Uint64(snapshot[6:]) != id || text(snapshot[14:]) != name {
+		return 0, err
+	}
+	return id, nil
+}
+
 // parentSpec is the snapshot that an image is a clone of.
 type parentSpec struct {
 	image    string

@@ -3,9 +3,12 @@
 package rbd
 
 import (
+	"io"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/debvisor/debvisor/integration/ceph"
 )
 
 func TestInventoryIsTheCluster(t *testing.T) {
@@ -99,5 +102,31 @@ func TestADeadChildLeavesOneSnapshot(t *testing.T) {
 				t.Errorf("snapshots %v: %v", snapshots, err)
 			}
 		})
+	}
+}
+
+// What is read past librbd is what librbd would have said.
+func TestTheNewestSnapshotIsReadFromTheHeader(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	for _, name := range []string{"first", "second"} {
+		made := r.snapshot(disk, name, "op-"+name)
+		c, _, err := connect(r.cluster.Conf(), ceph.Agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asking := &request{server: &server{out: io.Discard}}
+		i, err := c.open(t.Context(), asking, disk, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for asked, want := range map[string]uint64{name: made.GetId(), "other": 0} {
+			if id, err := c.newest(t.Context(), asking, i, asked); err != nil || id != want {
+				t.Errorf("%s is said to be %d, not %d: %v", asked, id, want, err)
+			}
+		}
+		i.close()
+		c.conn.Shutdown()
 	}
 }
