@@ -22,7 +22,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, migrate, failover, heartbeats, list-nodes, comeback or zfs; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, ceph, migrate, failover, heartbeats, list-nodes, comeback or zfs; to standard output only")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
