@@ -174,7 +174,12 @@ func (c *cluster) struckImage(f storageFault, golden *debvisorv1.SnapshotRef, na
 		_, err := asked.storage.DeleteImage(c.within(time.Minute), &debvisorv1.ImageRef{Image: image("clones", name)})
 		c.must(err)
 	}
-	c.t.Logf("outcome: %v; %.1f s", failed, time.Since(begun).Seconds())
+	end, code := debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED, ""
+	if failed != nil {
+		d, _ := details(failed)
+		end, code = debvisorv1.OperationState_OPERATION_STATE_FAILED, d.GetCode()
+	}
+	c.t.Logf("outcome: %v %s; %.1f s", end, code, time.Since(begun).Seconds())
 }
 
 // hasEnded tells whether an answer is of an operation that has come to its end, well or not.
