@@ -143,10 +143,12 @@ func (l *lost) failsOver(edit func(*debvisorv1.FailoverRequest), meanwhile func(
 	return results[taken]
 }
 
-// copies are what the API tells of the guest's lost copies.
+// copies are what the API tells of the guest's copy on the node that has lost it.
 func (l *lost) copies(ctx context.Context) ([]*debvisorv1.LostCopy, error) {
 	list, err := l.ask.migrations.ListLostCopies(ctx, &debvisorv1.Empty{})
-	return slices.DeleteFunc(list.GetCopies(), func(c *debvisorv1.LostCopy) bool { return c.GetVm().GetVmId() != l.UUID }), err
+	return slices.DeleteFunc(list.GetCopies(), func(c *debvisorv1.LostCopy) bool {
+		return c.GetVm().GetVmId() != l.UUID || c.GetNode().GetNodeId().GetId() != l.from.Name
+	}), err
 }
 
 // forgotten waits until the node that came back has nothing of the guest any more, and says so.

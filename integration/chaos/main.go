@@ -47,7 +47,7 @@ func main() {
 	flag.Uint64Var(&s.seed, "seed", 1, "seed of the first run; each next one has the next")
 	flag.DurationVar(&s.budget, "budget", 0, "begin no further case after so long, such as 2h; 0: no limit")
 	flag.BoolVar(&s.resume, "resume", false, "go on with a campaign that was broken off")
-	flag.StringVar(&s.tests, "run", "^(TestMatrix|TestPowerOff|TestReplicationFaults|TestHistoriesOfZFS)$", "which tests")
+	flag.StringVar(&s.tests, "run", "^(TestMatrix|TestPowerOff|TestReplicationFaults|TestHistoriesOfZFS|TestFailoverFaults|TestCephFaults)$", "which tests")
 	flag.StringVar(&s.kept, "results", "build/chaos.jsonl", "where results are kept")
 	flag.StringVar(&s.out, "out", "docs/reliability.md", "where the tables go")
 	flag.Parse()

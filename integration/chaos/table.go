@@ -91,6 +91,14 @@ counts as failed.
 A case of TestReplicationFaults strikes a run of replication between two machines with ZFS at a failpoint. It always ends well by
 itself: both ends have the same newest snapshot by name, guid and checksum of its contents, and nothing but what a job keeps at rest.
 A full pool is told of, and the run goes on once there is room.
+
+A case of TestFailoverFaults takes the power from the node of a guest on RBD and has it brought back elsewhere, while the leader or the agent
+that does it is killed at a failpoint. It always ends well by itself: the guest runs on one node, its image was only ever written by one,
+and once the lost node is back its copy is gone and the blocklist empty.
+
+A case of TestCephFaults strikes a task on images of RBD at a failpoint: the agent, the process that speaks to Ceph for it, the leader, the
+only OSD or the monitor. The same request, asked again, is done once and leaves nothing in the trash; where Ceph itself was dead it
+may have failed instead, with nothing done.
 `
 
 func ends(counts map[string]int) string {
