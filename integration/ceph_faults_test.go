@@ -38,7 +38,7 @@ func imageFaults() []storageFault {
 			{"imageRemoved", killSource},
 			{"imageCloneBefore", killOSD},
 			{"imageCloned", killChild},
-			{"imageFlattening", killSource},
+			{"imageFlattened", killSource}, // in the middle of it, half a minute goes until Ceph misses the dead owner of the lock
 		}
 	}
 	var all []storageFault
