@@ -58,7 +58,9 @@ func (f *fencing) do(ctx context.Context) error {
 	if isCancelled(f.run) && !f.run.Resumed() {
 		return errCancelled
 	}
+	calls := 0
 	err := f.insist(ctx, "fencing", func(ctx context.Context) error {
+		calls++
 		found, err := f.cfg.Ceph.Fence(ctx, f.spec.GetImages(), f.spec.GetFsid(), time.Duration(f.spec.GetExpireSeconds())*time.Second)
 		f.add(found)
 		return err
@@ -71,7 +73,7 @@ func (f *fencing) do(ctx context.Context) error {
 		return err
 	}
 	f.pass(pointFenced)
-	if !f.run.Resumed() {
+	if calls == 1 && !f.run.Resumed() {
 		return nil
 	}
 	return f.remember(ctx)
@@ -159,8 +161,8 @@ func (f *fencing) addClient(id *agentv1.RbdImageID, client *agentv1.CephClient, 
 	}
 }
 
-// remember adds what a former process of this agent has found and blocklisted:
-// those clients are not at the images any more.
+// remember adds what a former process of this agent, or a call that Ceph did not
+// answer, has found and blocklisted: those clients may not be at the images any more.
 func (f *fencing) remember(ctx context.Context) error {
 	var entries []string
 	err := f.insist(ctx, "reading the blocklist", func(ctx context.Context) (err error) {
@@ -187,14 +189,19 @@ type unfenceKind struct{ i *Images }
 // Name is the kind's.
 func (unfenceKind) Name() string { return "rbd-unfence" }
 
-// Do takes the entries off. One that is off is done.
+// Do takes the entries off. One that is off is done. It does not go on where a former
+// process of this agent was: that may be long ago, another node have done it since,
+// and the same clients have been fenced again.
 func (k unfenceKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *agentv1.TaskOutcome {
 	spec := t.GetSpec().GetRbdUnfence()
 	if spec.GetFsid() == "" {
 		return failure(codeInternal, "the task %s names no cluster", t.GetId())
 	}
 	w := k.i.work(t, run)
-	if w.unwanted() {
+	switch {
+	case run.Resumed():
+		return broken("the agent died before the blocklist was known to be cleared")
+	case w.unwanted():
 		return w.end(ctx, errCancelled)
 	}
 	w.pass(pointUnfenceBefore)

@@ -34,7 +34,8 @@ func (c *cluster) bury(ctx context.Context, r *request) (proto.Message, error) {
 	return &agentv1.RbdOutcome{}, nil
 }
 
-// blocklist has Ceph take nothing more from an address; once more prolongs it.
+// blocklist has Ceph take nothing more from an address. An entry that is there keeps
+// the end that it has.
 func (c *cluster) blocklist(ctx context.Context, r *request, address string, expire time.Duration) error {
 	return c.mon(ctx, r, map[string]any{
 		"prefix": "osd blocklist", "blocklistop": "add", "addr": address,

@@ -57,6 +57,9 @@ func (c *cluster) fence(ctx context.Context, r *request) (proto.Message, error) 
 		case <-time.After(lookAgain):
 		}
 	}
+	if err := f.prolong(ctx); err != nil {
+		return nil, err
+	}
 	epoch, err := f.known(ctx)
 	if err != nil {
 		return nil, err
@@ -164,6 +167,38 @@ func (f *fencing) block(ctx context.Context, address string) error {
 	return nil
 }
 
+// untilLayout is how the monitors write when an entry ends.
+const untilLayout = "2006-01-02T15:04:05.000000-0700"
+
+// prolong has entries anew that end long before they were asked to: one that was there
+// before, such as librbd's for an hour when it breaks a lock, keeps its own end.
+func (f *fencing) prolong(ctx context.Context) error {
+	var dump struct{ Blocklist map[string]string }
+	if len(f.listed) == 0 {
+		return nil
+	}
+	if err := f.cluster.mon(ctx, f.request, map[string]any{"prefix": "osd dump"}, &dump); err != nil {
+		return err
+	}
+	for _, address := range f.listed {
+		text, on := dump.Blocklist[address]
+		until, err := time.Parse(untilLayout, text)
+		if !on || err == nil && time.Until(until) > f.expire/2 {
+			continue
+		}
+		if err != nil {
+			return errdefs.New(errdefs.FailedPrecondition, CodeCeph, "the end of entry %s of Ceph's blocklist cannot be read: %q", address, text).With("address", address)
+		}
+		if err := f.cluster.unlist(ctx, f.request, address); err != nil {
+			return err
+		}
+		if err := f.cluster.blocklist(ctx, f.request, address, f.expire); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // known has every primary OSD of the pools answer to a client that has seen the
 // entries on the map: an OSD then has them too, and has nothing of theirs left to do.
 func (f *fencing) known(ctx context.Context) (epoch uint64, err error) {
@@ -261,16 +296,21 @@ func (c *cluster) unfence(ctx context.Context, r *request) (proto.Message, error
 		return nil, err
 	}
 	for _, address := range q.GetEntries() {
-		err := c.mon(ctx, r, map[string]any{"prefix": "osd blocklist", "blocklistop": "rm", "addr": address}, nil)
-		var refusal *errdefs.Error
-		if has(err, CodeNoPermission) && errors.As(err, &refusal) {
-			refusal.Message += `; the entity needs: ceph auth caps … mon 'profile rbd, allow command "osd blocklist"'`
-		}
-		if err != nil { // one that is not on it is none
+		if err := c.unlist(ctx, r, address); err != nil {
 			return nil, err
 		}
 	}
 	return &agentv1.RbdOutcome{}, nil
+}
+
+// unlist takes an address off the blocklist; one that is not on it is none.
+func (c *cluster) unlist(ctx context.Context, r *request, address string) error {
+	err := c.mon(ctx, r, map[string]any{"prefix": "osd blocklist", "blocklistop": "rm", "addr": address}, nil)
+	var refusal *errdefs.Error
+	if has(err, CodeNoPermission) && errors.As(err, &refusal) {
+		refusal.Message += `; the entity needs: ceph auth caps … mon 'profile rbd, allow command "osd blocklist"'`
+	}
+	return err
 }
 
 // blocklisted tells all entries.

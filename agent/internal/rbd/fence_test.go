@@ -4,6 +4,7 @@ package rbd
 
 import (
 	"context"
+	"encoding/json"
 	"os/exec"
 	"slices"
 	"strings"
@@ -101,6 +102,34 @@ func TestAFenceKeepsWritersOut(t *testing.T) {
 	again, err := r.Fence(t.Context(), []*agentv1.RbdImageID{quiet}, fsid, time.Minute)
 	if err != nil || len(again.GetBlocklisted()) != 0 {
 		t.Errorf("evidence %v: %v", again, err)
+	}
+}
+
+// TestAFenceLasts: an entry that is there already, such as librbd's of a broken lock,
+// would end while the fence is still relied on.
+func TestAFenceLasts(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	writer := r.writer(disk)
+	r.locked(disk)
+	image, _, err := r.Image(t.Context(), disk, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := image.GetLockers()[0].GetAddress()
+	r.admin("ceph", "osd", "blocklist", "add", owner, "300")
+	<-writer
+	evidence, err := r.Fence(t.Context(), []*agentv1.RbdImageID{disk}, r.admin("ceph", "fsid"), time.Hour)
+	if err != nil || !slices.Contains(evidence.GetBlocklisted(), owner) {
+		t.Fatalf("%v: %v", evidence, err)
+	}
+	var dump struct{ Blocklist map[string]string }
+	if err := json.NewDecoder(strings.NewReader(r.admin("ceph", "osd", "dump", "--format", "json"))).Decode(&dump); err != nil {
+		t.Fatal(err)
+	}
+	if until, err := time.Parse(untilLayout, dump.Blocklist[owner]); err != nil || time.Until(until) < 50*time.Minute {
+		t.Errorf("it ends at %v: %v", until, err)
 	}
 }
 
