@@ -66,13 +66,19 @@ func TestFailoverFaults(t *testing.T) {
 				one.c = cephed.use(t) // made whole after the case before
 				f.run(&one)
 			})
-			l.from, l.to = l.to, l.from
 		}
 	})
 }
 
 func (f failoverFault) run(l *lost) {
 	c, begun := l.c, time.Now()
+	for i, n := range c.Nodes {
+		d, err := n.Domain(l.UUID)
+		c.must(err)
+		if d.State == lab.DomainRunning {
+			l.from, l.to = n, c.Nodes[1-i]
+		}
+	}
 	var leader *lab.Replica
 	l.ask, leader = c.follower()
 	c.must((&mover{Guest: l.Guest, c: c}).known(c.within(time.Minute), l.from))
