@@ -64,7 +64,12 @@ func decideCopy(s *cluster.Snapshot, entry cluster.Entry[*storev1.LostCopy], at 
 func (r *remains) removed() *step {
 	r.c.State = gone
 	r.c.LastError = "node " + r.c.GetNode() + " was removed from the cluster before its copy was destroyed; what is on the blocklist stays there"
-	return r.commit(stepDiscarded, r.c.GetLastError())
+	s := r.commit(stepDiscarded, r.c.GetLastError())
+	if h := r.read(discardOf(r.c.GetAttempt()), taskDiscard); h != nil && !h.ended() {
+		// Whoever gets that name next has not lost the copy.
+		s.end(h.entry, &agentv1.TaskOutcome{ErrorCode: codeGone, ErrorMessage: r.c.GetLastError()}, r.now)
+	}
+	return s
 }
 
 // await has the copy destroyed once its node is heard. Whether the node still

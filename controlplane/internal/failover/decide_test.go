@@ -167,6 +167,10 @@ func TestWhatFormerFencesDidIsKnown(t *testing.T) {
 	if told(s) != "fail NODE_REACHABLE" || !strings.Contains(s.op.GetErrorMessage(), "ceph osd blocklist ls") {
 		t.Errorf("%s: %s", told(s), s.op.GetErrorMessage())
 	}
+	s, _ = decided(t, "fence,off b,task rbd-fence failed NODE_OFF")
+	if told(s) != "fail NODE_OFF" || !strings.Contains(s.op.GetErrorMessage(), "ceph osd blocklist ls") {
+		t.Errorf("%s: %s", told(s), s.op.GetErrorMessage())
+	}
 }
 
 // TestThePlacementMovesAtOnce: all that a failover changes is one transaction, which
@@ -307,6 +311,7 @@ func TestDecideCopy(t *testing.T) {
 		"lost a awaited,moved,up a":     "discard discard-1/failover-discard",
 		"lost a awaited,up a":           "tried awaited", // it is a's again
 		"lost a awaited,moved,nonode a": "discarded gone",
+		"lost a discarding,moved,nonode a,task failover-discard/discard-1 running":               "discarded discard-1/failover-discard gone",
 		"lost a discarding,moved,up a,task failover-discard/discard-1 running":                   "",
 		"lost a discarding,moved,task failover-discard/discard-1 running":                        "",
 		"lost a discarding,moved,up a,task failover-discard/discard-1 succeeded":                 "discarded unfencing",

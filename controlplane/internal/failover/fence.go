@@ -133,7 +133,7 @@ func (d *decision) giveUp(h *half, code, why string) *step {
 		return d.note("ending: " + why + unheard(d.snapshot, h.task.GetNode()))
 	}
 	d.because(code, why)
-	if h.outcome.GetRbd().GetEvidence() == nil && passing(h) {
+	if h.outcome.GetRbd().GetEvidence() == nil && (passing(h) || h.code() == codeGone || h.code() == codeOff) {
 		d.op.ErrorMessage += "; whether anybody was fenced is not known: see ceph osd blocklist ls, if a guest there cannot write"
 	}
 	if len(d.evidence().GetBlocklisted()) == 0 {
