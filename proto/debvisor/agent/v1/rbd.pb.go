@@ -38,7 +38,10 @@ type CephInventory struct {
 	// Why Ceph does not answer: all else is as last seen; empty: it answers.
 	Error string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	// Where its monitors are, host:port, in the order of their names.
-	Monitors      []string `protobuf:"bytes,7,rep,name=monitors,proto3" json:"monitors,omitempty"`
+	Monitors []string `protobuf:"bytes,7,rep,name=monitors,proto3" json:"monitors,omitempty"`
+	// What clients on this host come to Ceph from: the agent's own address there,
+	// without port and nonce.
+	Address       string `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +123,13 @@ func (x *CephInventory) GetMonitors() []string {
 		return x.Monitors
 	}
 	return nil
+}
+
+func (x *CephInventory) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 // CephPool is one pool.
@@ -1599,7 +1609,7 @@ var File_debvisor_agent_v1_rbd_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_rbd_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdebvisor/agent/v1/rbd.proto\x12\x11debvisor.agent.v1\x1a\x1edebvisor/agent/v1/freeze.proto\"\xd2\x01\n" +
+	"\x1bdebvisor/agent/v1/rbd.proto\x12\x11debvisor.agent.v1\x1a\x1edebvisor/agent/v1/freeze.proto\"\xec\x01\n" +
 	"\rCephInventory\x12\x12\n" +
 	"\x04fsid\x18\x01 \x01(\tR\x04fsid\x121\n" +
 	"\x05pools\x18\x02 \x03(\v2\x1b.debvisor.agent.v1.CephPoolR\x05pools\x12\x16\n" +
@@ -1607,7 +1617,8 @@ const file_debvisor_agent_v1_rbd_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
 	"\x06entity\x18\x05 \x01(\tR\x06entity\x12\x14\n" +
 	"\x05error\x18\x06 \x01(\tR\x05error\x12\x1a\n" +
-	"\bmonitors\x18\a \x03(\tR\bmonitors\"~\n" +
+	"\bmonitors\x18\a \x03(\tR\bmonitors\x12\x18\n" +
+	"\aaddress\x18\b \x01(\tR\aaddress\"~\n" +
 	"\bCephPool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x1d\n" +
