@@ -119,6 +119,18 @@ func TestMigrateOnRBD(t *testing.T) {
 	}
 }
 
+// hasCeph waits until a node says how its Ceph is. Asking for plans instead would use up how many a caller may have.
+func (m *mover) hasCeph(n *lab.Node, want string) {
+	m.c.t.Helper()
+	m.c.eventually(45*time.Second, n.Name+" says of Ceph "+want, func() error {
+		nodes, err := m.c.api(m.c.running()).nodes.ListNodes(m.c.within(10*time.Second), &debvisorv1.Empty{})
+		if got := find(nodes, n.Name).GetHealth().GetCephStatus(); err == nil && got != want {
+			err = fmt.Errorf("it says %q", got)
+		}
+		return err
+	})
+}
+
 // TestNoImageThere: a guest on RBD is planned to no node that does not see its images, and the target itself refuses one to which two
 // hosts could write.
 func TestNoImageThere(t *testing.T) {
@@ -157,7 +169,8 @@ func TestNoImageThere(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		c.eventually(45*time.Second, "the node is known to have no Ceph", func() error {
+		g.hasCeph(g.to, "none")
+		c.eventually(10*time.Second, "the node is known to have no Ceph", func() error {
 			p, err := plan()
 			if err != nil {
 				return err
@@ -171,6 +184,7 @@ func TestNoImageThere(t *testing.T) {
 		refused(t, err, codes.FailedPrecondition)
 		c.must(g.runsOnly(g.from))
 		c.must(g.to.GiveCeph())
-		c.eventually(45*time.Second, "it is planned there again", g.movable)
+		g.hasCeph(g.to, "HEALTH_OK")
+		c.eventually(10*time.Second, "it is planned there again", g.movable)
 	})
 }
