@@ -79,9 +79,7 @@ func TestADeadClusterIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 			ready := time.Now()
-			if err := cluster.Ready(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			r.cephIsBack(disk)
 			t.Logf("Ceph itself was back after %s", time.Since(ready))
 			r.recovered(disk)
 		})
@@ -105,9 +103,7 @@ func BenchmarkDeadThreads(b *testing.B) {
 		if err := cluster.OSDs[0].Resume(); err != nil {
 			b.Fatal(err)
 		}
-		if err := cluster.Ready(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+		r.cephIsBack(disk)
 		r.recovered(disk)
 	}
 	b.ReportMetric(float64(most), "threads-more")
@@ -164,6 +160,35 @@ func (r *room) hundredCalls(disk *agentv1.RbdImageID, template *agentv1.RbdSnaps
 	return most
 }
 
+// cephIsBack waits until Ceph's own tools reach every snapshot of an image again. An
+// OSD that stood still longer than its read lease may keep placement groups waiting
+// for ever (16.2, a lone OSD: its own log has the slow operations): it is restarted.
+func (r *room) cephIsBack(disk *agentv1.RbdImageID) {
+	r.t.Helper()
+	for try := 0; ; try++ {
+		if err := r.cluster.Ready(r.t.Context()); err != nil {
+			r.t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		_, err := r.cluster.Admin(ctx, "rbd", "snap", "create", fmt.Sprintf("%s@back-%d", Shown(disk), try))
+		cancel()
+		if err == nil {
+			return
+		}
+		if try == 3 {
+			r.t.Fatalf("Ceph is not back: %v", err)
+		}
+		r.t.Logf("Ceph is not back, its OSD is restarted: %v", err)
+		osd := r.cluster.OSDs[0]
+		if err := osd.Kill(); err != nil {
+			r.t.Fatal(err)
+		}
+		if err := osd.Start(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
 // recovered waits until all works again, and checks that nothing was done twice.
 func (r *room) recovered(disk *agentv1.RbdImageID) {
 	r.t.Helper()
@@ -184,6 +209,9 @@ func (r *room) recovered(disk *agentv1.RbdImageID) {
 	}
 	seen := map[string]int{}
 	for _, s := range snapshots {
+		if strings.HasPrefix(s.GetSnapshot().GetName(), "back-") {
+			continue
+		}
 		seen[s.GetOperation()]++
 		if seen[s.GetOperation()] > 1 || s.GetOperation() == "" {
 			r.t.Errorf("snapshots %v", snapshots)
