@@ -46,6 +46,7 @@ func (c *cluster) inventory(ctx context.Context, r *request) (proto.Message, err
 		return nil, err
 	}
 	inv := &agentv1.CephInventory{Fsid: c.fsid, Health: health.Status, Version: versionNumber(version.Version), Monitors: monitors}
+	inv.Address = hostOf(c.address)
 	for _, p := range pools {
 		_, forRBD := p.Applications["rbd"]
 		pool := &agentv1.CephPool{Name: p.Name, Id: p.ID, Rbd: forRBD}
@@ -72,6 +73,16 @@ func (c *cluster) pools(ctx context.Context, r *request) ([]poolDetail, error) {
 	var pools []poolDetail
 	err := c.mon(ctx, r, map[string]any{"prefix": "osd pool ls", "detail": "detail"}, &pools)
 	return pools, err
+}
+
+// hostOf is what stands before an address's port and nonce; those of IPv6 have more
+// colons. Empty: it is none, or not known.
+func hostOf(address string) string {
+	at := strings.LastIndex(address, ":")
+	if at <= 0 || strings.HasPrefix(address, "0.0.0.0:") {
+		return ""
+	}
+	return address[:at]
 }
 
 // versionNumber is 16.2.15 of "ceph version 16.2.15 (618f…) pacific (stable)".

@@ -4,6 +4,7 @@ package rbd
 
 import (
 	"io"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -15,6 +16,12 @@ func TestInventoryIsTheCluster(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
 	inv, err := r.Inventory(t.Context())
+	disk := r.disk("disk")
+	r.writer(disk)
+	r.locked(disk)
+	if image, _, looked := r.Image(t.Context(), disk, true); looked != nil || inv.GetAddress() == "" || !strings.HasPrefix(image.GetWatchers()[0].GetAddress(), inv.GetAddress()+":") {
+		t.Errorf("clients come from %q: %v, %v", inv.GetAddress(), image.GetWatchers(), looked)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,6 +53,9 @@ func TestDecide(t *testing.T) {
 		"fence,task rbd-fence succeeded,entries": "start 1/failover-start",
 		"fence,task rbd-fence succeeded":         "fail NO_PROOF",
 		"fence,try 2,task rbd-fence/1 failed CEPH_DOWN,entries,task rbd-fence/2 succeeded":            "unfence undo-1/rbd-unfence NO_PROOF",
+		"fence,from 192.0.2.1,task rbd-fence succeeded,entries":                                       "start 1/failover-start",
+		"fence,from 192.0.2.10,task rbd-fence succeeded,entries":                                      "unfence undo-1/rbd-unfence NO_PROOF", // somebody else was at the image
+		"fence,from 192.0.2.10,word,task rbd-fence succeeded,entries":                                 "start 1/failover-start",
 		"fence,word,task rbd-fence succeeded":                                                         "start 1/failover-start",
 		"fence,off a,task rbd-fence succeeded":                                                        "start 1/failover-start",
 		"fence,shut,task rbd-fence succeeded":                                                         "start 1/failover-start",

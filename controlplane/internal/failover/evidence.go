@@ -29,7 +29,7 @@ func held(s *cluster.Snapshot, fsid string) map[string]bool {
 }
 
 // unseen names the images of a VM that was last seen running at which nobody was
-// found who is fenced now; empty: there are none. Its QEMU had each of them open: if
+// found who is fenced now, from its node; empty: there are none. Its QEMU had each of them open: if
 // it is alive and cut off, Ceph has forgotten it, so that nothing keeps it from
 // opening them again once it is not. What a former fence has found does not count:
 // it broke off, and may not have fenced whom it found.
@@ -46,16 +46,19 @@ func (d *decision) unseen(v *Verdict, evidence *agentv1.FenceEvidence) string {
 	return strings.Join(images, ", ")
 }
 
-// wasSeen tells whether a fence has found somebody at an image who is not there from
-// a copy that is lost already.
+// wasSeen tells whether a fence has found somebody at an image who comes from the
+// lost node, as far as it has told where its clients come from, and not from a copy
+// that is lost already.
 func (d *decision) wasSeen(evidence *agentv1.FenceEvidence, image *agentv1.RbdImageID) bool {
 	others := held(d.snapshot, d.f.GetFsid())
+	source, _ := d.snapshot.CephOf(d.f.GetSource())
 	for _, at := range evidence.GetImages() {
 		if !proto.Equal(at.GetImage(), image) {
 			continue
 		}
 		for _, client := range slices.Concat(at.GetWatchers(), at.GetLockers()) {
-			if !others[client.GetAddress()] && slices.Contains(evidence.GetBlocklisted(), client.GetAddress()) {
+			from := source.GetAddress() == "" || strings.HasPrefix(client.GetAddress(), source.GetAddress()+":")
+			if from && !others[client.GetAddress()] && slices.Contains(evidence.GetBlocklisted(), client.GetAddress()) {
 				return true
 			}
 		}

@@ -102,7 +102,7 @@ func (d *decision) proven(h *half) *step {
 		return d.giveUp(h, v.Code(), v.Refusal())
 	}
 	if images := d.unseen(v, evidence); images != "" {
-		return d.giveUp(h, NoProof, fmt.Sprintf("VM %s was running when %s was last heard, and nobody was found at %s: its QEMU may be alive and cut off, and would write again when it is not; make sure that %s is powered off, and say so (--node-is-off, or hvctl node confirm-off)",
+		return d.giveUp(h, NoProof, fmt.Sprintf("VM %s was running when %s was last heard, and nobody from there was found at %s: its QEMU may be alive and cut off, and would write again when it is not; make sure that %s is powered off, and say so (--node-is-off, or hvctl node confirm-off)",
 			d.name(), d.f.GetSource(), images, d.f.GetSource()))
 	}
 	// What a former attempt has fenced before it broke off is there as well.

@@ -49,6 +49,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //	up NODE, down NODE, off NODE, nonode NODE   how nodes stand
 //	seen                          a was heard since the operation was asked for
 //	blind NODE                    it does not see the cluster
+//	from ADDRESS                  a's clients come to the cluster from there
 //	holds NODE                    it has the VM too
 //	lost NODE STATE               its copy of the VM is lost
 //	unsaid                        nobody has told of the VM since it was brought back
@@ -143,6 +144,8 @@ func (x *facts) say(fact string) {
 		x.op.ErrorCode, x.op.ErrorMessage = arg(1), "because of "+arg(1)
 	case "up", "down", "off", "nonode", "seen", "blind", "holds", "reinstalled":
 		x.node(w[0], arg(1))
+	case "from":
+		x.ceph["a"].Address = arg(1)
 	case "task", "entries", "interrupted", "now", "asked":
 		x.taskFact(w)
 	case "lost":
