@@ -73,6 +73,7 @@ func TestDecide(t *testing.T) {
 		"fence,task rbd-fence cancelled,asked,seen":                                                   "fail INTERNAL",
 		"fence,task rbd-fence succeeded,entries,conflict":                                             "unfence undo-1/rbd-unfence VM_CONFLICT",
 		"fence,task rbd-fence succeeded,entries,down b":                                               "unfence undo-1/rbd-unfence NO_TARGET",
+		"fence,task rbd-fence succeeded,now,entries,down b":                                           "note waiting until b can take it: b: its agent is not heard (unreachable)",
 		"fence,task rbd-fence succeeded,entries,up a,down b,blind a,blind c":                          "note waiting to undo the fence: Ceph does not answer c: it does not answer",
 		"fence,task rbd-fence failed NO_EXCLUSIVE_LOCK":                                               "fail NO_EXCLUSIVE_LOCK",
 		"fence,task rbd-fence failed NO_EXCLUSIVE_LOCK,entries":                                       "unfence undo-1/rbd-unfence NO_EXCLUSIVE_LOCK",

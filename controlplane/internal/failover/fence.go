@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/debvisor/debvisor/controlplane/internal/planner"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/task"
 )
@@ -64,9 +66,35 @@ func (d *decision) fence() *step {
 	}
 	v := d.judge()
 	if !v.Allowed {
-		return d.giveUp(h, v.Code(), v.Refusal())
+		return d.notNow(v, h)
 	}
 	return d.fenceTask(v)
+}
+
+// targetWithin is for how long a target that has fenced is waited for when it can
+// take no VM for the moment: its agent has just been started, say.
+const targetWithin = 2 * time.Minute
+
+// notNow gives up, unless all that is against it is the target's and may pass.
+func (d *decision) notNow(v *Verdict, h *half) *step {
+	if len(v.Reasons) > 0 || d.now.After(h.task.GetEndedAt().AsTime().Add(targetWithin)) {
+		return d.giveUp(h, v.Code(), v.Refusal())
+	}
+	for _, n := range v.Nodes {
+		if n.Node == d.f.GetTarget() && len(n.Reasons) > 0 && !slices.ContainsFunc(n.Reasons, lasting) {
+			return d.note("waiting until " + d.f.GetTarget() + " can take it: " + v.Refusal())
+		}
+	}
+	return d.giveUp(h, v.Code(), v.Refusal())
+}
+
+// lasting tells whether a reason against a node does not pass by itself soon.
+func lasting(r planner.Reason) bool {
+	switch r.Code {
+	case planner.NodeNotHeard, planner.NodeLibvirt, CephUnreachable:
+		return false
+	}
+	return true
 }
 
 // passing tells whether what a fence failed of may pass: a daemon died, or Ceph
@@ -99,7 +127,7 @@ func (d *decision) proven(h *half) *step {
 	}
 	v := d.judge()
 	if !v.Allowed {
-		return d.giveUp(h, v.Code(), v.Refusal())
+		return d.notNow(v, h)
 	}
 	if images := d.unseen(v, evidence); images != "" {
 		return d.giveUp(h, NoProof, fmt.Sprintf("VM %s was running when %s was last heard, and nobody from there was found at %s: its QEMU may be alive and cut off, and would write again when it is not; make sure that %s is powered off, and say so (--node-is-off, or hvctl node confirm-off)",
