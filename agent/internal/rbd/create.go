@@ -55,7 +55,12 @@ func (c *cluster) createOne(ctx context.Context, r *request, i *image, q *agentv
 	}
 	// There is one by now: a former child's, that came late.
 	if _, err := i.CreateSnapshot(q.GetName()); err != nil && errno(err) != -int(unix.EEXIST) {
-		return nil, translate(err, true, "taking the snapshot %s of %s", q.GetName(), Shown(i.is))
+		refusal := translate(err, true, "taking the snapshot %s of %s", q.GetName(), Shown(i.is))
+		if !silent(refusal) {
+			// Else a snapshot that somebody else gives that name would be taken for ours.
+			_ = i.mark(ctx, r, snapshotKey+q.GetName(), nil)
+		}
+		return nil, refusal
 	}
 	r.pass(pointSnapshotTaken)
 	number, err := c.newest(ctx, r, i, q.GetName())

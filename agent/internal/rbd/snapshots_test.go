@@ -89,6 +89,22 @@ func TestWhatIsNotThereIsSaidSo(t *testing.T) {
 	refused(t, err, CodeNoCeph)
 }
 
+// TestARefusedSnapshotLeavesNoMark: one that somebody else gives the name is not ours.
+func TestARefusedSnapshotLeavesNoMark(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	disk := r.disk("disk")
+	r.snapshot(disk, "other", "op-0")
+	r.admin("rbd", "snap", "limit", "set", "--limit", "1", Shown(disk))
+	_, err := r.CreateSnapshot(t.Context(), SnapshotSpec{Image: disk, Name: "daily", Operation: "op-1"})
+	refused(t, err, CodeNoSpace)
+	r.admin("rbd", "snap", "limit", "clear", Shown(disk))
+	r.admin("rbd", "snap", "create", Shown(disk)+"@daily")
+	if _, snapshots, err := r.Image(t.Context(), disk, false); err != nil || len(snapshots) != 2 || snapshots[1].GetOperation() != "" {
+		t.Errorf("%v, %v", snapshots, err)
+	}
+}
+
 func TestADeadChildLeavesOneSnapshot(t *testing.T) {
 	t.Parallel()
 	for _, point := range []string{pointSnapshotMarked, pointSnapshotTaken} {
