@@ -7,9 +7,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,7 +24,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, ceph, migrate, failover, heartbeats, list-nodes, comeback or zfs; to standard output only")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, ceph, migrate, failover, heartbeats, list-nodes, comeback or zfs; the others stay as they were last measured")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -78,8 +80,23 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 	for _, f := range b.figures {
 		say("%s = %.4g %s (goal %g, %s is better): %s", f.Name, f.Value, f.Unit, f.Goal, f.Better, f.Detail)
 	}
+	version, err := exec.CommandContext(ctx, filepath.Join(bin, "debvisor-rpcd"), "--version").Output()
+	if err != nil {
+		return fmt.Errorf("asking for the programs' version: %w", err)
+	}
+	words := strings.Fields(string(version))
+	at := time.Now().UTC().Format("2006-01-02 15:04") + " " + words[len(words)-1]
+	for i := range b.figures {
+		b.figures[i].At = at
+	}
 	if only != "" {
-		return nil
+		if b.figures, err = merged(b.figures, jsonOut); err != nil {
+			return err
+		}
+		if b.figures == nil {
+			say("there is no %s of a whole run to put these into: nothing is written", jsonOut)
+			return nil
+		}
 	}
 	return write(b.figures, jsonOut, mdOut)
 }
