@@ -79,12 +79,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
 		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
-	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, Log: cfg.Log.Named("failover")})
+	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, BootID: bootID, Log: cfg.Log.Named("failover")})
 	imageTasks := image.New(image.Config{Ceph: images, Freezer: freezer, Log: cfg.Log.Named("image")})
 	var host *inventory.Collector // before the first task runs
 	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds(), recoveries.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
-		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), imageTasks.Kinds()), Log: cfg.Log.Named("worker"),
+		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), imageTasks.Kinds()), BootID: bootID,
+		Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err

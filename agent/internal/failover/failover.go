@@ -21,6 +21,7 @@ const (
 	codeStale       = "STALE_PLACEMENT"
 	codeThere       = "VM_STILL_THERE"
 	codeInterrupted = "INTERRUPTED"
+	codeRebooted    = "HOST_RESTARTED"
 	codeInternal    = "INTERNAL"
 )
 
@@ -37,7 +38,9 @@ type Config struct {
 	Hypervisor *hypervisor.Hypervisor
 	Power      *power.Power
 	ZFS        *zfs.ZFS
-	Log        hclog.Logger
+	// BootID is the kernel's, as in worker.Config.
+	BootID string
+	Log    hclog.Logger
 }
 
 // Failover holds what the kinds share. It is safe for concurrent use.

@@ -266,7 +266,7 @@ func (a *agent) run(kinds ...worker.Kind) *agent {
 	a.t.Helper()
 	if len(kinds) == 0 {
 		orders := power.New(power.Config{Hypervisor: host, BootID: "boot", Log: hclog.NewNullLogger()})
-		kinds = append(New(Config{Hypervisor: host, Power: orders, ZFS: zfs.New(zfs.Config{}), Log: hclog.NewNullLogger()}).Kinds(), orders.Kinds()...)
+		kinds = append(New(Config{Hypervisor: host, Power: orders, ZFS: zfs.New(zfs.Config{}), BootID: "boot", Log: hclog.NewNullLogger()}).Kinds(), orders.Kinds()...)
 	}
 	work, err := worker.Open(worker.Config{Path: a.path, Kinds: kinds, Log: hclog.NewNullLogger()})
 	if err != nil {

@@ -22,6 +22,8 @@ func TestStart(t *testing.T) {
 		{"somebody has paused it", "paused", true, nil, "VM_PAUSED", "paused"},
 		{"died once it was defined", "off", true, []string{markDefined}, "", "running"},
 		{"died once its QEMU stood", "paused", true, []string{markDefined, "boot boot", "boot", "creating"}, "", "running"},
+		{"accepted before a boot", "absent", true, []string{"boot another", "boot"}, codeRebooted, "absent"},
+		{"accepted before a boot, and defined", "off", true, []string{"boot another", "boot", markDefined}, codeRebooted, "off"},
 		{"undefined by somebody since", "absent", true, []string{markDefined}, "VM_NOT_FOUND", "absent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

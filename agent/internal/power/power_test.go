@@ -214,12 +214,13 @@ const bootID = "boot-1"
 type agent struct {
 	t    *testing.T
 	path string
+	boot string // in which it accepts tasks
 	work *worker.Worker
 	stop func()
 }
 
 func newAgent(t *testing.T) *agent {
-	a := &agent{t: t, path: filepath.Join(t.TempDir(), "journal.db"), stop: func() {}}
+	a := &agent{t: t, boot: bootID, path: filepath.Join(t.TempDir(), "journal.db"), stop: func() {}}
 	t.Cleanup(func() { a.stop() })
 	return a
 }
@@ -231,7 +232,7 @@ func (a *agent) start(before func(*worker.Worker), kinds ...worker.Kind) {
 		kinds = New(Config{Hypervisor: host, BootID: bootID, Log: hclog.NewNullLogger()}).Kinds()
 	}
 	var err error
-	if a.work, err = worker.Open(worker.Config{Path: a.path, Kinds: kinds, Log: hclog.NewNullLogger()}); err != nil {
+	if a.work, err = worker.Open(worker.Config{Path: a.path, Kinds: kinds, BootID: a.boot, Log: hclog.NewNullLogger()}); err != nil {
 		a.t.Fatal(err)
 	}
 	if before != nil {
@@ -456,6 +457,23 @@ func TestAutostartIsTaken(t *testing.T) {
 	}
 }
 
+// TestAStartThatWasAcceptedBeforeABoot: nothing of it was begun, and it is not begun
+// now: the leader may have let another node have the VM since.
+func TestAStartThatWasAcceptedBeforeABoot(t *testing.T) {
+	for boot, want := range map[string]string{"an-earlier-one": codeRebooted, bootID: ""} {
+		v, a := newVM(t, "off"), newAgent(t)
+		a.boot = boot
+		order := v.order("vm-start", &agentv1.VMPower{})
+		a.dieAfter(order)
+		a.boot = bootID
+		a.start(nil)
+		out := a.outcome(order)
+		if state := v.state(); out.GetErrorCode() != want || (state == "running") != (want == "") {
+			t.Errorf("%s: it is %s: %v", boot, state, out)
+		}
+	}
+}
+
 // TestAStartOfAnotherBoot: a start that was begun before the host was restarted
 // is not gone on with; one of this boot is.
 func TestAStartOfAnotherBoot(t *testing.T) {
@@ -465,6 +483,7 @@ func TestAStartOfAnotherBoot(t *testing.T) {
 	} {
 		v, a := newVM(t, "off"), newAgent(t)
 		order := v.order("vm-start", &agentv1.VMPower{})
+		a.boot = "" // the marks tell
 		a.dieAfter(order, strings.Split(marks, ",")...)
 		a.start(nil)
 		out := a.outcome(order)

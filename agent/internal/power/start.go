@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/debvisor/debvisor/agent/internal/hypervisor"
+	"github.com/debvisor/debvisor/agent/internal/worker"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -14,8 +15,8 @@ const (
 	markCreating = "creating"
 	markRunning  = "running"
 	// markBoot is in the journal before the above, with the id of the boot in
-	// which the start was begun.
-	markBoot = "boot"
+	// which the start was accepted.
+	markBoot = worker.MarkBoot
 	// resumeTries is how often a resume that libvirt refuses is tried, a second
 	// apart.
 	resumeTries = 10
@@ -110,7 +111,7 @@ func (s *starter) create(ctx context.Context) (out *agentv1.TaskOutcome, again b
 	return nil, !unanswered(s.err)
 }
 
-// ofThisBoot refuses to go on with a start that was begun before the host was
+// ofThisBoot refuses to go on with a start that was accepted before the host was
 // last booted: after a boot a VM is started on the leader's word alone, which may
 // have let another node have it since.
 func (s *starter) ofThisBoot(ctx context.Context) *agentv1.TaskOutcome {

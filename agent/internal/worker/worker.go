@@ -25,12 +25,20 @@ type Config struct {
 	// Path is the journal's file; it is made where it is missing.
 	Path  string
 	Kinds []Kind
-	Log   hclog.Logger
+	// BootID is the kernel's; empty: nobody asks in which boot a task was accepted.
+	BootID string
+	Log    hclog.Logger
 }
+
+// MarkBoot is a mark that a task has from when it is accepted, as is MarkBoot, a
+// blank and the boot's id: after a boot a VM is started on the leader's word alone,
+// and this one's may be from before it.
+const MarkBoot = "boot"
 
 // Worker runs tasks. It is safe for concurrent use.
 type Worker struct {
 	kinds   map[string]Kind
+	bootID  string
 	log     hclog.Logger
 	journal *journal
 
@@ -66,7 +74,7 @@ func Open(cfg Config) (*Worker, error) {
 		return nil, errors.Join(err, j.close())
 	}
 	w := &Worker{
-		kinds: map[string]Kind{}, log: cfg.Log, journal: j,
+		kinds: map[string]Kind{}, bootID: cfg.BootID, log: cfg.Log, journal: j,
 		entries: entries, live: map[string]*live{}, term: term, placed: placed,
 		bell: make(chan struct{}, 1), wake: make(chan struct{}, 1), dead: make(chan struct{}),
 	}
@@ -134,6 +142,9 @@ func (w *Worker) Accept(t *agentv1.Task) error {
 		return nil
 	}
 	e := &entry{id: t.GetId(), task: t, state: task.Accepted, acceptedAt: time.Now()}
+	if w.bootID != "" {
+		e.marks = []string{MarkBoot, MarkBoot + " " + w.bootID}
+	}
 	told := w.newer(t, e.acceptedAt)
 	if err := w.journal.accept(e, told); err != nil {
 		return w.fail(fmt.Errorf("journaling task %s: %w", e.id, err))
