@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -44,7 +43,8 @@ type takers struct {
 // Take takes an atomic set of snapshots as Snapshot does and gives their guids, in
 // the datasets' order. Sets of one pool for which several callers ask at once are
 // taken by one command, each for itself. None, without an error, says that nothing
-// was taken and not why: Snapshot tells.
+// was taken and not why: Snapshot tells. After the end of ctx the set may still be
+// taken, whole.
 func (z *ZFS) Take(ctx context.Context, s SnapshotSpec) ([]uint64, error) {
 	names, err := s.names()
 	if err != nil {
@@ -85,11 +85,13 @@ func (w *takers) add(pool string, t *taking, take func(pool string, some []*taki
 	}()
 }
 
-// next are the sets that are taken together next; none: nobody waits.
+// next are the sets that are taken together next; none: nobody waits. Those that
+// their callers have given up are not taken.
 func (w *takers) next(pool string) []*taking {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	all, n, snapshots := w.waiting[pool], 0, 0
+	all := slices.DeleteFunc(w.waiting[pool], func(t *taking) bool { return t.ctx.Err() != nil })
+	n, snapshots := 0, 0
 	for n < len(all) && (n == 0 || snapshots+len(all[n].spec.Datasets) <= takeAtOnce) {
 		snapshots += len(all[n].spec.Datasets)
 		n++
@@ -103,27 +105,20 @@ func (w *takers) next(pool string) []*taking {
 	return some
 }
 
-// takeSome runs the program. It ends early when nobody waits for it any more.
+// takeSome runs the program, to its end whether or not anybody still waits for it:
+// the kernel ends one whose command is killed between any two of its steps, and a
+// snapshot that has no properties yet would be nobody's for ever. A pool that hangs
+// holds up one command so.
 func (z *ZFS) takeSome(pool string, some []*taking) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	left := atomic.Int32{}
-	left.Store(int32(len(some)))
 	args := []string{"program", "-j", "--", pool, "-"}
 	for _, t := range some {
-		stop := context.AfterFunc(t.ctx, func() {
-			if left.Add(-1) == 0 {
-				cancel()
-			}
-		})
-		defer stop()
 		args = append(args, strconv.Itoa(len(t.spec.Datasets)), strconv.Itoa(len(t.spec.Properties)), t.spec.Name)
 		args = append(args, t.spec.Datasets...)
 		for _, name := range slices.Sorted(maps.Keys(t.spec.Properties)) {
 			args = append(args, name, t.spec.Properties[name])
 		}
 	}
-	said, err := z.runTake(ctx, command{program: "zfs", args: args, about: pool, stdin: strings.NewReader(takeProgram)})
+	said, err := z.runTake(context.Background(), command{program: "zfs", args: args, about: pool, stdin: strings.NewReader(takeProgram)})
 	for i, t := range some {
 		if t.err = err; err == nil {
 			t.guids, t.err = parseGUIDs(said[strconv.Itoa(i+1)], len(t.spec.Datasets))
