@@ -38,7 +38,14 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 	}
 	freeze, err := k.r.cfg.Freezer.Frozen(ctx, spec.GetFreeze(), func(ctx context.Context) error { return k.take(ctx, spec) })
 	if err != nil {
-		if left, looked := k.find(ctx, spec); looked == nil && len(left) > 0 {
+		left, looked := k.find(ctx, spec)
+		switch {
+		case looked != nil || len(left) == 0:
+		case spec.GetFreeze() == nil:
+			// What a former process had begun came to its end only now: a command outlives
+			// its agent.
+			return k.end(ctx, left, nil, nil)
+		default:
 			err = errors.Join(err, k.undo(ctx, left))
 		}
 		return k.end(ctx, nil, freeze, err)
