@@ -58,7 +58,8 @@ func (s *sampler[T]) run(ctx context.Context) {
 }
 
 // rest is for how long after a measurement none is begun, in times of what it took,
-// and no longer than a fifth of the usual pause: where something is changed all the time, looking is not what most time goes to.
+// and no longer than a fifth of the usual pause: where something is changed all the
+// time, looking is not what most time goes to.
 const rest = 4
 
 // poke has a measurement begin now, or soon after the one under way, which may

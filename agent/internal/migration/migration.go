@@ -21,8 +21,10 @@ const defaultLibvirtSocket = "/run/libvirt/libvirt-sock"
 // Config is what migrations are made with.
 type Config struct {
 	Node, Cluster string
-	Hypervisor    *hypervisor.Hypervisor
-	ZFS           *zfs.ZFS
+	// BootID is the kernel's, as in worker.Config.
+	BootID     string
+	Hypervisor *hypervisor.Hypervisor
+	ZFS        *zfs.ZFS
 	// Images is the host's Ceph; nil: it has none.
 	Images  Images
 	Tunnels *tunnel.Tunnels
