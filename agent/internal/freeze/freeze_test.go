@@ -146,8 +146,9 @@ func TestAGuestThatCannotBeFrozen(t *testing.T) {
 // snapshots what they are not.
 func TestWhoeverHoldsAFreezeIsKilled(t *testing.T) {
 	f, hv := freezer(t, testURI)
-	got, err := f.Frozen(t.Context(), order(20*time.Second, true), func(context.Context) error {
-		kids := children(t, os.Getpid(), f.cfg.Command[0])
+	// A budget of its own, by which its child is known: those of earlier tests may still be ending.
+	got, err := f.Frozen(t.Context(), order(21*time.Second, true), func(context.Context) error {
+		kids := children(t, os.Getpid(), f.cfg.Command[0], "21s")
 		if len(kids) != 1 {
 			t.Fatalf("children %v", kids)
 		}
@@ -194,7 +195,7 @@ func TestTheAgentIsKilled(t *testing.T) {
 	if _, err := out.Read(line); err != nil || string(line) != "frozen\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	kids := children(t, cmd.Process.Pid, os.Args[0])
+	kids := children(t, cmd.Process.Pid, os.Args[0], "1m0s")
 	if len(kids) != 1 {
 		t.Fatalf("children %v", kids)
 	}
@@ -238,8 +239,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// children are the processes of that program that the process has started.
-func children(t *testing.T, parent int, program string) (found []int) {
+// children are the processes of that program and budget that the process has started.
+func children(t *testing.T, parent int, program, budget string) (found []int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -256,7 +257,7 @@ func children(t *testing.T, parent int, program string) (found []int) {
 		}
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if fields[1] == strconv.Itoa(parent) && strings.HasPrefix(string(line), program+"\x00freeze\x00") {
+		if fields[1] == strconv.Itoa(parent) && strings.HasPrefix(string(line), program+"\x00freeze\x00") && strings.HasSuffix(string(line), "\x00"+budget+"\x00") {
 			found = append(found, pid)
 		}
 	}
