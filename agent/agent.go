@@ -71,7 +71,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	moves := newMigration(cfg, record, reloader, hv, pools, images, others, ports)
+	moves := newMigration(cfg, record, bootID, reloader, hv, pools, images, others, ports)
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
 	freezer := newFreezer(cfg, hv)
@@ -154,9 +154,9 @@ func newFreezer(cfg Config, hv *hypervisor.Hypervisor) *freeze.Freezer {
 
 // newMigration makes the kinds of tasks that move VMs and has their side told
 // to other agents.
-func newMigration(cfg Config, record enroll.Record, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, images *rbd.Client, others *peers, ports portRange) *migration.Migration {
+func newMigration(cfg Config, record enroll.Record, bootID string, reloader *certs.Reloader, hv *hypervisor.Hypervisor, pools *zfs.ZFS, images *rbd.Client, others *peers, ports portRange) *migration.Migration {
 	m := migration.New(migration.Config{
-		Node: record.Node, Cluster: record.Cluster, Hypervisor: hv, ZFS: pools, Images: images,
+		Node: record.Node, Cluster: record.Cluster, BootID: bootID, Hypervisor: hv, ZFS: pools, Images: images,
 		Tunnels:      &tunnel.Tunnels{Log: cfg.Log.Named("tunnel")},
 		Certificates: reloader, Files: enroll.Home{Dir: cfg.DataDir}.Files(),
 		TunnelHost: ports.host, FirstPort: ports.first, LastPort: ports.last, Log: cfg.Log.Named("migration"),

@@ -73,7 +73,7 @@ func (s *starting) prepare(ctx context.Context) *agentv1.TaskOutcome {
 		return failure(codeStale, "VM %s was to be brought back for its placement %d; this node has been told of placement %d since", s.name, s.spec.GetGeneration(), by)
 	case cancelled(s.run):
 		return failure(worker.CodeCancelled, "cancelled before the VM was defined here")
-	case s.run.Marked(worker.MarkBoot) && !s.run.Marked(worker.MarkBoot+" "+s.cfg.BootID):
+	case !worker.OfThisBoot(s.run, s.cfg.BootID):
 		return failure(codeRebooted, "the host was restarted before VM %s was brought back: that is not gone on with without a new order", s.name)
 	}
 	seen, ok := s.look(ctx, s.spec.GetVmUuid())

@@ -11,6 +11,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
 	"github.com/debvisor/debvisor/agent/internal/worker"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
 // lookEvery is how often the domain is looked at though no event said so.
@@ -156,6 +157,10 @@ func (h *half) verdict(source, target view, resume bool) action {
 // let run: a guest whose CPUs stood still all the time has not run.
 func (h *half) startStep(ctx context.Context, seen hypervisor.Sighting) error {
 	if seen.State == shutoff {
+		if !worker.OfThisBoot(h.run, h.m.cfg.BootID) {
+			// Somebody may have said that this node is off, and had the VM brought back elsewhere.
+			return errdefs.New(errdefs.FailedPrecondition, "HOST_RESTARTED", "the host was restarted while VM %s was moved: it is not started without a new order", h.right.GetVmName())
+		}
 		return h.hypervisor().StartPaused(ctx, h.right.GetVmUuid())
 	}
 	if err := h.run.Mark(ctx, markLetRun); err != nil {

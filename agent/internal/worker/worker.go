@@ -35,6 +35,11 @@ type Config struct {
 // and this one's may be from before it.
 const MarkBoot = "boot"
 
+// OfThisBoot tells whether a task was accepted in a boot, as far as is known.
+func OfThisBoot(run Run, bootID string) bool {
+	return !run.Marked(MarkBoot) || run.Marked(MarkBoot+" "+bootID)
+}
+
 // Worker runs tasks. It is safe for concurrent use.
 type Worker struct {
 	kinds   map[string]Kind
