@@ -181,14 +181,10 @@ func TestKilledAtAnyMomentThereIsOneClone(t *testing.T) {
 			if !silent(err) {
 				t.Fatalf("attempt %d: %v; objects %s\ndirectory %s\ntrash %s", attempt, err, r.rados("ls"), r.rados("listomapvals", directoryObject), r.rados("listomapvals", "rbd_trash"))
 			}
-			for { // one that died before it was connected counts as an outage
-				if _, err := r.Inventory(t.Context()); err == nil {
-					break
-				} else if t.Context().Err() != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
+			r.soon("one that died before it was connected counts as an outage", func() (bool, error) {
+				_, err := r.Inventory(t.Context())
+				return err == nil, err
+			})
 		}
 	}
 	if _, err := r.Inventory(t.Context()); err != nil {

@@ -192,17 +192,13 @@ func (r *room) cephIsBack(disk *agentv1.RbdImageID) {
 // recovered waits until all works again, and checks that nothing was done twice.
 func (r *room) recovered(disk *agentv1.RbdImageID) {
 	r.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
+	r.soon("it does not recover", func() (bool, error) {
 		_, err := r.CreateSnapshot(r.t.Context(), SnapshotSpec{Image: disk, Name: "after", Operation: "op-after"})
-		if err == nil {
-			break
+		if err != nil && !silent(err) {
+			r.t.Fatal(err)
 		}
-		if !silent(err) || time.Now().After(deadline) {
-			r.t.Fatalf("it does not recover: %v", err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return err == nil, err
+	})
 	_, snapshots, err := r.Image(r.t.Context(), disk, true)
 	if err != nil {
 		r.t.Fatal(err)

@@ -35,18 +35,30 @@ func (r *room) writer(id *agentv1.RbdImageID) (ended <-chan string) {
 // locked waits until somebody has an image's lock.
 func (r *room) locked(id *agentv1.RbdImageID) {
 	r.t.Helper()
-	for {
+	r.soon("nobody writes", func() (bool, error) {
 		image, _, err := r.Image(r.t.Context(), id, true)
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		if len(image.GetLockers()) == 1 && len(image.GetWatchers()) == 1 {
+		return len(image.GetLockers()) == 1 && len(image.GetWatchers()) == 1, nil
+	})
+}
+
+// soon asks again and again whether it is so, and ends the test after a minute.
+func (r *room) soon(why string, is func() (bool, error)) {
+	r.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(time.Minute); ; {
+		so, err := is()
+		if so {
 			return
 		}
-		if r.t.Context().Err() != nil {
-			r.t.Fatal("nobody writes")
+		select {
+		case <-late:
+			r.t.Fatalf("%s: %v", why, err)
+		case <-tick.C:
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 
