@@ -169,7 +169,7 @@ func readImage(text string) (*debvisorv1.DatasetRef, error) {
 func readSnapshot(text string) (*debvisorv1.SnapshotRef, error) {
 	path, name, ok := strings.Cut(text, "@")
 	if !ok || name == "" {
-		return nil, usage("%q is no snapshot; expected POOL/PATH@NAME, or NODE:POOL/PATH@NAME", text)
+		return nil, usage("%q is no snapshot; expected POOL/PATH@NAME, NODE:POOL/PATH@NAME or rbd:POOL/IMAGE@NAME", text)
 	}
 	ref, err := readDataset(path)
 	return &debvisorv1.SnapshotRef{Dataset: ref, SnapshotName: name}, err
