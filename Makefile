@@ -5,14 +5,14 @@ SHELL := /bin/bash
 export GOTOOLCHAIN := auto
 # pacific: go-ceph for Ceph 16 and later; ceph_preview: progress of flattening.
 export GOFLAGS := -buildvcs=false -tags=pacific,ceph_preview
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell git describe --tags --always --dirty --abbrev=10 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION)
 PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cmd/debvisor-agent
 TOOLS := $(CURDIR)/build/tools
 EVERYBODYS := /var/cache/debvisor# as in integration/machine/cache.go
 UNIT := ./certs/... ./shared/... ./controlplane/... ./agent/... ./integration/imports/...
 
-.PHONY: help deps tools build generate lint test machines unit e2e demo bench chaos fuzz lab lab-down clean
+.PHONY: help deps tools build deb reproduce generate lint test machines unit e2e demo bench chaos fuzz lab lab-down clean
 
 help: ## What there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,13 @@ tools: deps ## golangci-lint, buf, gofumpt, protoc plugins and gofail, at the pi
 
 build: deps ## bin/debvisor-rpcd, bin/debvisor-agent, bin/hvctl
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
+
+deb: build ## build/deb: Debian packages of the three programs; docs/packages.md
+	@.ci/nfpm-build $(TOOLS)
+	@.ci/deb build/deb bin $(TOOLS)/nfpm
+
+reproduce: deps ## Packages made twice from nothing are the same bytes, and lintian knows no error
+	@.ci/reproduce
 
 generate: tools ## Go code and the gateway's OpenAPI document from proto/
 	@PATH=$(TOOLS):$$PATH .ci/generate .
@@ -41,7 +48,7 @@ unit: machines ## Unit tests with the race detector
 e2e: build machines ## End-to-end and fault tests on real libvirt
 	@.ci/failpoint-build
 	DEBVISOR_BIN=$(CURDIR)/bin DEBVISOR_FAILPOINT_BIN=$(CURDIR)/build/failpoint/bin \
-	  go test -timeout 45m -count=1 -v ./integration/... 2>&1 | .ci/go-test-brief
+	  go test -timeout 65m -count=1 -parallel 4 -v ./integration/... 2>&1 | .ci/go-test-brief
 
 test: unit e2e ## Every test
 

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"google.golang.org/grpc"
 
 	"github.com/debvisor/debvisor/agent/internal/answer"
@@ -42,7 +41,7 @@ const reloadEvery = time.Minute
 // Run runs an agent until ctx ends, which is no error, or until it cannot go
 // on: without its journal it could keep none of its promises.
 func Run(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return err
 	}
 	shared, err := storage.ParseSharedDirs(cfg.SharedDirs)
@@ -58,6 +57,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	tracing, err := openTracing(ctx, cfg, record.Node)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeTracing(ctx, tracing)) }()
 	others, err := listenForPeers(ctx, cfg, record, reloader)
 	if err != nil {
 		return err
@@ -75,40 +79,34 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, moves.Close()) }()
 	orders := power.New(power.Config{Hypervisor: hv, BootID: bootID, Log: cfg.Log.Named("power")})
 	freezer := newFreezer(cfg, hv)
-	copies := replication.New(replication.Config{
-		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
-		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
-	})
+	copies := newReplication(cfg, record, reloader, pools, freezer, ports)
 	recoveries := failover.New(failover.Config{Hypervisor: hv, Power: orders, ZFS: pools, BootID: bootID, Log: cfg.Log.Named("failover")})
 	imageTasks := image.New(image.Config{Ceph: images, Freezer: freezer, Log: cfg.Log.Named("image")})
 	var host *inventory.Collector // before the first task runs
 	kinds := lookingAfter(slices.Concat(moves.Kinds(), copies.Kinds(), recoveries.Kinds()), func() { host.PokeZFS() })
 	work, err := worker.Open(worker.Config{
 		Path: filepath.Join(cfg.DataDir, "journal.db"), Kinds: slices.Concat(kinds, orders.Kinds(), imageTasks.Kinds()), BootID: bootID,
-		Log: cfg.Log.Named("worker"),
+		Tracing: tracing, Log: cfg.Log.Named("worker"),
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
-	if err := moves.Sweep(work.Open()); err != nil {
-		cfg.Log.Warn("former tunnels have left something", "error", err)
-	}
+	sweep(cfg, moves, work)
 	host = inventory.New(inventory.Config{
 		Node: record.Node, Hypervisor: hv, ZFS: pools, Ceph: images, Shared: shared, PeerAddress: others.address,
 		DirtyRateEvery: cfg.DirtyRateEvery, Busy: func() bool { return atWork(work) }, Log: cfg.Log.Named("inventory"),
 	})
+	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Log: cfg.Log.Named("enroll")}
+	trust := enroll.NewTrust(renewer, cfg.Log.Named("enroll"))
 	link := session.New(session.Config{
 		Node: record.Node, Version: cfg.Version, BootID: bootID, PeerAddress: others.address,
 		Servers: record.Servers, ServersFile: filepath.Join(cfg.DataDir, "servers.json"),
-		TLS: reloader.ReplicaClient, Leaf: reloader.Leaf, Work: work, Host: host,
-		Answers: answer.Answers{Hypervisor: hv, ZFS: answer.NewZFS(pools), Ceph: answer.NewCeph(images)}, Up: tellLeader, Log: cfg.Log.Named("session"),
+		TLS: reloader.ReplicaClient, Leaf: reloader.Leaf, Trust: trust, Work: work, Host: host,
+		Answers: answer.Answers{Hypervisor: hv, ZFS: answer.NewZFS(pools), Ceph: answer.NewCeph(images)}, Up: func(leader string) { cfg.Notify.Status("session with leader " + leader) }, Down: func() { cfg.Notify.Status(leaderless) }, Log: cfg.Log.Named("session"),
 	})
-	renewer := &enroll.Renewer{Home: home, Reloader: reloader, Servers: link.Servers, Log: cfg.Log.Named("enroll")}
-
-	cfg.Log.Info("agent runs", "node", record.Node, "cluster", record.Cluster, "version", cfg.Version,
-		"journal", work.JournalID(), "peers", others.address)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing to tell
+	renewer.Servers = link.Servers
+	cfg.Log.Info("agent runs", "node", record.Node, "cluster", record.Cluster, "version", cfg.Version, "journal", work.JournalID(), "peers", others.address)
 	var group run.Group
 	group.Add("hypervisor", hv.Run)
 	group.Add("frozen guests", freezer.Run)
@@ -116,20 +114,30 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	group.Add("peers", others.run)
 	group.Add("worker", work.Run)
 	group.Add("tunnels", (&tunnel.Tunnels{Log: cfg.Log.Named("tunnel")}).Watch)
+	addCertificates(&group, cfg, reloader, renewer)
+	group.Add("trust", trust.Run)
+	group.Add("session", link.Run)
+	group.Add("service manager", watchOver(cfg, work, link, others, reloader.PeerClient(record.Cluster, record.Node)))
+	return group.Run(ctx)
+}
+
+// sweep removes what former tunnels have left.
+func sweep(cfg Config, moves *migration.Migration, work *worker.Worker) {
+	if err := moves.Sweep(work.Open()); err != nil {
+		cfg.Log.Warn("former tunnels have left something", "error", err)
+	}
+}
+
+// addCertificates adds what keeps the agent's certificate valid and current.
+func addCertificates(group *run.Group, cfg Config, reloader *certs.Reloader, renewer *enroll.Renewer) {
 	group.Add("certificate files", func(ctx context.Context) error { return reloader.Run(ctx, reloadEvery) })
 	group.Add("certificate", func(ctx context.Context) error { return keepValid(ctx, renewer) })
-	group.Add("session", link.Run)
-	return group.Run(ctx)
+	group.Add("SIGHUP", func(ctx context.Context) error { return hangUps(ctx, cfg, reloader) })
 }
 
 // atWork tells whether a task is under way.
 func atWork(w *worker.Worker) bool {
 	return slices.ContainsFunc(w.Open(), func(r *agentv1.TaskReport) bool { return !task.Ended(r.GetState()) })
-}
-
-// tellLeader shows in systemctl status whom the agent listens to.
-func tellLeader(leader string) {
-	_, _ = daemon.SdNotify(false, "STATUS=session with leader "+leader)
 }
 
 // tunnelPorts is where other agents' tunnels and streams are listened for.
@@ -149,6 +157,14 @@ func tunnelPorts(cfg Config, others *peers) (portRange, error) {
 func newFreezer(cfg Config, hv *hypervisor.Hypervisor) *freeze.Freezer {
 	return freeze.New(freeze.Config{
 		Dir: cfg.DataDir, LibvirtURI: cfg.LibvirtURI, Command: []string{"/proc/self/exe", "freeze"}, Thaw: hv, Log: cfg.Log.Named("freeze"),
+	})
+}
+
+// newReplication makes the kinds of tasks that replicate datasets.
+func newReplication(cfg Config, record enroll.Record, reloader *certs.Reloader, pools *zfs.ZFS, freezer *freeze.Freezer, ports portRange) *replication.Replication {
+	return replication.New(replication.Config{
+		Node: record.Node, Cluster: record.Cluster, ZFS: pools, Certificates: reloader,
+		Host: ports.host, FirstPort: ports.first, LastPort: ports.last, Freezer: freezer, Log: cfg.Log.Named("replication"),
 	})
 }
 
@@ -184,7 +200,7 @@ type peers struct {
 func listenForPeers(ctx context.Context, cfg Config, record enroll.Record, reloader *certs.Reloader) (*peers, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.PeerListen)
 	if err != nil {
-		return nil, fmt.Errorf("listening for other agents: %w", err)
+		return nil, fmt.Errorf("--peer-listen %s, for other agents: %w", cfg.PeerListen, err)
 	}
 	host, port, err := net.SplitHostPort(listener.Addr().String())
 	if err == nil {

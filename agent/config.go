@@ -4,13 +4,16 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/debvisor/debvisor/shared/config"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // Config says how an agent runs. Node, cluster and certificates are what
@@ -36,8 +39,19 @@ type Config struct {
 	// one guest at a time and none while a task is under way; 0: never, else at
 	// least a minute.
 	DirtyRateEvery time.Duration
-	Version        string
-	Log            hclog.Logger
+	// Trace says where spans go; without an endpoint there are none.
+	Trace   obs.TraceConfig
+	Version string
+	// HangUps are SIGHUPs. At each the log goes on in the file at its path, by
+	// ReopenLog, and the configuration is read anew by Reload, which applies what
+	// it says of the log, and gives all that differs from what is in force. An
+	// error of it changes nothing, and may join several.
+	HangUps   <-chan os.Signal
+	ReopenLog func() error
+	Reload    func() ([]config.Change, error)
+	// Notify is told how the agent is; nil: nobody is.
+	Notify *obs.Notifier
+	Log    hclog.Logger
 }
 
 // check refuses what the rest of the agent cannot be asked to make sense of.

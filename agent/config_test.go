@@ -2,8 +2,10 @@ package agent
 
 import (
 	"net"
+	"strings"
 	"testing"
 
+	"github.com/debvisor/debvisor/agent/internal/enroll"
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
@@ -38,5 +40,19 @@ func TestAdvertisedAddress(t *testing.T) {
 		if got, err := advertised(t.Context(), host, nil); !errdefs.Is(err, errdefs.InvalidArgument) {
 			t.Errorf("%q without a replica: %q, %v", host, got, err)
 		}
+	}
+}
+
+// TestPortInUse says which setting names a port that somebody else has.
+func TestPortInUse(t *testing.T) {
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	address := taken.Addr().String()
+	_, err = listenForPeers(t.Context(), Config{PeerListen: address}, enroll.Record{}, nil)
+	if err == nil || !strings.Contains(err.Error(), "--peer-listen "+address) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("with a port that is taken: %v", err)
 	}
 }

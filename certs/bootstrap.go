@@ -28,8 +28,9 @@ func BootstrapClient(host, fingerprint string) *tls.Config {
 			return fmt.Errorf("the server at %s is not of the cluster that made the join token: %w", host, err)
 		}
 		leaf := state.PeerCertificates[0]
-		roots := pool([]*x509.Certificate{ca})
-		if err := verifyChain(roots, leaf, x509.NewCertPool(), x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
+		// While the CA is exchanged, it vouches for the other one.
+		roots, chain := anchors([]*x509.Certificate{ca}), pool(state.PeerCertificates[1:])
+		if err := verifyChain(roots, leaf, chain, x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
 			return err
 		}
 		return checkHost(leaf, host)

@@ -7,6 +7,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/url"
 	"slices"
@@ -50,6 +51,8 @@ type Leaf struct {
 	uri        *url.URL
 	usages     []x509.ExtKeyUsage
 	life       time.Duration
+	// serial is nil for one that is made when it is issued.
+	serial *big.Int
 }
 
 // ServerLeaf is the certificate of a replica: it serves under the hosts (names
@@ -105,7 +108,10 @@ func (a *Authority) Issue(pub crypto.PublicKey, leaf Leaf, now time.Time) ([]byt
 	if leaf.commonName == "" || leaf.life <= 0 {
 		return nil, errors.New("issue a certificate: it has no name or no life")
 	}
-	serial, err := newSerial()
+	serial, err := leaf.serial, error(nil)
+	if serial == nil {
+		serial, err = newSerial()
+	}
 	if err != nil {
 		return nil, err
 	}

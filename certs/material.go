@@ -24,8 +24,11 @@ type Files struct {
 
 // material is what the files held at one moment. It never changes.
 type material struct {
-	roots   *x509.CertPool
-	own     tls.Certificate
+	roots *x509.CertPool
+	cas   []*x509.Certificate
+	own   tls.Certificate
+	// issuer is the CA among cas that signed the own certificate.
+	issuer  *x509.Certificate
 	version string
 }
 
@@ -46,10 +49,7 @@ func (f Files) load(now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &material{roots: x509.NewCertPool(), own: own, version: version}
-	for _, c := range cas {
-		m.roots.AddCert(c)
-	}
+	m := &material{roots: anchors(cas), cas: cas, own: own, issuer: IssuedBy(own.Leaf, cas), version: version}
 	if err := f.check(m, now); err != nil {
 		return nil, err
 	}

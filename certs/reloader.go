@@ -77,3 +77,10 @@ func (r *Reloader) Run(ctx context.Context, interval time.Duration) error {
 
 // Leaf returns the certificate in use. It must not be changed.
 func (r *Reloader) Leaf() *x509.Certificate { return r.current.Load().own.Leaf }
+
+// CAs returns the CAs that are trusted. They must not be changed.
+func (r *Reloader) CAs() []*x509.Certificate { return r.current.Load().cas }
+
+// Issuer returns the trusted CA that signed the certificate in use; nil: it
+// comes from one that is trusted by way of others only.
+func (r *Reloader) Issuer() *x509.Certificate { return r.current.Load().issuer }

@@ -71,6 +71,13 @@ func (WrapKey) String() string { return "wrap key" }
 // GoString hides the key from %#v.
 func (WrapKey) GoString() string { return "wrap key" }
 
+// Seal encrypts a secret of a daemon's data directory; label must be given again
+// to open it.
+func (w WrapKey) Seal(secret []byte, label string) ([]byte, error) { return w.seal(secret, label) }
+
+// Open decrypts what Seal made.
+func (w WrapKey) Open(sealed []byte, label string) ([]byte, error) { return w.open(sealed, label) }
+
 // seal encrypts secret; label must be given again to open it, so that one
 // sealed key cannot be put in the place of another.
 func (w WrapKey) seal(secret []byte, label string) ([]byte, error) {

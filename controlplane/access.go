@@ -1,10 +1,6 @@
 package controlplane
 
 import (
-	"context"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
@@ -50,21 +46,4 @@ func (r *replica) auditAccess(taken *accessfile.Policy, refused error) {
 		e.Args = "version=" + taken.Version
 	}
 	r.audit.Add(e)
-}
-
-// hangUps does what SIGHUP asks for, until ctx ends: files are read anew, and
-// the audit log goes on in the file that then is at its path.
-func (r *replica) hangUps(ctx context.Context) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-signals:
-			r.audit.Reopen()
-			_ = r.access.Reload() // it has told of the error
-		}
-	}
 }

@@ -17,7 +17,7 @@ func (r *replica) openGateway(ctx context.Context) error {
 	var err error
 	r.gateway, err = gateway.Listen(ctx, gateway.Config{
 		Address: r.cfg.GatewayListen, TLS: r.own.CallersServer(), Server: r.callers.server,
-		Strangers: api.NewStrangers(), Log: r.cfg.Log.Named("gateway"),
+		Strangers: api.NewStrangers(), Ready: r.health.ReadyHandler(), Log: r.cfg.Log.Named("gateway"),
 	})
 	if err != nil {
 		return fmt.Errorf("--gateway-listen %s: %w", r.cfg.GatewayListen, err)

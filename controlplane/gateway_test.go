@@ -361,3 +361,17 @@ func TestAGatewayThatCannotBe(t *testing.T) {
 		}
 	}
 }
+
+func TestEventsOnTheGateway(t *testing.T) {
+	r, operator, _, _ := gatewayUnderTest(t)
+	status, e := r.ask(operator, "", http.MethodGet, "/v1/events?after=oldest&until_now=true&kinds=replica.joined&kinds=replica.removed&min_severity=EVENT_SEVERITY_INFO", "")
+	if status != http.StatusOK || e["kind"] != "replica.joined" || e["cursor"] == "" {
+		t.Errorf("%d %v", status, e)
+	}
+	if status, p := r.ask(operator, "", http.MethodGet, "/v1/events?kinds=replica.joind", ""); status != http.StatusBadRequest || p["code"] != "INVALID_FIELD" {
+		t.Errorf("%d %v", status, p)
+	}
+	if status, p := r.ask(r.https(certs.Pair{}), "", http.MethodGet, "/v1/events?until_now=true", ""); status != http.StatusUnauthorized {
+		t.Errorf("nobody in particular: %d %v", status, p)
+	}
+}

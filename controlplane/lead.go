@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/access"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/dispatch"
@@ -18,11 +19,15 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
+	"github.com/debvisor/debvisor/controlplane/internal/pki"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
+	"github.com/debvisor/debvisor/controlplane/internal/recovery"
 	"github.com/debvisor/debvisor/controlplane/internal/schedule"
 	"github.com/debvisor/debvisor/controlplane/internal/storage"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
+	"github.com/debvisor/debvisor/controlplane/internal/traces"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/run"
 )
 
@@ -32,6 +37,7 @@ type led struct {
 	migrate  *migrate.Controller
 	drain    *drain.Controller
 	power    *power.Controller
+	recovery *recovery.Controller
 	failover *failover.Controller
 	storage  *storage.Controller
 	schedule *schedule.Controller
@@ -40,9 +46,12 @@ type led struct {
 	view     *store.View
 	store    *store.Store
 	audit    *audit.Log
+	ring     func() *certs.Ring
 	// etcd is the embedded one; nil with an outside one.
 	etcd *store.Embedded
-	log  hclog.Logger
+	// tracing is nil where there is no collector.
+	tracing *obs.Tracing
+	log     hclog.Logger
 }
 
 // purgeEvery is how often ended operations are thinned out.
@@ -56,8 +65,19 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 		group.Add("etcd's own leader", d.etcd.StayRaftFollower)
 		group.Add("promotion of joiners", members.Promoter{Etcd: d.etcd.Client(), Log: d.log.Named("members")}.Run)
 	}
+	if d.tracing != nil {
+		group.Add("traces", func(ctx context.Context) error {
+			return (&traces.Recorder{View: d.view, Tracing: d.tracing}).Lead(ctx, l)
+		})
+	}
 	sweeper := enroll.Sweeper{View: d.view, Store: d.store, Fence: l.Fence, Log: d.log.Named("enroll")}
 	group.Add("tokens", sweeper.Run)
+	noted := pki.Sweeper{View: d.view, Store: d.store, Fence: l.Fence, Log: d.log.Named("pki")}
+	group.Add("records of certificates", noted.Run)
+	seals := pki.Keeper{View: d.view, Store: d.store, Fence: l.Fence, Ring: d.ring, Log: d.log.Named("pki")}
+	group.Add("sealed keys of the CAs", seals.Run)
+	watchman := pki.Watchman{View: d.view, Ring: d.ring, Log: d.log.Named("pki")}
+	group.Add("ends of certificates", watchman.Run)
 	keeper := access.Keeper{View: d.view, Store: d.store, Fence: l.Fence, Audit: d.audit, Log: d.log.Named("access")}
 	group.Add("plain keys", keeper.Run)
 	witness := audit.Witness{Log: d.audit, Current: d.view.Current, Term: fmt.Sprint("term ", l.Term)}
@@ -65,6 +85,7 @@ func (d *led) Lead(ctx context.Context, l election.Leadership) error {
 	group.Add("purge", func(ctx context.Context) error { return d.purge(ctx, l) })
 	group.Add("dispatch", func(ctx context.Context) error { return d.dispatch.Lead(ctx, l) })
 	group.Add("migrations", func(ctx context.Context) error { return d.migrate.Lead(ctx, l) })
+	group.Add("return from a backup", func(ctx context.Context) error { return d.recovery.Lead(ctx, l) })
 	group.Add("starts and stops", func(ctx context.Context) error { return d.power.Lead(ctx, l) })
 	group.Add("snapshots and replication", func(ctx context.Context) error { return d.storage.Lead(ctx, l) })
 	group.Add("failovers", func(ctx context.Context) error { return d.failover.Lead(ctx, l) })

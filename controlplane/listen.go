@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/advisor"
 	"github.com/debvisor/debvisor/controlplane/internal/api"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
@@ -23,6 +22,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/migrate"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/power"
+	"github.com/debvisor/debvisor/controlplane/internal/recovery"
 	"github.com/debvisor/debvisor/controlplane/internal/relay"
 	"github.com/debvisor/debvisor/controlplane/internal/schedule"
 	"github.com/debvisor/debvisor/controlplane/internal/storage"
@@ -65,26 +65,26 @@ func (l *listener) Run(ctx context.Context) error {
 // so that an address in use stops the start.
 func (r *replica) openListeners(ctx context.Context) error {
 	log, record := r.cfg.Log, r.member.Record()
-	inv := inventory.New(inventory.Config{View: r.view, Store: r.store, Interval: r.cfg.HeartbeatInterval, Log: log.Named("inventory")})
+	inv := inventory.New(inventory.Config{View: r.view, Store: r.store, Interval: r.cfg.HeartbeatInterval, Tracing: r.tracing, Log: log.Named("inventory")})
 	sessions := dispatch.New(dispatch.Config{
 		Replica: record.Name, Cluster: record.Cluster, View: r.view, Store: r.store, Inventory: inv,
-		Interval: r.cfg.HeartbeatInterval, Log: log.Named("dispatch"),
+		Interval: r.cfg.HeartbeatInterval, Trust: trust{r.member}, Log: log.Named("dispatch"),
 	})
-	r.lines = relay.NewLines(r.member.Server().ReplicaClient)
+	r.lines = relay.NewLines(r.member.Server().ReplicaClient, r.tracing.Dial()...)
 	questions := relay.New(relay.Config{Replica: record.Name, View: r.view, Sessions: sessions, Leader: r.lines})
 	advice := advisor.New(sessions, inv, log.Named("advisor"))
 	r.led = &led{
-		schedule: schedule.New(r.view, r.store, r.ownerOf, nil, log.Named("schedule")),
+		schedule: schedule.New(r.view, r.store, r.ownerOf, nil, log.Named("schedule")).Traced(r.tracing),
 		plans:    plans.New(r.view, r.store, advice, log.Named("plans")),
 		drain:    drain.New(r.view, r.store, advice, log.Named("drain")),
 		dispatch: sessions, migrate: migrate.New(r.view, r.store, advice, r.audit, log.Named("migrate")),
+		recovery: recovery.New(r.view, r.store, log.Named("recovery")),
 		power:    power.New(r.view, r.store, log.Named("power")),
 		failover: failover.New(r.view, r.store, log.Named("failover")),
-		storage:  storage.New(r.view, r.store, sessions.AskParts, r.audit, log.Named("storage")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, log: log.Named("leader"),
+		storage:  storage.New(r.view, r.store, sessions.AskParts, r.audit, log.Named("storage")), ops: r.ops, view: r.view, store: r.store, etcd: r.embedded, audit: r.audit, ring: r.member.Ring, tracing: r.tracing, log: log.Named("leader"),
 	}
-	ca := r.member.Authority()
 	enrolment := enroll.New(enroll.Config{
-		Cluster: record.Cluster, Authority: ca, Bundle: r.member.Bundle, AgentLife: r.cfg.AgentLife,
+		Cluster: record.Cluster, Ring: r.member.Ring, AgentLife: r.cfg.AgentLife,
 		AgentsAddress: r.cfg.AgentsAdvertise, View: r.view, Store: r.store, Log: log.Named("enroll"),
 	})
 	door := &members.Door{
@@ -99,12 +99,12 @@ func (r *replica) openListeners(ctx context.Context) error {
 		return fmt.Errorf("preparing validation: %w", err)
 	}
 	chain := api.ChainConfig{
-		View: r.view, Authz: r.authz, Audit: r.audit, Check: check, Log: log.Named("rpc"),
+		View: r.view, Authz: r.authz, Audit: r.audit, Check: check, Disk: r.disk, Meter: r.measured.calls, Log: log.Named("rpc"),
 	}
 	codec := rpc.NewCodec()
 	public := api.New(api.Config{
-		Cluster: record.Cluster, Replica: record.Name, Fingerprint: certs.Fingerprint(ca.Certificate()),
-		View: r.view, Store: r.store, Operations: r.ops, Authz: chain.Authz, AccessFile: r.access, Audit: r.audit, Codec: codec, Heard: heard{inv}, Asker: questions, Log: log.Named("api"),
+		Cluster: record.Cluster, Replica: record.Name, Ring: r.member.Ring,
+		View: r.view, Store: r.store, Operations: r.ops, Events: r.events, Authz: chain.Authz, AccessFile: r.access, Health: r.health, Audit: r.audit, Codec: codec, Heard: heard{inv}, Asker: questions, Members: r.members(log.Named("members")), Log: log.Named("api"),
 	})
 	chain.Strangers = api.NewStrangers()
 	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Replicas: true})
@@ -114,9 +114,10 @@ func (r *replica) openListeners(ctx context.Context) error {
 	chain.Authn = authn.New(authn.Config{Cluster: record.Cluster, Bearers: r.openBearers()})
 	callersChain := api.NewChain(chain)
 	r.chains = []*api.Chain{agentsChain, callersChain}
+	r.measure(looked{inv, sessions, chain.Limit, agentsChain.Strangers, callersChain.Strangers})
 
 	r.callers, err = bind(ctx, "--listen", r.cfg.Listen, rpc.ServerConfig{
-		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Tap: callersChain.Tap, Age: true, Codec: codec, Log: log,
+		TLS: r.own.CallersServer(), Unary: callersChain.Unary, Stream: callersChain.Stream, Tap: callersChain.Tap, Age: true, Codec: codec, Spans: r.tracing.Server(untraced), Log: log,
 	})
 	if err != nil {
 		return err
@@ -128,8 +129,9 @@ func (r *replica) openListeners(ctx context.Context) error {
 	if err := chain.Authz.Covers(r.callers.server.GetServiceInfo()); err != nil {
 		return err
 	}
+	public.TellOf(r.callers.server.GetServiceInfo())
 	r.agents, err = bind(ctx, "--agents-listen", r.cfg.AgentsListen, rpc.ServerConfig{
-		TLS: r.member.Server().AgentsServer(record.Cluster), Unary: agentsChain.Unary, Stream: agentsChain.Stream, Log: log,
+		TLS: r.member.Server().AgentsServer(record.Cluster), Unary: agentsChain.Unary, Stream: agentsChain.Stream, Spans: r.tracing.Server(untraced), Log: log,
 	})
 	if err != nil {
 		return err

@@ -15,7 +15,9 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/events"
 	"github.com/debvisor/debvisor/controlplane/internal/gateway"
+	"github.com/debvisor/debvisor/controlplane/internal/health"
 	"github.com/debvisor/debvisor/controlplane/internal/members"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/relay"
@@ -37,6 +39,7 @@ type replica struct {
 	store    *store.Store
 	view     *store.View
 	ops      *operations.Operations
+	events   *events.Feed
 	audit    *audit.Log
 	access   *accessfile.File
 	authz    *authz.Authorizer
@@ -49,19 +52,30 @@ type replica struct {
 	agents  *listener
 	// gateway is nil where there is none.
 	gateway *gateway.Gateway
-	led     *led
+	// observed is nil where there is none.
+	observed *observed
+	health   *health.Source
+	// disk is etcd's; nil with an outside one.
+	disk  *store.Disk
+	pulse *obs.Pulse
+	led   *led
 	// lines lead to the leader, for questions.
 	lines *relay.Lines
+	// reloads counts SIGHUPs.
+	reloads  reloads
+	measured *measured
+	// tracing is nil where there is no collector.
+	tracing *obs.Tracing
 }
 
-// Run runs a replica until ctx ends. It stops in the reverse order of its
-// start: first the callers' listener, then leadership, last etcd.
+// Run runs a replica until ctx ends. How it then stops is told in stop.go.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
 	}
-	r := &replica{cfg: cfg}
+	r := &replica{cfg: cfg, measured: newMeasured()}
 	var group run.Group
+	defer func() { r.closeTracing(ctx) }()
 	if err := r.open(ctx, &group); err != nil {
 		r.abandon(ctx)
 		if ctx.Err() != nil {
@@ -70,7 +84,12 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
+	if r.observed != nil {
+		group.Add("metrics listener", r.observed.run)
+	}
+	group.Add("etcd's state", r.askEtcd)
 	group.Add("view", r.view.Run)
+	group.Add("events", r.events.Run)
 	recorder := audit.Recorder{
 		Log: r.audit, Replica: r.member.Record().Name, View: r.view, Store: r.store, Logger: cfg.Log.Named("audit"),
 	}
@@ -82,7 +101,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	// What listeners' calls need stops after the listeners; what would hold up
 	// their stop, before: sessions, which end with leadership, and watches.
+	group.Add("health", r.health.Run)
 	group.Add("replica's record", r.announce)
+	group.Add("replica's state", r.report)
+	group.Add("certificates' records", func(ctx context.Context) error { return r.member.Follow(ctx, r.view, r.store) })
 	group.Add("access file", r.access.Run)
 	r.runBearers(&group)
 	group.Add("SIGHUP", r.hangUps)
@@ -92,20 +114,27 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Add("lines to the leader", r.lines.Run)
 	group.Add("api", r.callers.api.Run)
 	group.Add("agents' listener", r.agents.Run)
-	group.Add("election", r.elect)
-	group.Add("callers' listener", r.callers.Run)
+	group.Add("callers' listener", r.serveCallers)
 	if r.gateway != nil {
-		group.Add("gateway", r.gateway.Run)
+		group.Add("gateway", r.serveGateway)
 	}
-	group.Add("watches", r.callers.api.Leave)
+	group.Add("waits", r.callers.api.Leave)
+	group.Add("drain", r.drain)
+	group.Add("streams", r.callers.api.Move)
+	group.Add("election", r.elect)
+	group.Add("etcd's leadership", r.yieldEtcd)
+	group.Add("service manager", r.watchOver)
 	cfg.Log.Info("serving", "replica", r.member.Record().Name, "cluster", r.member.Record().Cluster, "version", obs.Version,
-		"callers", cfg.Listen, "agents", cfg.AgentsListen, "gateway", cfg.GatewayListen)
+		"callers", cfg.Listen, "agents", cfg.AgentsListen, "gateway", cfg.GatewayListen, "metrics", cfg.MetricsListen)
 	return group.Run(ctx)
 }
 
 // open opens all that the replica needs, in the order in which it can go wrong.
 func (r *replica) open(ctx context.Context, group *run.Group) error {
 	if err := r.openFiles(); err != nil {
+		return err
+	}
+	if err := r.openTracing(ctx); err != nil {
 		return err
 	}
 	if err := r.openEtcd(ctx, group); err != nil {
@@ -115,9 +144,22 @@ func (r *replica) open(ctx context.Context, group *run.Group) error {
 	if err := r.store.Prepare(ctx); err != nil {
 		return fmt.Errorf("preparing etcd: %w", err)
 	}
+	if err := r.member.CatchUp(ctx, r.store); err != nil {
+		return fmt.Errorf("taking over the cluster's CAs: %w", err)
+	}
 	r.view = store.NewView(r.client, r.cfg.Log.Named("view"))
+	r.view.OnEnd(r.measured.endings.Take)
 	r.ops = operations.New(r.view, r.store)
-	return r.openListeners(ctx)
+	r.events = events.New(store.NewHistory(r.client), r.cfg.Log.Named("events"))
+	if r.embedded != nil {
+		r.disk = store.NewDisk(r.cfg.DataDir, r.cfg.room)
+	}
+	r.health = health.New(r.cfg.Log.Named("health"), readiness(r.view, r.audit, r.disk)...)
+	r.pulse = r.newPulse()
+	if err := r.openListeners(ctx); err != nil {
+		return err
+	}
+	return r.openObserved(ctx)
 }
 
 // abandon closes what open has opened before it failed.
@@ -130,6 +172,9 @@ func (r *replica) abandon(ctx context.Context) {
 	}
 	if r.gateway != nil {
 		_ = r.gateway.Close() // nothing was served on it
+	}
+	if r.observed != nil {
+		_ = r.observed.lis.Close() // nothing was served on it
 	}
 	switch {
 	case r.embedded != nil:
@@ -178,7 +223,7 @@ func (r *replica) openEtcd(ctx context.Context, group *run.Group) error {
 	log := r.cfg.Log.Named("etcd")
 	if len(r.cfg.EtcdEndpoints) > 0 {
 		client, err := store.Connect(ctx, store.ExternalConfig{
-			Endpoints: r.cfg.EtcdEndpoints, CAFile: r.cfg.EtcdCA, CertFile: r.cfg.EtcdCert, KeyFile: r.cfg.EtcdKey, Log: log,
+			Endpoints: r.cfg.EtcdEndpoints, CAFile: r.cfg.EtcdCA, CertFile: r.cfg.EtcdCert, KeyFile: r.cfg.EtcdKey, Meter: r.measured.etcd, Log: log,
 		})
 		if err != nil {
 			return err
@@ -198,7 +243,7 @@ func (r *replica) openEtcd(ctx context.Context, group *run.Group) error {
 	log.Info("starting etcd; it answers once a majority of the replicas runs", "members", record.InitialCluster)
 	embedded, err := store.StartEmbedded(ctx, store.EmbeddedConfig{
 		Name: record.Name, DataDir: r.cfg.DataDir, PeerListen: listen, Peers: record.Peers(),
-		Existing: record.State == members.StateExisting, Log: log,
+		Existing: record.State == members.StateExisting, Meter: r.measured.etcd, Log: log,
 	})
 	if err != nil {
 		return err
@@ -222,6 +267,7 @@ func (r *replica) elect(ctx context.Context) error {
 func (r *replica) announce(ctx context.Context) error {
 	record := &storev1.Replica{
 		Name: r.member.Record().Name, CallersAddress: r.cfg.Advertise, AgentsAddress: r.cfg.AgentsAdvertise, Version: obs.Version,
+		SealKey: r.member.SealKey(), Schema: store.SchemaVersion,
 	}
 	for {
 		_, err := r.store.Commit(ctx, store.Change{Puts: []store.Put{store.PutProto(store.ReplicaKey(record.GetName()), record)}})

@@ -213,6 +213,9 @@ func TestAReplicaFromItsStartToItsEnd(t *testing.T) {
 	if took := time.Since(began); took > graceful-time.Second {
 		t.Errorf("it took %s to stop", took)
 	}
+	if m, err := session.Recv(); m.GetLeaving() == nil {
+		t.Errorf("the session's last message: %v, %v", m, err)
+	}
 	if _, err := session.Recv(); !errdefs.Is(errdefs.FromStatus(err), errdefs.Unavailable) {
 		t.Errorf("the session ended with %v", err)
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,20 +26,22 @@ const (
 	deadThreads = 16
 )
 
+// speaksToCeph tells of a process by its arguments whether it speaks to Ceph for an agent.
+func speaksToCeph(args []string) bool {
+	return len(args) > 1 && args[1] == "ceph" && (filepath.Base(args[0]) == "debvisor-agent" || args[0] == "/proc/self/exe")
+}
+
 // cephProcesses are a node's processes that speak to Ceph for its agent.
 func cephProcesses(n *lab.Node) ([]lab.Task, error) {
 	all, err := n.Tasks()
-	var found []lab.Task
-	for _, t := range all {
-		if len(t.Args) > 1 && t.Args[1] == "ceph" && (filepath.Base(t.Args[0]) == "debvisor-agent" || t.Args[0] == "/proc/self/exe") {
-			found = append(found, t)
-		}
-	}
-	return found, err
+	return slices.DeleteFunc(all, func(t lab.Task) bool { return !speaksToCeph(t.Args) }), err
 }
 
-// threads counts those of a node's agent and of the processes that speak to Ceph for it.
-func threads(n *lab.Node) (sum int) {
+// threads counts those of a node's agent and of the processes that speak to Ceph for it; 0: they cannot be counted at this moment.
+func threads(ctx context.Context, n *lab.Node) (sum int) {
+	if n.Machine != nil {
+		return threadsInMachine(ctx, n)
+	}
 	pids := []int{n.Agent.Process.Pid}
 	children, err := cephProcesses(n)
 	if err != nil {
@@ -96,9 +100,7 @@ func TestDeadCeph(t *testing.T) {
 			snapshots := len(c.snapshotsOf("vms/lone"))
 			before := map[*lab.Node]int{}
 			for _, n := range c.Nodes {
-				if before[n] = threads(n); before[n] == 0 {
-					t.Fatalf("the threads of %s cannot be counted", n.Name)
-				}
+				before[n] = c.idleThreads(n)
 			}
 			c.must(fault.begin())
 			ended := false
@@ -107,7 +109,7 @@ func TestDeadCeph(t *testing.T) {
 					_ = fault.end()
 				}
 			})
-			id := c.askDead(before, fault.mute, func() {
+			id := c.askDead(before, fault.mute, func(*wave) {
 				g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
 				c.must(g.runsOnly(g.to))
 				g.goesOn()
@@ -120,8 +122,24 @@ func TestDeadCeph(t *testing.T) {
 	}
 }
 
+// idleThreads are those of a node before anything is wrong.
+func (c *cluster) idleThreads(n *lab.Node) int {
+	c.t.Helper()
+	count := threads(c.within(10*time.Second), n)
+	if count == 0 {
+		c.t.Fatalf("the threads of %s cannot be counted", n.Name)
+	}
+	return count
+}
+
+// wave is what is asked of a dead cluster at once.
+type wave struct{ answered atomic.Bool }
+
+// hangs tells that none of it has been answered yet.
+func (w *wave) hangs() bool { return !w.answered.Load() }
+
 // askDead asks much of a dead cluster, and something of the rest, and gives the id of the request for a snapshot.
-func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func()) string {
+func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func(*wave)) string {
 	c.t.Helper()
 	ask := c.api(c.running()).storage
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*deadAnswer)
@@ -129,6 +147,7 @@ func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func()) stri
 	id := requestID()
 	asked := metadata.AppendToOutgoingContext(withRequestID(ctx, id), "debvisor-wait", "none")
 	var group sync.WaitGroup
+	var w wave
 	for i := range deadCalls {
 		group.Go(func() {
 			at := time.Now()
@@ -141,6 +160,7 @@ func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func()) stri
 			default:
 				_, err = ask.ListImages(ctx, &debvisorv1.ImageFilter{Pool: "vms"})
 			}
+			w.answered.Store(true)
 			if took := time.Since(at); took > deadAnswer {
 				c.t.Errorf("call %d came back after %v: %v", i, took, err)
 			}
@@ -151,22 +171,26 @@ func (c *cluster) askDead(before map[*lab.Node]int, mute bool, rest func()) stri
 	}
 	most := map[*lab.Node]int{}
 	watch, stop := context.WithCancel(ctx)
+	pace := 100 * time.Millisecond
+	if len(c.Machines) > 0 {
+		pace = 500 * time.Millisecond // in a machine, to look is work
+	}
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		tick := time.NewTicker(100 * time.Millisecond)
+		tick := time.NewTicker(pace)
 		defer tick.Stop()
 		for {
 			select {
 			case <-watch.Done():
 				return
 			case <-tick.C:
-				for _, n := range c.Nodes {
-					most[n] = max(most[n], threads(n))
+				for n := range before {
+					most[n] = max(most[n], threads(watch, n))
 				}
 			}
 		}
 	})
-	rest()
+	rest(&w)
 	group.Wait()
 	stop()
 	watching.Wait()

@@ -171,8 +171,13 @@ func (c *cluster) struckImage(f storageFault, golden *debvisorv1.SnapshotRef, na
 	})
 	// What is left of the case itself is not the next one's.
 	if strings.HasPrefix(f.point, "imageClone") && failed == nil {
-		_, err := asked.storage.DeleteImage(c.within(time.Minute), &debvisorv1.ImageRef{Image: image("clones", name)})
-		c.must(err)
+		c.eventually(time.Minute, "the clone is removed", func() error { // Ceph may still be on its way back
+			_, err := asked.storage.DeleteImage(c.within(time.Minute), &debvisorv1.ImageRef{Image: image("clones", name)})
+			if status.Code(err) == codes.NotFound {
+				return nil
+			}
+			return err
+		})
 	}
 	end, code := debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED, ""
 	if failed != nil {

@@ -95,12 +95,12 @@ func TestMigrateOnRBD(t *testing.T) {
 		plan, err := c.api(c.running()).migrations.PrepareMigration(c.within(20*time.Second), &debvisorv1.VMMigratePlan{Vm: vmRef(g.UUID), Target: node(g.to.Name)})
 		c.must(err)
 		for _, d := range plan.GetDisks() {
-			if d.GetAction() != "shared" {
+			if d.GetAction() != "shared" || d.GetBytes() != 0 {
 				t.Errorf("the plan is to have %v", d)
 			}
 		}
-		if len(plan.GetDisks()) != 2 || plan.GetEstimate().GetBytes() > 160<<20 {
-			t.Errorf("planned: %d disks, %d bytes for a guest of 128 MiB", len(plan.GetDisks()), plan.GetEstimate().GetBytes())
+		if len(plan.GetDisks()) != 2 {
+			t.Errorf("planned: %d disks", len(plan.GetDisks()))
 		}
 		op := g.moves(debvisorv1.MoveMethod_MOVE_METHOD_LIVE)
 		if got := op.GetProgress().GetBytesTotal(); got > 160<<20 {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/integration/lab"
+	"github.com/debvisor/debvisor/integration/scratch"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 )
 
@@ -47,19 +48,20 @@ const (
 )
 
 // furnished makes the directory of what the plain lab's replicas are told: the issuer's public key, and an access file.
-func furnished() (dir string, err error) {
+func furnished() (*scratch.Dir, error) {
 	public, err := x509.MarshalPKIXPublicKey(issuer.Public())
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if dir, err = os.MkdirTemp("", "debvisor-frontdoor-"); err != nil {
-		return "", err
+	dir, err := scratch.Make("debvisor-frontdoor-")
+	if err != nil {
+		return nil, err
 	}
 	access := fmt.Sprintf("principals:\n  nightly:\n    type: service\n    roles: [monitor]\nkeys:\n  nightly-1:\n    principal: nightly\n    sha256: %x\n",
 		sha256.Sum256([]byte(nightly)))
 	return dir, errors.Join(
-		os.WriteFile(filepath.Join(dir, issuerFile), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600),
-		os.WriteFile(filepath.Join(dir, accessFile), []byte(access), 0o600),
+		os.WriteFile(filepath.Join(dir.Path, issuerFile), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600),
+		os.WriteFile(filepath.Join(dir.Path, accessFile), []byte(access), 0o600),
 	)
 }
 

@@ -33,7 +33,8 @@ const (
 // guest gives the lab's guest of that name, which the first test that asks for it makes.
 func (c *cluster) guest(name string) *mover {
 	c.t.Helper()
-	return c.guestLike(lab.GuestSpec{Name: name})
+	// Room for all that it counts while tests share it: one that begins its ring anew has no history any more.
+	return c.guestLike(lab.GuestSpec{Name: name, Disks: []lab.DiskSpec{{MiB: 64}}})
 }
 
 // guestLike is guest for one that is made to a specification.
@@ -79,7 +80,7 @@ func (c *cluster) guestLike(spec lab.GuestSpec) *mover {
 	m.before, err = g.History()
 	c.must(err)
 	c.must(m.known(c.within(30*time.Second), m.from))
-	c.eventually(30*time.Second, "the guest can move", m.movable)
+	m.becomesMovable()
 	return m
 }
 
@@ -89,6 +90,13 @@ func (c *cluster) unused(resource string) error {
 		return fmt.Errorf("in use: %v", held)
 	}
 	return nil
+}
+
+// becomesMovable waits until every replica that runs would let the guest move. Each look makes a plan at each, of which a caller has
+// 500 at most, for ten minutes.
+func (m *mover) becomesMovable() {
+	m.c.t.Helper()
+	m.c.must(lab.EventuallyEvery(m.c.within(30*time.Second), 500*time.Millisecond, "the guest can move", m.movable))
 }
 
 // movable says what is wrong unless every replica that runs would let the guest move.
@@ -197,7 +205,7 @@ func (m *mover) starts(n *lab.Node) int {
 func (m *mover) goesOn() {
 	m.c.t.Helper()
 	begin := len(m.Console())
-	m.c.eventually(20*time.Second, "the guest goes on", func() error {
+	m.c.eventually(time.Minute, "the guest goes on", func() error {
 		if n := len(m.Console()); n < begin+20 {
 			return fmt.Errorf("%d new values; trouble on its console: %q", n-begin, m.Trouble(m.heard))
 		}

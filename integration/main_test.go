@@ -25,11 +25,16 @@ var (
 	faulty = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
 	// faultyToo is another, for tests that wait more than they work.
 	faultyToo = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true)
-	// pooled has machines instead of nodes, with a ZFS pool each and a libvirtd.
-	pooled = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Machines: 2, MachineLibvirt: true})
+	// pooled has machines instead of nodes, with a ZFS pool each and a libvirtd, and a Ceph cluster that they are no clients of until a
+	// test gives it to them. Systemd runs their agents by the unit that we ship: what is done with ZFS is done under its restrictions.
+	pooled = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Machines: 2, MachineLibvirt: true, Ceph: images(), MachineUnit: agentUnitFile})
 	// cephed has two hypervisors that are clients of a Ceph cluster, which keeps what it has through kills.
-	cephed = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Nodes: 2, Ceph: &ceph.Options{Store: ceph.Bluestore, Pools: []string{"vms", "clones"}}})
+	cephed = newShared("DEBVISOR_FAILPOINT_BIN", "../build/failpoint/bin", true).with(lab.Options{Nodes: 2, Ceph: images()})
 )
+
+func images() *ceph.Options {
+	return &ceph.Options{Store: ceph.Bluestore, Pools: []string{"vms", "clones"}}
+}
 
 func TestMain(m *testing.M) {
 	dir, err := furnished()
@@ -37,7 +42,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "what the replicas are told:", err)
 		os.Exit(1)
 	}
-	plain.args = append(plain.args, "--jwt-key", filepath.Join(dir, issuerFile), "--access-file", filepath.Join(dir, accessFile))
+	plain.args = append(plain.args, "--jwt-key", filepath.Join(dir.Path, issuerFile), "--access-file", filepath.Join(dir.Path, accessFile))
 	code := m.Run()
 	for _, s := range []*shared{plain, faulty, faultyToo, pooled, cephed} {
 		if err := s.close(); err != nil {
@@ -45,7 +50,7 @@ func TestMain(m *testing.M) {
 			code = max(code, 1)
 		}
 	}
-	_ = os.RemoveAll(dir) // a temporary one
+	_ = dir.Remove()
 	os.Exit(code)
 }
 
@@ -55,6 +60,7 @@ type shared struct {
 	failpoints bool
 	args       []string // of every replica
 	nodes      lab.Options
+	before     func(*lab.Lab) // is called before the daemons are made; may be nil
 
 	once   *sync.Once
 	lab    *lab.Lab
@@ -98,6 +104,9 @@ func (s *shared) start() error {
 		}
 		for _, r := range s.lab.Replicas {
 			r.Args = append(r.Args, s.args...)
+		}
+		if s.before != nil {
+			s.before(s.lab)
 		}
 		s.err = s.lab.StartCluster(ctx)
 	})

@@ -201,6 +201,9 @@ func (s *struck) check(op *debvisorv1.Operation) {
 	if err := h.Check(s.before); err != nil {
 		c.t.Fatalf("the guest's disk: %v", err)
 	}
+	if !done && at == s.to && s.f.disk == copiedDisk {
+		s.removeLeft(op.GetError().GetMessage())
+	}
 	c.eventually(20*time.Second, "nothing is left of the move", func() error {
 		return errors.Join(c.clean(), s.tasksEnded(op.GetId()), s.disksOnly(at))
 	})
@@ -264,6 +267,17 @@ func (m *mover) tasksEnded(operation string) error {
 		}
 	}
 	return nil
+}
+
+// removeLeft removes the files of a guest's disks from where it was, as an operator does who was told of them: the source keeps them
+// unless it has seen the guest run on the target.
+func (s *struck) removeLeft(told string) {
+	s.c.t.Helper()
+	for _, d := range s.Disks {
+		if err := os.Remove(d.On(s.from)); err == nil && !strings.Contains(told, "may be left on "+s.from.Name) {
+			s.c.t.Errorf("%s is left on %s, and the operation says only %s", d.On(s.from), s.from.Name, told)
+		}
+	}
 }
 
 // disksOnly says what is wrong unless the guest's files are where it is, and nowhere else: neither its own nor half-made ones.

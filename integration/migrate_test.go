@@ -35,7 +35,7 @@ func TestMigration(t *testing.T) {
 	downtime := time.Duration(op.GetMigration().GetDowntimeMs()) * time.Millisecond
 	silence := g.LongestSilence(begin)
 	t.Logf("downtime %v, the console was silent for %v at most", downtime, silence)
-	if downtime <= 0 || silence > downtime+time.Second {
+	if downtime <= 0 || silence > downtime+3*time.Second { // a busy machine runs a guest late
 		t.Errorf("the console was silent for %v, the reported downtime is %v", silence, downtime)
 	}
 	c.saysEverywhere(op.GetId(), debvisorv1.OperationState_OPERATION_STATE_SUCCEEDED)

@@ -357,14 +357,7 @@ func TestReplication(t *testing.T) {
 		if !strings.Contains(aside, "diverged") || len(r.c.snapshots(r.to, aside)) < 2 {
 			t.Fatalf("it was set aside as %q: %v", aside, op)
 		}
-		// What was set aside is the operator's to look at and to destroy.
-		for _, s := range r.c.snapshots(r.to, aside) {
-			for _, line := range lines(r.c.zfs(r.to, "holds", "-H", aside+"@"+strings.Fields(s)[0])) {
-				r.c.zfs(r.to, "release", strings.Fields(line)[1], aside+"@"+strings.Fields(s)[0])
-			}
-		}
-		r.c.zfs(r.to, "destroy", "-r", aside)
-		r.alike()
+		r.discard(aside)
 	})
 	t.Run("hvctl", func(t *testing.T) { r.in(t).byHvctl() })
 	t.Run("a volume", func(t *testing.T) {
@@ -392,6 +385,18 @@ func TestReplication(t *testing.T) {
 			}
 		}
 	})
+}
+
+// discard destroys what was set aside, as is the operator's to do, which leaves what a job keeps.
+func (r *replica) discard(aside string) {
+	r.c.t.Helper()
+	for _, s := range r.c.snapshots(r.to, aside) {
+		for _, line := range lines(r.c.zfs(r.to, "holds", "-H", aside+"@"+strings.Fields(s)[0])) {
+			r.c.zfs(r.to, "release", strings.Fields(line)[1], aside+"@"+strings.Fields(s)[0])
+		}
+	}
+	r.c.zfs(r.to, "destroy", "-r", aside)
+	r.alike()
 }
 
 // byHvctl does by hand what an operator would.

@@ -24,7 +24,7 @@ func main() {
 	jsonOut := flag.String("json", "build/bench.json", "where the figures go")
 	mdOut := flag.String("md", "docs/benchmarks.md", "where the table goes")
 	rounds := flag.Int("rounds", 3, "rounds of A B B A")
-	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, ceph, migrate, failover, heartbeats, list-nodes, comeback or zfs; the others stay as they were last measured")
+	only := flag.String("only", "", "one group of figures: tunnel, plan, rbac, frontdoor, ceph, migrate, failover, resign, heartbeats, list-nodes, comeback or zfs; the others stay as they were last measured")
 	var f bareFiles
 	flag.StringVar(&f.listen, "bare", "", "be the baseline's server on this address (used by bench itself)")
 	flag.StringVar(&f.cert, "bare-cert", "", "")
@@ -67,7 +67,7 @@ func run(ctx context.Context, bin, only string, rounds int, jsonOut, mdOut strin
 		return err
 	}
 	if err := b.onLab(ctx, lab.Options{Nodes: 2, LibvirtTCP: true}, []group{
-		{"migrate", b.migrate}, {"failover", b.failover}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes},
+		{"migrate", b.migrate}, {"failover", b.failover}, {"resign", b.resign}, {"heartbeats", b.heartbeats}, {"list-nodes", b.listNodes},
 	}); err != nil {
 		return err
 	}

@@ -120,8 +120,10 @@ func (c *Cluster) daemonsText() string {
 		"osd_pool_default_pg_num = 8",
 		"osd_pool_default_pgp_num = 8",
 		"osd_pool_default_pg_autoscale_mode = off",
-		"osd_crush_chooseleaf_type = 0",            // all OSDs are on one host
-		"osd_pool_default_read_lease_ratio = 0.05", // of 20 s: for so long a killed OSD's pools wait when it is back
+		"osd_crush_chooseleaf_type = 0", // all OSDs are on one host
+		// 1000 s: a pool of size 1 whose OSD stood still for longer than that serves nothing for good ("waiting for readable"), as
+		// only another OSD's acknowledgement of a lease would end it (Ceph 16).
+		"osd_pool_default_read_lease_ratio = 50",
 		"[mon]",
 		"mon_data = " + c.path("mon"),
 		"mon_cluster_log_to_file = false",

@@ -17,7 +17,8 @@ type event struct {
 // reader turns events into results.
 type reader struct {
 	seed     uint64
-	outcomes map[string]string // by the test's full name
+	outcomes map[string]string   // by the test's full name
+	lines    map[string][]string // what tests that run have said, by full name
 	keep     *json.Encoder
 	results  []result
 	said     string // the last that go test said outside of cases
@@ -38,6 +39,7 @@ func (r *reader) take(line []byte) error {
 			r.said = strings.TrimSpace(e.Output)
 		}
 	case e.Action == "output":
+		r.lines[e.Test] = append(r.lines[e.Test], e.Output)
 		if _, outcome, ok := strings.Cut(e.Output, "outcome: "); ok {
 			r.outcomes[e.Test] = strings.TrimSpace(strings.ReplaceAll(outcome, "OPERATION_STATE_", ""))
 		}
@@ -45,6 +47,10 @@ func (r *reader) take(line []byte) error {
 		one := result{Seed: r.seed, Test: test, Case: name, Passed: e.Action == "pass", Seconds: e.Elapsed, Outcome: r.outcomes[e.Test]}
 		r.results = append(r.results, one)
 		fmt.Printf("%s %s %.1fs %s\n", e.Action, name, e.Elapsed, one.Outcome)
+		if !one.Passed {
+			fmt.Print(strings.Join(r.lines[e.Test], ""))
+		}
+		delete(r.lines, e.Test)
 		if err := r.keep.Encode(one); err != nil {
 			return fmt.Errorf("keeping a result: %w", err)
 		}

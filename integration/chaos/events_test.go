@@ -23,7 +23,7 @@ func TestResults(t *testing.T) {
 	dir := t.TempDir()
 	s := settings{runs: 1, seed: 7, resume: true, kept: filepath.Join(dir, "results"), out: filepath.Join(dir, "table.md")}
 	var kept bytes.Buffer
-	r := &reader{seed: 7, outcomes: map[string]string{}, keep: json.NewEncoder(&kept)}
+	r := &reader{seed: 7, outcomes: map[string]string{}, lines: map[string][]string{}, keep: json.NewEncoder(&kept)}
 	for line := range strings.Lines(said) {
 		if err := r.take([]byte(line)); err != nil {
 			t.Fatal(err)

@@ -12,7 +12,7 @@ type Agent struct {
 	Data    string   // its --data-dir
 	Args    []string // additional arguments of run
 	Env     []string // additional environment, "KEY=value"
-	Program string   // what is started; empty: the lab's debvisor-agent
+	Program string   // what is started and enrolled; empty: the lab's debvisor-agent
 
 	node *Node
 }
@@ -28,29 +28,37 @@ func (a *Agent) Enroll(ctx context.Context, at *Replica) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.Run(ctx, n.lab.Program("debvisor-agent"), "enroll", "--server", at.Callers(), "--token", token,
+	_, err = n.Run(ctx, a.program(), "enroll", "--server", at.Callers(), "--token", token,
 		"--data-dir", a.Data, "--node", n.Name)
 	return err
+}
+
+func (a *Agent) program() string {
+	if a.Program != "" {
+		return a.Program
+	}
+	return a.node.lab.Program("debvisor-agent")
 }
 
 // Start starts the agent, which must not run.
 func (a *Agent) Start() error {
 	n := a.node
-	program := a.Program
-	if program == "" {
-		program = n.lab.Program("debvisor-agent")
-	}
 	args := []string{
-		program, "run", "--data-dir", a.Data,
+		a.program(), "run", "--data-dir", a.Data,
 		"--peer-listen", fmt.Sprintf("%s:%d", n.Addr, AgentPort),
 		"--tunnel-listen", fmt.Sprintf("%s:%d-%d", n.Addr, TunnelsFirst, TunnelsLast),
 		"--libvirt-uri", "qemu:///system", "--shared-dir", SharedDir,
 	}
-	var err error
-	a.Process, err = n.Start(Command{
+	c := Command{
 		Name: "debvisor-agent of " + n.Name, Args: append(args, a.Args...), Env: n.lab.failpointEnv(n.Place, a.Env),
 		Log: a.LogFile(),
-	})
+	}
+	start := n.Start
+	if n.Machine != nil && n.lab.opts.MachineUnit != "" {
+		start = n.startUnit
+	}
+	var err error
+	a.Process, err = start(c)
 	return err
 }
 

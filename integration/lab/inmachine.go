@@ -45,6 +45,9 @@ func (p *Process) signalInMachine(sig syscall.Signal) error {
 	if !p.Alive() {
 		return fmt.Errorf("signal %v to %s: %w", sig, p.Name, os.ErrProcessDone)
 	}
+	if p.remote.Pid != p.Pid { // it is systemd's, see startUnit
+		return Task{Pid: p.Pid, within: p.within}.signalInMachine(sig)
+	}
 	return p.remote.Kill(sig)
 }
 

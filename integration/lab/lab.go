@@ -45,7 +45,15 @@ type Options struct {
 	MachineLibvirt bool
 	MachineMiB     int // of a machine's memory; 0: 512, 1536 with libvirtd
 	MachinePoolMiB int // of a machine's pool; 0: 2048
-	// Ceph says what Ceph cluster all nodes that are no machines are clients of; where it is and runs is the lab's to say. nil: none.
+	// MachineUnit is the agent's unit, a file: machines have systemd as their process 1 then, which runs the agents by it.
+	MachineUnit string
+
+	// Systemd makes the nodes hosts of their own whose process 1 is systemd (package systemd), on which nothing of ours is installed:
+	// StartCluster and their Agents are not for them.
+	Systemd  bool
+	Packages string // a directory that such hosts see as PackagesSeen; empty: none
+	// Ceph says what Ceph cluster all nodes are clients of, machines when GiveCeph makes them so; where it is and runs is the lab's to say.
+	// nil: none.
 	Ceph *ceph.Options
 	// Bin is the directory of debvisor-rpcd, debvisor-agent and hvctl, needed by StartCluster only.
 	Bin string

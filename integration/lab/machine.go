@@ -52,7 +52,7 @@ func (l *Lab) startMachines(ctx context.Context) error {
 // bootMachine boots a machine for the first time, which makes its file systems.
 func (n *Node) bootMachine(ctx context.Context) error {
 	l := n.lab
-	if err := os.MkdirAll(n.logs(), 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(n.logs(), 0o755), os.MkdirAll(n.etcCeph(), 0o755)); err != nil {
 		return err
 	}
 	hosts, err := os.ReadFile(filepath.Join(l.Dir, "hosts"))
@@ -67,8 +67,15 @@ func (n *Node) bootMachine(ctx context.Context) error {
 		Addr:    n.Addr + "/24",
 		Files:   map[string]string{"/etc/hosts": string(hosts), "/etc/machine-id": strings.ReplaceAll(uuid.NewString(), "-", "") + "\n"},
 		Visible: visible(l.opts.Bin, l.built),
-		Shared:  []string{l.shared(), n.logs()},
-		Fresh:   []string{"/var/lib/libvirt"},
+		Shared:  []string{l.shared(), n.logs(), n.etcCeph()},
+		Fresh:   []string{"/var/lib/libvirt", "/etc/ceph"},
+	}
+	if l.opts.MachineUnit != "" {
+		unit, err := os.ReadFile(l.opts.MachineUnit)
+		if err != nil {
+			return err
+		}
+		s.Systemd, s.Files[filepath.Join(machine.UnitsDir, agentUnit)] = true, string(unit)
 	}
 	if s.MemoryMiB == 0 && l.opts.MachineLibvirt {
 		s.MemoryMiB = 1536
@@ -115,8 +122,9 @@ mount --bind "$3" /var/lib/libvirt/images
 mount --bind "$4" /var/log/libvirt
 mount -o remount,sync "$3"
 mount -o remount,sync "$4"
-mount --bind "$2/libvirt/etc" /etc/libvirt`
-	if _, err := n.Run(ctx, "bash", "-c", script, "mount", stateDevice, stateDir, n.lab.shared(), n.logs()); err != nil {
+mount --bind "$2/libvirt/etc" /etc/libvirt
+mount --bind "$5" /etc/ceph`
+	if _, err := n.Run(ctx, "bash", "-c", script, "mount", stateDevice, stateDir, n.lab.shared(), n.logs(), n.etcCeph()); err != nil {
 		return err
 	}
 	if !n.lab.opts.MachineLibvirt {

@@ -74,6 +74,9 @@ func (n *Node) start(ctx context.Context) error {
 
 // boot starts the node's process 1, with a boot id of its own, and its libvirtd.
 func (n *Node) boot(ctx context.Context) error {
+	if n.lab.opts.Systemd {
+		return n.bootSystemd(ctx)
+	}
 	if err := os.WriteFile(filepath.Join(n.dir, "boot_id"), []byte(uuid.NewString()+"\n"), 0o444); err != nil {
 		return err
 	}
@@ -189,7 +192,7 @@ func (n *Node) PowerOn(ctx context.Context) error {
 	if n.Machine != nil {
 		return n.powerOnMachine(ctx)
 	}
-	if err := os.Remove(filepath.Join(n.dir, "ready")); err != nil {
+	if err := os.Remove(filepath.Join(n.dir, "ready")); err != nil && !n.lab.opts.Systemd {
 		return fmt.Errorf("power on %s: %w", n.Name, err)
 	}
 	if err := n.boot(ctx); err != nil {

@@ -7,6 +7,7 @@ const (
 	PeersPort    = 7442 // of a replica, for the etcd of the others
 	AgentPort    = 7445 // of an agent, for other agents
 	GatewayPort  = 7446 // of a replica, for HTTP/JSON; it has no default
+	MetricsPort  = 7447 // of a replica, for who watches over it
 	TunnelsFirst = 7450 // the first port of tunnels
 	TunnelsLast  = 7499
 

@@ -168,6 +168,9 @@ func (p *Process) Stop(ctx context.Context) error {
 	return standsStill(ctx, p.Pid, p.Name)
 }
 
+// HangUp sends SIGHUP: daemons read their configuration anew.
+func (p *Process) HangUp() error { return p.signal(syscall.SIGHUP) }
+
 // Cont lets a stopped process go on.
 func (p *Process) Cont() error { return p.signal(syscall.SIGCONT) }
 

@@ -16,6 +16,8 @@ type Replica struct {
 	Data    string   // its --data-dir
 	Args    []string // additional arguments of serve
 	Env     []string // additional environment, "KEY=value"
+	// Program is the debvisor-rpcd of another version, which has no listener for metrics; empty: the lab's.
+	Program string
 
 	lab *Lab
 }
@@ -33,6 +35,9 @@ func (r *Replica) Agents() string { return fmt.Sprintf("%s:%d", r.Addr, AgentsPo
 // Gateway is the address of the replica's gateway.
 func (r *Replica) Gateway() string { return fmt.Sprintf("https://%s:%d", r.Addr, GatewayPort) }
 
+// Metrics is the address of the replica's listener for those who watch over it.
+func (r *Replica) Metrics() string { return fmt.Sprintf("%s:%d", r.Addr, MetricsPort) }
+
 // EtcdSocket is the unix socket of the replica's etcd.
 func (r *Replica) EtcdSocket() string { return filepath.Join(r.Data, "etcd", "client.sock") }
 
@@ -44,7 +49,7 @@ func (r *Replica) Audit() string { return r.lab.log(r.Name + "-audit") }
 
 // Init makes a cluster with this replica as the first.
 func (r *Replica) Init(ctx context.Context) error {
-	_, err := r.Run(ctx, r.lab.Program("debvisor-rpcd"), "init", "--data-dir", r.Data, "--cluster", ClusterName, "--name", r.Name, "--host", r.Addr,
+	_, err := r.Run(ctx, r.program(), "init", "--data-dir", r.Data, "--cluster", ClusterName, "--name", r.Name, "--host", r.Addr,
 		"--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
 	return err
 }
@@ -55,16 +60,26 @@ func (r *Replica) Join(ctx context.Context, other *Replica) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Run(ctx, r.lab.Program("debvisor-rpcd"), "join", "--server", other.Callers(), "--token", token,
+	_, err = r.Run(ctx, r.program(), "join", "--server", other.Callers(), "--token", token,
 		"--data-dir", r.Data, "--name", r.Name, "--host", r.Addr, "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort))
 	return err
+}
+
+func (r *Replica) program() string {
+	if r.Program != "" {
+		return r.Program
+	}
+	return r.lab.Program("debvisor-rpcd")
 }
 
 // Start starts the replica, which must not run. It does not wait until it serves: see Serving.
 func (r *Replica) Start() error {
 	args := []string{
-		r.lab.Program("debvisor-rpcd"), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
+		r.program(), "serve", "--data-dir", r.Data, "--listen", r.Callers(),
 		"--gateway-listen", fmt.Sprintf("%s:%d", r.Addr, GatewayPort), "--agents-listen", r.Agents(), "--etcd-peer-listen", fmt.Sprintf("%s:%d", r.Addr, PeersPort),
+	}
+	if r.Program == "" {
+		args = append(args, "--metrics-listen", r.Metrics())
 	}
 	env := append([]string{
 		"RPC_LOG_LEVEL=debug", "RPC_LOG_FILE=" + r.LogFile(), "RPC_AUDIT_LOG=" + r.Audit(),

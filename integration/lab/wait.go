@@ -12,7 +12,12 @@ const pollEvery = 50 * time.Millisecond
 // Eventually calls f again and again until it returns nil, and fails with its last error when ctx is done first. What names
 // the condition in the error.
 func Eventually(ctx context.Context, what string, f func() error) error {
-	tick := time.NewTicker(pollEvery)
+	return EventuallyEvery(ctx, pollEvery, what, f)
+}
+
+// EventuallyEvery is Eventually for what costs something each time.
+func EventuallyEvery(ctx context.Context, every time.Duration, what string, f func() error) error {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var last error
 	for {

@@ -35,6 +35,10 @@ func Inside() bool { return os.Getenv(insideEnv) != "" }
 // The kernel of a machine starts the program that booted it: here it becomes process 1, which never returns, so that no program has
 // to be made for it, found and kept of the same version.
 func init() {
+	if os.Getenv(besideEnv) != "" {
+		fmt.Fprintln(os.Stderr, "beside process 1 of the machine:", beside())
+		powerOff()
+	}
 	if spec := os.Getenv(specEnv); spec != "" && os.Getpid() == 1 {
 		err := first(spec)
 		// On the console, which a boot that failed has in its error. With process 1 the kernel ends.
@@ -45,17 +49,32 @@ func init() {
 
 // first is process 1 of a machine.
 func first(spec string) error {
-	raw, err := os.ReadFile(spec)
+	i, err := readInside(spec)
 	if err != nil {
 		return err
-	}
-	var i inside
-	if err := json.Unmarshal(raw, &i); err != nil {
-		return fmt.Errorf("%s: %w", spec, err)
 	}
 	if err := makeRoot(i); err != nil {
 		return fmt.Errorf("root directory: %w", err)
 	}
+	if i.Systemd {
+		return i.becomeSystemd()
+	}
+	return i.serve()
+}
+
+func readInside(spec string) (i inside, err error) {
+	raw, err := os.ReadFile(spec)
+	if err != nil {
+		return i, err
+	}
+	if err := json.Unmarshal(raw, &i); err != nil {
+		return i, fmt.Errorf("%s: %w", spec, err)
+	}
+	return i, nil
+}
+
+// serve does what the owner of the machine asks for, as long as there is one.
+func (i inside) serve() error {
 	line, err := openSerial()
 	if err != nil {
 		return err

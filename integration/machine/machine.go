@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
+
+	"github.com/debvisor/debvisor/integration/scratch"
 )
 
 // A Spec says what machine to boot. Zero values mean the default in parentheses.
@@ -28,6 +28,8 @@ type Spec struct {
 	Fresh []string
 	// Files are files that the machine has of its own, by path.
 	Files map[string]string
+	// Systemd makes the host's systemd the machine's process 1, with the units that are in UnitsDir.
+	Systemd bool
 
 	Tap   string // a tap device with vnet_hdr that becomes its vec0 (no network)
 	NetNS string // path of the network namespace of the tap (this process's)
@@ -50,7 +52,7 @@ type Machine struct {
 	Built string // directory of what it booted from: bin/zfs and others
 
 	spec  Spec
-	owned *ownDir // nil if the directory is the caller's
+	owned *scratch.Dir // nil if the directory is the caller's
 
 	mu        sync.Mutex
 	power     *power // nil: off
@@ -66,10 +68,10 @@ func Boot(ctx context.Context, s Spec) (_ *Machine, err error) {
 		return nil, err
 	}
 	if m.spec.Dir == "" {
-		if m.owned, err = makeDir(); err != nil {
+		if m.owned, err = scratch.Make("debvisor-machine-"); err != nil {
 			return nil, fmt.Errorf("machine %s: %w", m.spec.Name, err)
 		}
-		m.spec.Dir = m.owned.path
+		m.spec.Dir = m.owned.Path
 	}
 	if err = m.prepare(); err == nil {
 		err = m.PowerOn(ctx)
@@ -92,6 +94,11 @@ func (s Spec) withDefaults() Spec {
 
 // Name returns the machine's host name.
 func (m *Machine) Name() string { return m.spec.Name }
+
+// Path is the PATH of what runs in the machine.
+func (m *Machine) Path() string {
+	return m.Built + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
 
 // Log returns the file that the machine's console is appended to.
 func (m *Machine) Log() string { return m.spec.Log }
@@ -119,7 +126,7 @@ func (m *Machine) prepare() error {
 			return fmt.Errorf("path of a disk %q: has a character that a kernel's command line cannot carry", d.Path)
 		}
 	}
-	i := inside{Spec: *s, Built: m.Built, Path: m.Built + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	i := inside{Spec: *s, Built: m.Built, Path: m.Path()}
 	if i.Program, err = os.Executable(); err != nil {
 		return err
 	}
@@ -149,7 +156,7 @@ func (d *Disk) make() error {
 func (m *Machine) Close() error {
 	err := m.PowerOff()
 	if m.owned != nil {
-		err = errors.Join(err, m.owned.remove())
+		err = errors.Join(err, m.owned.Remove())
 	}
 	return err
 }
@@ -171,46 +178,4 @@ func (m *Machine) arguments(program string) []string {
 		args = append(args, "vec0:transport=tap,ifname="+s.Tap+",depth=128,gro=1")
 	}
 	return args
-}
-
-// Dirs of machines whose owner was killed together with what removes them are removed by the next Boot.
-const ownPattern = "debvisor-machine-"
-
-// An ownDir is a temporary directory, locked as long as its owner lives.
-type ownDir struct {
-	path string
-	lock *os.File
-}
-
-func makeDir() (*ownDir, error) {
-	sweep()
-	path, err := os.MkdirTemp("/var/tmp", ownPattern)
-	if err != nil {
-		return nil, err
-	}
-	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
-	}
-	return &ownDir{path: path, lock: lock}, err
-}
-
-func (d *ownDir) remove() error { return errors.Join(os.RemoveAll(d.path), d.lock.Close()) }
-
-// sweep removes directories that nobody holds any more. One that is this moment being made has no lock yet, so it needs some age.
-func sweep() {
-	left, _ := filepath.Glob("/var/tmp/" + ownPattern + "*")
-	for _, dir := range left {
-		if at, err := os.Stat(dir); err != nil || time.Since(at.ModTime()) < time.Minute {
-			continue
-		}
-		lock, err := os.Open(filepath.Join(dir, "lock"))
-		if err != nil {
-			continue
-		}
-		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			_ = os.RemoveAll(dir)
-		}
-		_ = lock.Close()
-	}
 }

@@ -68,6 +68,36 @@ func TestMachineHasZFS(t *testing.T) {
 	}
 }
 
+// TestSystemd: the machine's process 1 is systemd, which has the units that it was given, and keeps services to what they say.
+func TestSystemd(t *testing.T) {
+	m := boot(t, Spec{Name: "m", Systemd: true, Files: map[string]string{UnitsDir + "/mine.service": strings.Join([]string{
+		"[Service]", "Type=oneshot", "StandardOutput=append:/run/said", "CapabilityBoundingSet=CAP_CHOWN CAP_SYS_ADMIN", "NoNewPrivileges=yes",
+		"SystemCallFilter=~@mount", "SystemCallErrorNumber=EPERM", "DevicePolicy=closed",
+		"ExecStart=/bin/grep -E ^(CapEff|NoNewPrivs|Seccomp): /proc/self/status",
+		"ExecStart=/bin/sh -c 'umount /tmp 2>&1; head -c 1 /dev/ttyS0 2>&1; true'", "",
+	}, "\n")}})
+	if first := run(t, m, "cat", "/proc/1/comm"); first != "systemd" {
+		t.Errorf("process 1 is %s", first)
+	}
+	if units := run(t, m, "systemctl", "list-unit-files", "--type=service", "--no-legend"); !strings.HasPrefix(units, "mine.service") || strings.Contains(units, "\n") {
+		t.Errorf("it has other units than it was given: %s", units)
+	}
+	run(t, m, "systemctl", "start", "mine")
+	said := run(t, m, "cat", "/run/said")
+	for _, want := range []string{"CapEff:\t0000000000200001", "NoNewPrivs:\t1", "Seccomp:\t2", "must be superuser to unmount", "ttyS0' for reading: Operation not permitted"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the service is not kept to what it says, %q: %s", want, said)
+		}
+	}
+	if err := m.PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, m, "systemctl", "start", "mine")
+}
+
 // TestInside is run in a machine by TestMainRunsTestsInside.
 func TestInside(t *testing.T) {
 	if !Inside() {

@@ -85,6 +85,12 @@ func planRoot(i inside) root {
 	r := root{differs: map[string]bool{"/": true}, fresh: map[string]bool{}, files: map[string]string{}}
 	r.files["/etc/hostname"] = i.Name + "\n"
 	r.files["/etc/hosts"] = "127.0.0.1 localhost\n"
+	if i.Systemd {
+		for name, contents := range targets {
+			r.files[filepath.Join(UnitsDir, name)] = contents
+		}
+		i.Fresh = append(i.Fresh, UnitsDir)
+	}
 	for path, contents := range i.Files {
 		r.files[filepath.Clean(path)] = contents
 	}

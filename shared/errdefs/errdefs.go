@@ -92,13 +92,18 @@ func Field(field, value, accepted string) *Error {
 // none was raised.
 func KindOf(err error) Kind {
 	var e *Error
-	if errors.As(err, &e) {
+	if errors.As(err, &e) && e != nil {
 		return e.Kind
 	}
 	return Internal
 }
 
-// Is tells whether err is of a kind.
+// Is tells whether err is of a kind. No error, also one that is a nil *Error,
+// is of none.
 func Is(err error, kind Kind) bool {
-	return err != nil && KindOf(err) == kind
+	var e *Error
+	if err == nil || errors.As(err, &e) && e == nil {
+		return false
+	}
+	return KindOf(err) == kind
 }

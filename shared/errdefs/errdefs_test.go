@@ -143,3 +143,10 @@ func TestFieldNamesFieldValueAndWhatIsAccepted(t *testing.T) {
 		t.Error("Is does not see the kind")
 	}
 }
+
+// A call that succeeded, taken for a refusal, is of no kind.
+func TestNoErrorIsOfNoKind(t *testing.T) {
+	if Is(nil, Internal) || Is(FromStatus(nil), Internal) || Is(FromStatus(nil), NotFound) {
+		t.Error("no error has a kind")
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/tap"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
@@ -31,6 +32,8 @@ type ServerConfig struct {
 	// Age asks callers to connect anew after MaxConnectionAge; not for agents,
 	// whose session is one long call.
 	Age bool
+	// Spans makes spans of calls (obs.Tracing); nil: there are none.
+	Spans stats.Handler
 	// Codec is NewCodec's; nil: one of the server's own.
 	Codec *Codec
 	// Log takes what Edge has to log; needed without Unary and Stream.
@@ -78,6 +81,9 @@ func serverOptions(cfg ServerConfig) []grpc.ServerOption {
 		// Handlers that need a deep stack find one already grown; when all
 		// workers are busy, calls get a goroutine of their own as ever.
 		grpc.NumStreamWorkers(streamWorkers),
+	}
+	if cfg.Spans != nil {
+		options = append(options, grpc.StatsHandler(cfg.Spans))
 	}
 	if cfg.Tap != nil {
 		options = append(options, grpc.InTapHandle(cfg.Tap))

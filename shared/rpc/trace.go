@@ -9,14 +9,16 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // TraceHeader is the metadata key, both ways, of the id that leads from a call
 // to the log.
-const TraceHeader = "debvisor-trace-id"
+const TraceHeader = obs.TraceHeader
 
-// traceParent is the key of W3C Trace Context, of which only the id is taken.
-const traceParent = "traceparent"
+// TraceParent is the key of W3C Trace Context, of which the log takes the id.
+const TraceParent = "traceparent"
 
 type traceKey struct{}
 
@@ -45,10 +47,16 @@ func StartTrace(ctx context.Context) (context.Context, string) {
 }
 
 // NewTrace gives a server's call its trace id: the caller's (TraceHeader, or
-// traceparent's) where it is well formed, else a new one. The answer's header
-// carries it.
+// traceparent's) where it is well formed, else that of the call's span, else a new
+// one. The answer's header carries it.
 func NewTrace(ctx context.Context) string {
-	id := PickTrace(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) })
+	id := callersTrace(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) })
+	if id == "" {
+		id = obs.Started(ctx).TraceID()
+	}
+	if id == "" {
+		id = newTraceID()
+	}
 	answer := answers.Get().(*answer)
 	answer.value[0] = id
 	// It fails only outside of a server's call, which has no answer.
@@ -72,23 +80,38 @@ var answers = sync.Pool{New: func() any {
 // PickTrace gives the trace id of a call whose headers' values are given by
 // their lower-case names, as NewTrace does.
 func PickTrace(values func(key string) []string) string {
-	if v := values(TraceHeader); len(v) == 1 && traceForm.MatchString(v[0]) {
-		return v[0]
-	}
-	if v := values(traceParent); len(v) == 1 {
-		if parts := parentForm.FindStringSubmatch(v[0]); parts != nil && parts[1] != zeroTrace {
-			return parts[1]
-		}
+	if id := callersTrace(values); id != "" {
+		return id
 	}
 	return newTraceID()
 }
 
-const zeroTrace = "00000000000000000000000000000000"
+// PickParent gives the trace context of a call likewise; "" where there is none
+// that is well formed.
+func PickParent(values func(key string) []string) string {
+	if v := values(TraceParent); len(v) == 1 && obs.TraceOf(v[0]) != "" {
+		return v[0]
+	}
+	return ""
+}
 
-var (
-	traceForm  = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
-	parentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$`)
-)
+// CallTraceparent is what leads to a server's call for those who work for it
+// later, where it is recorded; else "".
+func CallTraceparent(ctx context.Context) string {
+	return obs.CallTraceparent(ctx, PickParent(func(key string) []string { return metadata.ValueFromIncomingContext(ctx, key) }))
+}
+
+func callersTrace(values func(key string) []string) string {
+	if v := values(TraceHeader); len(v) == 1 && traceForm.MatchString(v[0]) {
+		return v[0]
+	}
+	if v := values(TraceParent); len(v) == 1 {
+		return obs.TraceOf(v[0])
+	}
+	return ""
+}
+
+var traceForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // newTraceID makes 128 random bits in hex, the form of W3C's.
 func newTraceID() string {

@@ -14,12 +14,14 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/freeze"
 	"github.com/debvisor/debvisor/agent/internal/rbd"
 	"github.com/debvisor/debvisor/agent/internal/tunnel"
+	"github.com/debvisor/debvisor/shared/manual"
 	"github.com/debvisor/debvisor/shared/obs"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // who asks a second time does not want to wait
 	if err := root().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "debvisor-agent:", err)
 		os.Exit(1)
@@ -34,7 +36,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(enrollCommand(), runCommand(), tunnelCommand(), freezeCommand(), cephCommand())
+	cmd.AddCommand(enrollCommand(), runCommand(), daemon().Command(), tunnelCommand(), freezeCommand(), cephCommand(), manual.Command("8"))
 	return cmd
 }
 

@@ -13,7 +13,7 @@ func TestMistakesAreToldInOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"run", "--data-dir", dir}, "debvisor-agent enroll"},
-		{[]string{"run", "--data-dir", dir, "--log-level", "loud"}, "log level"},
+		{[]string{"run", "--data-dir", dir, "--log-level", "loud"}, "log_level"},
 		{[]string{"run", "more"}, "unknown command"},
 		{[]string{"run", "--data-dir", dir, "--shared-dir", "srv"}, "shared-dir"},
 		{[]string{"run", "--data-dir", dir, "--dirty-rate-every", "1s"}, "dirty-rate-every"},

@@ -1,43 +1,57 @@
 package main
 
 import (
-	"time"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/debvisor/debvisor/agent"
+	"github.com/debvisor/debvisor/shared/config"
 	"github.com/debvisor/debvisor/shared/obs"
 )
 
-const defaultDataDir = "/var/lib/debvisor/agent"
-
 func runCommand() *cobra.Command {
-	cfg := agent.Config{Version: obs.Version}
-	logs := obs.LogConfig{Name: "debvisor-agent"}
+	var line *config.Line
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent of this host, which has been enrolled",
-		Args:  cobra.NoArgs,
+		Long: "Runs until SIGTERM or SIGINT; guests, migrations under way and their tunnels outlive it.\n" +
+			"SIGHUP has it read its configuration and its certificate anew, and go on in a new log file.\n\n" +
+			"What it is told comes from a configuration file, the environment and flags, the later before the earlier:\n" +
+			"see debvisor-agent config.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, closer, err := obs.NewLogger(logs)
+			hangUps := make(chan os.Signal, 1)
+			signal.Notify(hangUps, syscall.SIGHUP) // one that comes before the agent runs is not lost
+			defer signal.Stop(hangUps)
+			s := &settings{}
+			table := s.table()
+			if err := line.Fill(table, s.judge); err != nil {
+				return err
+			}
+			logs, err := obs.OpenLogs(s.logs)
 			if err != nil {
 				return err
 			}
-			defer func() { _ = closer.Close() }()
-			cfg.Log = log
+			defer func() { _ = logs.Close() }()
+			cfg := s.cfg
+			cfg.Log, cfg.Notify = logs.Logger(), obs.NewNotifier()
+			cfg.HangUps, cfg.ReopenLog, cfg.Reload = hangUps, logs.Reopen, reload(line.Live(table), logs)
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&cfg.DataDir, "data-dir", defaultDataDir, "directory that enroll made")
-	f.StringVar(&cfg.PeerListen, "peer-listen", ":7445", "where other agents ask, host:port; the host is told to them")
-	f.StringVar(&cfg.TunnelListen, "tunnel-listen", ":7450-7499", "where the tunnels of migrations listen, host:first-last")
-	f.StringVar(&cfg.LibvirtURI, "libvirt-uri", "qemu:///system", "this host's libvirt")
-	f.StringArrayVar(&cfg.SharedDirs, "shared-dir", nil, "PATH[=ID] of a directory that other nodes see too, may be given several times; network file systems need none")
-	f.StringVar(&cfg.CephConf, "ceph-conf", "/etc/ceph/ceph.conf", "this host's Ceph configuration; without such a file the host has no Ceph")
-	f.StringVar(&cfg.CephUser, "ceph-user", "debvisor", "as whom to speak to Ceph, without \"client.\"")
-	f.DurationVar(&cfg.DirtyRateEvery, "dirty-rate-every", 5*time.Minute, "how often each running guest's dirty rate is measured, for estimates; 0: never")
-	f.StringVar(&logs.Level, "log-level", "info", "trace, debug, info, warn or error")
-	f.StringVar(&logs.File, "log-file", "", "file to log to; empty: standard error")
+	line = daemon().AddTo(cmd)
 	return cmd
+}
+
+// reload reads the configuration anew; all of it that can be applied is about
+// the log.
+func reload(live *config.Live, logs *obs.Logs) func() ([]config.Change, error) {
+	return func() ([]config.Change, error) {
+		s := &settings{}
+		table := s.table()
+		return live.Reload(table, s.judge, func() error { return logs.Apply(s.logs) })
+	}
 }

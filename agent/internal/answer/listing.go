@@ -76,30 +76,51 @@ func (l *listing) fill(ctx context.Context, q *agentv1.ListZfs) error {
 	if !all && len(roots) == 0 {
 		return nil
 	}
+	recursive := all || q.GetRecursive()
+	if q.GetBrief() && !all && (q.GetSnapshots() || q.GetBookmarks()) {
+		return l.brief(ctx, q, roots)
+	}
 	if q.GetSnapshots() {
-		if err := l.commands.Snapshots(ctx, roots, all || q.GetRecursive(), func(s zfs.Snapshot) error { return l.snapshot(ctx, s) }); err != nil {
+		if err := l.commands.Snapshots(ctx, roots, recursive, func(s zfs.Snapshot) error { return l.snapshot(ctx, s) }); err != nil {
 			return err
 		}
 	}
 	if q.GetBookmarks() {
-		err := l.commands.Bookmarks(ctx, roots, all || q.GetRecursive(), func(b zfs.Bookmark) error {
-			m := b.Wire()
-			if err := l.add(ctx, m); err != nil {
-				return err
-			}
-			l.now.Bookmarks = append(l.now.Bookmarks, m)
-			return nil
-		})
-		if err != nil {
+		if err := l.commands.Bookmarks(ctx, roots, recursive, func(b zfs.Bookmark) error { return l.bookmark(ctx, b) }); err != nil {
 			return err
 		}
 	}
 	return l.holds(ctx)
 }
 
+// brief lists snapshots and bookmarks by one command. Nothing is asked of what holds
+// them.
+func (l *listing) brief(ctx context.Context, q *agentv1.ListZfs, roots []string) error {
+	return l.commands.Brief(ctx, roots, q.GetRecursive(), func(s zfs.Snapshot) error {
+		if !q.GetSnapshots() {
+			return nil
+		}
+		return l.snapshot(ctx, s)
+	}, func(b zfs.Bookmark) error {
+		if !q.GetBookmarks() {
+			return nil
+		}
+		return l.bookmark(ctx, b)
+	})
+}
+
 // datasets are those that the question means and that exist.
 func (l *listing) datasets(ctx context.Context, q *agentv1.ListZfs) ([]zfs.Dataset, error) {
 	names := q.GetDatasets()
+	if len(names) > 0 && !q.GetRecursive() {
+		if q.GetAbove() {
+			names = withAbove(names)
+		}
+		// Of very many that are not there not all complaints are kept.
+		if found, err := l.commands.Named(ctx, names...); !isGone(err) {
+			return found, err
+		}
+	}
 	found, err := l.commands.Datasets(ctx, names...)
 	if isGone(err) && len(names) == 1 {
 		return nil, nil
@@ -117,6 +138,18 @@ func (l *listing) datasets(ctx context.Context, q *agentv1.ListZfs) ([]zfs.Datas
 	}), nil
 }
 
+// withAbove adds the datasets that those lie in.
+func withAbove(names []string) []string {
+	all := slices.Clone(names)
+	for _, name := range names {
+		for at := strings.LastIndexByte(name, '/'); at > 0; at = strings.LastIndexByte(name, '/') {
+			name = name[:at]
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
 func (l *listing) snapshot(ctx context.Context, s zfs.Snapshot) error {
 	m := s.Wire()
 	if err := l.add(ctx, m); err != nil {
@@ -130,6 +163,15 @@ func (l *listing) snapshot(ctx context.Context, s zfs.Snapshot) error {
 		l.held[s.FullName()] = m
 		l.size += int(min(s.UserRefs, 1000)) * 64 // its tags, about
 	}
+	return nil
+}
+
+func (l *listing) bookmark(ctx context.Context, b zfs.Bookmark) error {
+	m := b.Wire()
+	if err := l.add(ctx, m); err != nil {
+		return err
+	}
+	l.now.Bookmarks = append(l.now.Bookmarks, m)
 	return nil
 }
 

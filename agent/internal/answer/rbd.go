@@ -38,6 +38,7 @@ func (c *Ceph) list(ctx context.Context, q *agentv1.ListRbd, part func(*agentv1.
 	if n := len(q.GetImages()); n > maxNamed {
 		return nil, errdefs.Field("images", fmt.Sprint(n), fmt.Sprintf("at most %d", maxNamed))
 	}
+	// gofail: var cephAsked struct{}
 	p := &parcel{send: part, most: c.partBytes, now: &agentv1.RbdListing{}}
 	if err := c.images.List(ctx, q, p.pack); err != nil {
 		return nil, err

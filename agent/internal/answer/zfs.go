@@ -30,6 +30,8 @@ const (
 type Commands interface {
 	Installed() bool
 	Datasets(ctx context.Context, roots ...string) ([]zfs.Dataset, error)
+	Named(ctx context.Context, names ...string) ([]zfs.Dataset, error)
+	Brief(ctx context.Context, roots []string, recursive bool, snapshot func(zfs.Snapshot) error, bookmark func(zfs.Bookmark) error) error
 	Snapshots(ctx context.Context, roots []string, recursive bool, yield func(zfs.Snapshot) error) error
 	Bookmarks(ctx context.Context, roots []string, recursive bool, yield func(zfs.Bookmark) error) error
 	Holds(ctx context.Context, snapshots ...string) (map[string][]zfs.Hold, error)

@@ -69,6 +69,10 @@ func TestListings(t *testing.T) {
 		_ = exec.Command("zfs", "destroy", "-R", "tank/l").Run()
 	})
 	a := Answers{ZFS: NewZFS(zfs.New(zfs.Config{}))}
+	many := []string{"tank/l/a"}
+	for i := range maxNamed - 1 {
+		many = append(many, fmt.Sprintf("tank/none-with-a-name-as-long-as-usual-%d", i))
+	}
 	for _, c := range []struct {
 		q    *agentv1.ListZfs
 		want string
@@ -83,6 +87,14 @@ func TestListings(t *testing.T) {
 		{&agentv1.ListZfs{Datasets: []string{"tank/gone"}, Snapshots: true, Bookmarks: true}, ""},
 		{&agentv1.ListZfs{Datasets: []string{"tank/gone", "tank/l/c", "nopool/x"}, Snapshots: true, Bookmarks: true}, "tank/l/c"},
 		{&agentv1.ListZfs{Datasets: []string{"tank/l/c", "tank/l/a/v"}, Snapshots: true}, "tank/l/a/v tank/l/c tank/l/a/v@one"},
+		{&agentv1.ListZfs{Datasets: []string{"tank/l/a", "tank/gone"}, Snapshots: true, Bookmarks: true, Brief: true}, "tank/l/a tank/l/a@one tank/l/a@two tank/l/a#mark"},
+		{&agentv1.ListZfs{Datasets: []string{"tank/l/a"}, Bookmarks: true, Brief: true}, "tank/l/a tank/l/a#mark"},
+		{&agentv1.ListZfs{Datasets: []string{"tank/l/a"}, Snapshots: true, Brief: true, Recursive: true}, "tank/l/a tank/l/a/v tank/l/a@one tank/l/a@two tank/l/a/v@one"},
+		{&agentv1.ListZfs{Datasets: []string{"tank/l/a"}, Snapshots: true, Bookmarks: true, Brief: true, Above: true}, "tank tank/l tank/l/a tank/l/a@one tank/l/a@two tank/l/a#mark"},
+		{&agentv1.ListZfs{Datasets: []string{"tank/l/new/x", "tank/l/c"}, Snapshots: true, Above: true}, "tank tank/l tank/l/c"},
+		{&agentv1.ListZfs{Datasets: []string{"nopool/x"}, Snapshots: true, Above: true, Brief: true}, ""},
+		{&agentv1.ListZfs{Datasets: many, Bookmarks: true}, "tank/l/a tank/l/a#mark"},
+		{&agentv1.ListZfs{Datasets: many, Bookmarks: true, Above: true, Brief: true}, "tank tank/l tank/l/a tank/l/a#mark"},
 		{&agentv1.ListZfs{}, "tank tank/l tank/l/a tank/l/a/v tank/l/c"},
 	} {
 		got, _, last := collect(t, a, c.q)
@@ -206,6 +218,10 @@ func (c commands) Datasets(context.Context, ...string) ([]zfs.Dataset, error) {
 		<-c.hang // whatever its context says
 	}
 	return []zfs.Dataset{{Name: "tank/x"}}, nil
+}
+
+func (c commands) Named(ctx context.Context, names ...string) ([]zfs.Dataset, error) {
+	return c.Datasets(ctx, names...)
 }
 
 func (c commands) Snapshots(_ context.Context, _ []string, _ bool, yield func(zfs.Snapshot) error) error {

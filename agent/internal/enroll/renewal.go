@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -23,6 +24,8 @@ type Renewer struct {
 	// likeliest first.
 	Servers func() []string
 	Log     hclog.Logger
+
+	mu sync.Mutex // one renewal, or change of the CAs, at a time
 }
 
 // callLimit bounds the renewal with one replica.
@@ -39,6 +42,8 @@ func (r *Renewer) Run(ctx context.Context) error {
 // Renew renews now: it asks one replica after the other, puts the new
 // certificate and the CAs in place and loads them.
 func (r *Renewer) Renew(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	key, err := r.Home.pair().NextKey()
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/zfs"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // The codes of outcomes, besides those of the packages below.
@@ -100,7 +101,7 @@ func (f *Failover) patiently(ctx context.Context, doing string, do func(context.
 		if err == nil || !errdefs.Is(err, errdefs.Unavailable) || !time.Now().Before(until) {
 			return err
 		}
-		f.cfg.Log.Warn("tried again in a moment", "what", doing, "error", err)
+		obs.Logger(ctx, f.cfg.Log).Warn("tried again in a moment", "what", doing, "error", err)
 		if !wait(ctx, tryAgain) {
 			return ctx.Err()
 		}
@@ -126,7 +127,7 @@ func (f *Failover) look(ctx context.Context, uuid string) (seen hypervisor.Insta
 		if err == nil {
 			return seen, true
 		}
-		f.cfg.Log.Warn("cannot look at the VM", "vm", uuid, "error", err)
+		obs.Logger(ctx, f.cfg.Log).Warn("cannot look at the VM", "vm", uuid, "error", err)
 		if !wait(ctx, lookEvery) {
 			return seen, false
 		}

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strings"
 
 	"libvirt.org/go/libvirt"
+
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // errRuns keeps a running guest from being discarded.
@@ -112,8 +115,17 @@ func (h *Hypervisor) DisableAutostart(ctx context.Context, uuid string) error {
 // act does something to a domain; that it is not there, or has nothing of the
 // kind to end, is no error.
 func (h *Hypervisor) act(ctx context.Context, doing, uuid string, f func(*libvirt.Domain) error) error {
+	ctx, span := spanOf(ctx, doing, uuid)
 	_, err := onDomain(ctx, h, doing, uuid, func(d *libvirt.Domain) (struct{}, error) {
 		return struct{}{}, f(d)
 	}, struct{}{})
+	span.End(err)
 	return err
+}
+
+// spanOf begins the span of something that is done to a domain.
+func spanOf(ctx context.Context, doing, uuid string) (context.Context, obs.Span) {
+	ctx, span := obs.Start(ctx, "libvirt: "+strings.Replace(doing, " "+uuid, "", 1))
+	span.Set("debvisor.vm", uuid)
+	return ctx, span
 }

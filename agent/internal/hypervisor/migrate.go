@@ -89,9 +89,12 @@ func (h *Hypervisor) Migrate(ctx context.Context, uuid string, m Move) error {
 	if err := h.Ready(ctx); err != nil {
 		return err
 	}
+	_, span := spanOf(ctx, "migrating domain", uuid)
 	done := make(chan error, 1)
 	go func() { done <- h.migrate(uuid, m) }()
-	return <-done
+	err := <-done
+	span.End(err)
+	return err
 }
 
 func (h *Hypervisor) migrate(uuid string, m Move) error {

@@ -110,14 +110,17 @@ func (h *Hypervisor) alone(ctx context.Context, doing, uuid string, f func(*libv
 	if err := h.Ready(ctx); err != nil {
 		return err
 	}
+	ctx, span := spanOf(ctx, doing, uuid)
 	done := make(chan error, 1)
 	go func() { done <- h.aside(doing, uuid, f) }()
+	var err error
 	select {
-	case err := <-done:
-		return err
+	case err = <-done:
 	case <-ctx.Done():
-		return unavailable(fmt.Errorf("%s: %w", doing, ctx.Err()))
+		err = unavailable(fmt.Errorf("%s: %w", doing, ctx.Err()))
 	}
+	span.End(err)
+	return err
 }
 
 func (h *Hypervisor) aside(doing, uuid string, f func(*libvirt.Domain) error) error {

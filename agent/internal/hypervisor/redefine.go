@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // CodeDefinition is the code of a definition that is not the one that was planned
@@ -67,6 +68,7 @@ func replace(def *libvirtxml.Domain, r Replaced) bool {
 // Define makes a domain of a definition, or gives one that is there that
 // definition. It can be repeated.
 func (h *Hypervisor) Define(ctx context.Context, text string) error {
+	ctx, span := obs.Start(ctx, "libvirt: defining a domain")
 	_, err := call(ctx, h, "defining a domain", func(c *libvirt.Connect) (struct{}, error) {
 		d, err := c.DomainDefineXML(text)
 		if err == nil {
@@ -74,5 +76,6 @@ func (h *Hypervisor) Define(ctx context.Context, text string) error {
 		}
 		return struct{}{}, err
 	})
+	span.End(err)
 	return err
 }

@@ -66,7 +66,7 @@ type work struct {
 
 func (i *Images) work(t *agentv1.Task, run worker.Run) *work {
 	return &work{
-		Images: i, run: run, log: i.cfg.Log.With("task", t.GetId()), unknown: run.Resumed() || !isFirst(t.GetId()),
+		Images: i, run: run, log: worker.IDs(t).Logger(i.cfg.Log), unknown: run.Resumed() || !isFirst(t.GetId()),
 		moved: make(chan struct{}, 1),
 	}
 }

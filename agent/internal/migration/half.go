@@ -49,7 +49,7 @@ func (m *Migration) begin(ctx context.Context, t *agentv1.Task, right *agentv1.M
 	bell, unwatch := m.watch(right.GetVmUuid())
 	h := &half{
 		m: m, run: run, right: right, taskID: t.GetId(), operation: t.GetOperationId(), observe: t.GetObserveOnly(),
-		log:    m.cfg.Log.With("task", t.GetId(), "vm", right.GetVmName()),
+		log:    worker.IDs(t).Logger(m.cfg.Log).With("vm", right.GetVmName()),
 		cell:   m.sides.begin(t.GetId(), peer, &agentv1.Side{State: first}),
 		tunnel: m.cfg.Tunnels.Find(right.GetId()),
 		bell:   bell, kick: make(chan struct{}, 1), news: make(chan *agentv1.Side),

@@ -12,6 +12,7 @@ import (
 	"github.com/debvisor/debvisor/agent/internal/zvol"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // intake is where the streams of a VM's volumes come in on the target, for as long
@@ -137,7 +138,7 @@ func (s peerServer) TakeVolume(stream grpc.ClientStreamingServer[agentv1.VolumeP
 	to := zfs.Ref{Name: head.GetTo(), GUID: head.GetToGuid()}
 	parts := &parts{next: stream.Recv, rest: head.GetData()}
 	if err := v.Take(in.ctx, head.GetFromGuid(), to, head.GetResumed(), parts); err != nil {
-		s.m.cfg.Log.Warn("a stream of a volume was not taken", "dataset", v.Disk.GetZfsDataset(), "task", head.GetTaskId(), "error", err)
+		obs.Logger(in.ctx, s.m.cfg.Log).Warn("a stream of a volume was not taken", "dataset", v.Disk.GetZfsDataset(), "error", err)
 		return err
 	}
 	has, err := v.Look(in.ctx)

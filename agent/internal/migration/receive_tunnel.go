@@ -40,7 +40,7 @@ func (r *receiver) tryOpen(ctx context.Context) error {
 		VMUUID: r.right.GetVmUuid(), VMName: r.right.GetVmName(), Cluster: cfg.Cluster, Peer: r.right.GetSourceNode(),
 		Certificates: cfg.Files, Host: cfg.TunnelHost, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
 		LibvirtSocket: cfg.LibvirtSocket, QEMUUser: uid, QEMUGroup: gid,
-		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), DiskPaths: places,
+		Offline: r.offline, CopyDisks: r.disks.only(copyLive).targets(), Parallel: r.spec.GetParallelConnections() > 0, DiskPaths: places,
 	})
 	if err != nil {
 		r.tunnel = cfg.Tunnels.Find(r.right.GetId())

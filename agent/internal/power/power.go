@@ -120,7 +120,7 @@ func (p *Power) with(ctx context.Context, t *agentv1.Task, spec *agentv1.VMPower
 	defer stop()
 	o := &order{
 		hv: p.cfg.Hypervisor, bootID: p.cfg.BootID, spec: spec, run: run, bell: bell, name: spec.GetVmName(),
-		log: p.cfg.Log.With("task", t.GetId(), "vm", spec.GetVmName()),
+		log: worker.IDs(t).Logger(p.cfg.Log).With("vm", spec.GetVmName()),
 	}
 	if o.name == "" {
 		o.name = spec.GetVmUuid()

@@ -159,6 +159,9 @@ func (cl *cloning) uproot(ctx context.Context) error {
 // carried are the features that a clone has where its parent has them.
 const carried = rbd.FeatureLayering | rbd.FeatureStripingV2 | rbd.FeatureObjectMap | rbd.FeatureFastDiff | rbd.FeatureDeepFlatten
 
+// growTries is how often a clone is begun whose name a child that died had taken.
+const growTries = 3
+
 // grow makes the clone, under the name that it has until it is complete.
 func (cl *cloning) grow(ctx context.Context) error {
 	r := cl.request
@@ -184,10 +187,22 @@ func (cl *cloning) grow(ctx context.Context) error {
 		return err
 	}
 	defer parent.Destroy()
-	if err := r.step(ctx, "cloning %s", ShownSnapshot(cl.want.GetTemplate())); err != nil {
-		return err
-	}
-	if err := rbd.CloneImage(parent, image.GetName(), t.snapshot.GetName(), cl.pool, cl.growing.GetName(), options); err != nil {
+	for tries := 1; ; tries++ {
+		if err := r.step(ctx, "cloning %s", ShownSnapshot(cl.want.GetTemplate())); err != nil {
+			return err
+		}
+		err := rbd.CloneImage(parent, image.GetName(), t.snapshot.GetName(), cl.pool, cl.growing.GetName(), options)
+		if err == nil {
+			break
+		}
+		if errno(err) == alreadyThere && tries < growTries {
+			// Nobody else has that name: what a child that died had sent has come to Ceph
+			// after we looked.
+			if err := cl.uproot(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		cl.cluster.templates.forget(image)
 		return translate(err, true, "cloning %s to %s", ShownSnapshot(cl.want.GetTemplate()), Shown(cl.want.GetImage()))
 	}

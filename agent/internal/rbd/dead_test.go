@@ -60,6 +60,8 @@ func TestADeadClusterIsBounded(t *testing.T) {
 			if _, _, err := r.Clone(t.Context(), CloneSpec{Template: template, Image: r.id("vms", "clone"), Operation: "op-1"}); err != nil {
 				t.Fatal(err)
 			}
+			flattened := r.clones(template, "flattened", "shared")
+			r.flattens(flattened[0]) // what takes long has a connection of its own, which is to survive it, too
 			alive := threads(t)
 			if err := fault.begin(); err != nil {
 				t.Fatal(err)
@@ -82,8 +84,37 @@ func TestADeadClusterIsBounded(t *testing.T) {
 			r.cephIsBack(disk)
 			t.Logf("Ceph itself was back after %s", time.Since(ready))
 			r.recovered(disk)
+			r.flattens(flattened[1])
 		})
 	}
+}
+
+// clones makes clones.
+func (r *room) clones(template *agentv1.RbdSnapshotID, names ...string) []*agentv1.RbdImageID {
+	r.t.Helper()
+	var made []*agentv1.RbdImageID
+	for _, name := range names {
+		id, _, err := r.Clone(r.t.Context(), CloneSpec{Template: template, Image: r.id("vms", name), Operation: "op-" + name})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		made = append(made, id)
+	}
+	return made
+}
+
+// flattens copies what the clone shares with its parent, as soon as Ceph lets it.
+func (r *room) flattens(clone *agentv1.RbdImageID) {
+	r.t.Helper()
+	r.soon("it is not flattened", func() (bool, error) {
+		ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+		defer cancel()
+		err := r.Flatten(ctx, clone, "op-"+clone.GetName(), func(_, _ uint64) {})
+		if err != nil && !silent(err) {
+			r.t.Fatal(err)
+		}
+		return err == nil, err
+	})
 }
 
 // BenchmarkDeadThreads tells by how many threads an agent and its children grow

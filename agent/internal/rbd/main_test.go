@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/integration/ceph"
+	"github.com/debvisor/debvisor/integration/scratch"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 )
 
@@ -40,7 +41,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.cluster != nil {
 		_ = shared.cluster.Stop()
-		_ = os.RemoveAll(shared.dir)
+		_ = shared.dir.Remove()
 	}
 	os.Exit(code)
 }
@@ -49,7 +50,7 @@ func TestMain(m *testing.M) {
 var shared struct {
 	sync.Mutex
 	cluster *ceph.Cluster
-	dir     string
+	dir     *scratch.Dir
 }
 
 func sharedCluster(t *testing.T) *ceph.Cluster {
@@ -59,13 +60,13 @@ func sharedCluster(t *testing.T) *ceph.Cluster {
 	if shared.cluster != nil {
 		return shared.cluster
 	}
-	dir, err := os.MkdirTemp("", "rbd")
+	dir, err := ceph.Scratch()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cluster, err := ceph.Start(ctx, ceph.Options{Dir: dir, Pools: []string{"vms", "fast"}})
+	cluster, err := ceph.Start(ctx, ceph.Options{Dir: dir.Path, Pools: []string{"vms", "fast"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,11 +91,12 @@ func (c *Client) watch(ctx context.Context, pool string) {
 		// librados is slow to see that an OSD is back, a new connection is not.
 		c.general.renew(errOutage)
 	}
-	if pool == "" {
-		// The monitors' answer says nothing of the OSDs, one of which may have been
-		// what was silent: the next call is on a new connection.
-		c.general.renew(errOutage)
-	}
+	// What was asked is not all that was silent: the monitors' answer says nothing of
+	// OSDs, one OSD's nothing of others, and none comes over the connection for what
+	// takes long. One that has not seen that an OSD is back never does: the next calls
+	// are on new ones.
+	c.general.renew(errOutage)
+	c.long.renew(errOutage)
 	c.outages.close(pool)
 	c.cfg.Log.Info("Ceph answers again", "pool", pool)
 }

@@ -11,7 +11,10 @@ import (
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-const notFound = -int(unix.ENOENT)
+const (
+	notFound     = -int(unix.ENOENT)
+	alreadyThere = -int(unix.EEXIST)
+)
 
 // errno is Ceph's number of an error, negative; 0 where it has none.
 func errno(err error) int {

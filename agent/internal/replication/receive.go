@@ -75,7 +75,7 @@ func (k receiveKind) receiver(t *agentv1.Task, run worker.Run) *receiver {
 	spec := t.GetSpec().GetReplicateReceive()
 	right := spec.GetRight()
 	return &receiver{
-		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetTargetDataset()),
+		r: k.r, run: run, spec: spec, right: right, log: worker.IDs(t).Logger(k.r.cfg.Log).With("dataset", right.GetTargetDataset()),
 		keep: keeper{k.r.zfs, right.GetJobId(), right.GetTargetDataset()},
 	}
 }

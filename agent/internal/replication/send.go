@@ -46,7 +46,7 @@ func (k sendKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *agen
 	}
 	k.r.leaving.limitTo(spec.GetNodeBandwidthMib())
 	s := &sender{
-		r: k.r, run: run, spec: spec, right: right, log: k.r.cfg.Log.With("task", t.GetId(), "dataset", right.GetSourceDataset()),
+		r: k.r, run: run, spec: spec, right: right, log: worker.IDs(t).Logger(k.r.cfg.Log).With("dataset", right.GetSourceDataset()),
 		keep: keeper{k.r.zfs, right.GetJobId(), right.GetSourceDataset()},
 		pace: &pace.Pace{Limit: func() uint64 { return spec.GetBandwidthMib() << 20 }},
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,8 +19,16 @@ type proxy struct {
 	net.Listener
 	to string
 
+	passed atomic.Int64 // bytes to the target
+
 	mu    sync.Mutex
 	conns []net.Conn
+}
+
+// Write counts what has passed.
+func (p *proxy) Write(b []byte) (int, error) {
+	p.passed.Add(int64(len(b)))
+	return len(b), nil
 }
 
 func newProxy(t *testing.T, to string) *proxy {
@@ -44,7 +53,7 @@ func newProxy(t *testing.T, to string) *proxy {
 			p.conns = append(p.conns, in, out)
 			p.mu.Unlock()
 			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
-			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
+			go func() { _, _ = io.Copy(io.MultiWriter(out, p), in); _ = out.Close() }()
 		}
 	}()
 	t.Cleanup(func() {
@@ -77,9 +86,17 @@ func TestCuts(t *testing.T) {
 	p := newProxy(t, address)
 	send.GetSpec().GetReplicateSend().TargetAddress = p.Addr().String()
 	j.from.accept(send)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for range 5 {
-		timer := time.NewTimer(time.Duration(200+rand.IntN(600)) * time.Millisecond)
-		<-timer.C
+		end := time.After(time.Minute)
+		for until := p.passed.Load() + 4<<20 + rand.Int64N(4<<20); p.passed.Load() < until; {
+			select {
+			case <-tick.C:
+			case <-end:
+				t.Fatalf("no more than %d bytes pass", p.passed.Load())
+			}
+		}
 		p.cut()
 	}
 	sent := j.from.outcome(send)
@@ -276,7 +293,7 @@ func TestExpired(t *testing.T) {
 	j := newJob(t, "dst", false, false).agents()
 	j.write(16, "1")
 	j.snapshot("s1")
-	j.mib, j.expires = 2, 5*time.Second
+	j.mib, j.expires = 1, 10*time.Second // a machine that is busy takes seconds to begin
 	for _, out := range pairOf(j.run(j.steps("", "s1"))) {
 		if out.GetErrorCode() != CodeExpired || !out.GetInterrupted() {
 			t.Errorf("%v", out)

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// maxAsked is how many questions may be under way at once; more are
-	// answered that the agent is busy.
+	// maxAsked is how many questions may be under way at once, about Ceph and
+	// about all else; more are answered that the agent is busy.
 	maxAsked = 16
 	// answerTimeout bounds the search for an answer for which nobody says how
 	// long it is waited for, maxAnswerTimeout any.
@@ -22,7 +22,7 @@ const (
 	// maxUnsent is how many parts and refusals may wait to be sent: all that the
 	// questions under way can make, and as many refusals as a leader that keeps to
 	// its own bounds gets.
-	maxUnsent = maxAsked*(ahead+1) + 64
+	maxUnsent = 2*maxAsked*(ahead+1) + 64
 	// codeBusy is the error of a question that is one too many.
 	codeBusy = "AGENT_BUSY"
 )
@@ -37,10 +37,12 @@ type Answerer interface {
 // asked are the leader's questions of one session. Each has a goroutine of its
 // own, so that neither heartbeats nor tasks wait for libvirt or ZFS.
 type asked struct {
-	by      Answerer
-	slots   chan struct{}
-	answers chan *agentv1.Answer // to be sent
-	group   sync.WaitGroup
+	by Answerer
+	// slots are for questions, ceph for those about Ceph: with a dead cluster they
+	// all hang for a while, and none about ZFS may be turned away for that.
+	slots, ceph chan struct{}
+	answers     chan *agentv1.Answer // to be sent
+	group       sync.WaitGroup
 
 	mu   sync.Mutex
 	open map[uint64]*search
@@ -54,14 +56,21 @@ type search struct {
 }
 
 func newAsked(by Answerer) *asked {
-	return &asked{by: by, slots: make(chan struct{}, maxAsked), answers: make(chan *agentv1.Answer, maxUnsent), open: map[uint64]*search{}}
+	return &asked{
+		by: by, slots: make(chan struct{}, maxAsked), ceph: make(chan struct{}, maxAsked),
+		answers: make(chan *agentv1.Answer, maxUnsent), open: map[uint64]*search{},
+	}
 }
 
 // ask has a question answered. It waits for nothing, and refuses what is too
 // much.
 func (a *asked) ask(ctx context.Context, q *agentv1.Ask) {
+	slots := a.slots
+	if q.GetListRbd() != nil {
+		slots = a.ceph
+	}
 	select {
-	case a.slots <- struct{}{}:
+	case slots <- struct{}{}:
 		asking, stop := context.WithTimeout(ctx, patienceFor(q))
 		s := &search{stop: stop, room: make(chan struct{}, ahead)}
 		for range ahead {
@@ -71,7 +80,7 @@ func (a *asked) ask(ctx context.Context, q *agentv1.Ask) {
 		a.open[q.GetId()] = s
 		a.mu.Unlock()
 		a.group.Go(func() {
-			defer func() { <-a.slots }()
+			defer func() { <-slots }()
 			defer a.forget(q.GetId(), s)
 			a.answer(ctx, asking, q, s)
 		})

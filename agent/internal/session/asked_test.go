@@ -17,7 +17,10 @@ type lister struct {
 }
 
 func (l lister) Answer(ctx context.Context, q *agentv1.Ask, part func(*agentv1.Answer) error) *agentv1.Answer {
-	name := q.GetListZfs().GetDatasets()[0]
+	name := "hang"
+	if zfs := q.GetListZfs(); zfs != nil {
+		name = zfs.GetDatasets()[0]
+	}
 	parts := len(name)
 	if name == "hang" {
 		l.began <- struct{}{}
@@ -135,4 +138,42 @@ func TestAnswersInPartsKeepPace(t *testing.T) {
 	<-l.began
 	c.end <- nil
 	wait("the session ended")
+}
+
+// TestCephIsNotInTheWay: however many questions about Ceph hang, those about all else are answered.
+func TestCephIsNotInTheWay(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	r := p.replica(t, "r1")
+	a := p.agent(t, r)
+	l := lister{make(chan struct{}, 64), make(chan error, 64)}
+	a.answers = l
+	a.start(t)
+	c := r.next(t)
+	c.welcome(t, term(5))
+	ask := func(q *agentv1.Ask) {
+		q.TimeoutMs = 60_000
+		c.say(t, &agentv1.LeaderMessage{Term: term(5), Kind: &agentv1.LeaderMessage_Ask{Ask: q}})
+	}
+	const hanging = 40
+	for id := range uint64(hanging) {
+		ask(&agentv1.Ask{Id: id + 1, Question: &agentv1.Ask_ListRbd{ListRbd: &agentv1.ListRbd{}}})
+	}
+	ask(&agentv1.Ask{Id: 100, Question: &agentv1.Ask_ListZfs{ListZfs: &agentv1.ListZfs{Datasets: []string{"a"}}}})
+	busy := 0
+	c.until(t, term(5), func(m *agentv1.AgentMessage) bool {
+		answer := m.GetAnswer()
+		if answer.GetErrorCode() == "AGENT_BUSY" && answer.GetId() <= hanging {
+			busy++
+			return false
+		}
+		if answer != nil && (answer.GetId() != 100 || answer.GetErrorCode() != "") {
+			t.Errorf("while questions about Ceph hang: %v", answer)
+		}
+		return answer.GetId() == 100
+	})
+	if busy == 0 {
+		t.Errorf("all of %d questions about Ceph were let in: none was in the way", hanging)
+	}
+	c.end <- nil
 }

@@ -43,8 +43,17 @@ func (s *Session) attempt(ctx context.Context, address string) (welcomed bool, e
 	if s.cfg.Up != nil {
 		s.cfg.Up(welcome.GetLeader())
 	}
+	if s.cfg.Down != nil {
+		defer s.cfg.Down()
+	}
 	interval := time.Duration(welcome.GetHeartbeatIntervalMs()) * time.Millisecond
-	return true, newLink(s.cfg, s.conns.shown, stream, interval, cancel).serve(ctx)
+	l := newLink(s.cfg, s.conns.shown, stream, interval, cancel)
+	if bundle := welcome.GetTrustBundle(); bundle != nil && s.cfg.Trust != nil {
+		// A leader that tells none would not understand what is told of them.
+		s.cfg.Trust.Take(bundle)
+		l.trust = s.cfg.Trust
+	}
+	return true, l.serve(ctx)
 }
 
 // greet says Hello and takes the answer.
@@ -67,7 +76,7 @@ func (s *Session) greet(stream agentv1.SessionService_ConnectClient) (*agentv1.W
 	if w == nil {
 		return nil, fmt.Errorf("the replica answered Hello with %T", m.GetKind())
 	}
-	if err := s.cfg.Work.Admit(task.TermOf(m.GetTerm())); err != nil {
+	if err := s.cfg.Work.Welcome(task.TermOf(m.GetTerm()), w.GetConfirmedEpoch()); err != nil {
 		return nil, fmt.Errorf("the replica %s says that it leads: %w", w.GetLeader(), err)
 	}
 	return w, nil

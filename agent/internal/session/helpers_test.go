@@ -215,6 +215,8 @@ type agent struct {
 	kinds   []worker.Kind
 	answers session.Answerer
 	log     hclog.Logger
+	// says is told of the session's begin and end, where it is set.
+	says func(what string)
 }
 
 func (p pki) agent(t *testing.T, servers ...*replica) *agent {
@@ -236,7 +238,13 @@ func (a *agent) start(t *testing.T) (s *session.Session, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	said := func(what string) {
+		if a.says != nil {
+			a.says(what)
+		}
+	}
 	s = session.New(session.Config{
+		Up: func(leader string) { said("up " + leader) }, Down: func() { said("down") },
 		Node: "node-1", Version: "v", BootID: "boot", PeerAddress: "127.0.0.1:7445", Servers: a.servers,
 		ServersFile: filepath.Join(a.dir, "servers.json"), TLS: a.tls.ReplicaClient, Leaf: a.tls.Leaf, Work: w, Host: a.host, Answers: a.answers, Log: a.log,
 	})

@@ -32,6 +32,7 @@ type link struct {
 	watchdog *time.Timer
 	pulse    pulse
 	asked    *asked
+	trust    Trust  // nil: the leader does not understand it
 	seq      uint64 // of inventories
 }
 
@@ -66,6 +67,11 @@ func (l *link) send(ctx context.Context) {
 	due := time.NewTimer(0)
 	defer due.Stop()
 	l.sendInventory(true)
+	var trusts <-chan struct{}
+	if l.trust != nil {
+		l.sendTrust()
+		trusts = l.trust.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -74,6 +80,8 @@ func (l *link) send(ctx context.Context) {
 			l.sendHeartbeat(beat)
 		case <-l.cfg.Host.Changed():
 			l.sendInventory(false)
+		case <-trusts:
+			l.sendTrust()
 		case <-l.cfg.Work.Wake():
 			l.sendReports(due)
 		case <-due.C:
@@ -91,6 +99,7 @@ func (l *link) send(ctx context.Context) {
 
 // sendHeartbeat sends one and has the next one due.
 func (l *link) sendHeartbeat(beat *time.Timer) {
+	l.cfg.rounds.mark()
 	if !l.cfg.Leaf().Equal(l.shown) {
 		l.cancel(errRenewed)
 		return
@@ -99,6 +108,10 @@ func (l *link) sendHeartbeat(beat *time.Timer) {
 		Seq: l.pulse.sent(time.Now()), Health: l.cfg.Host.Health(l.pulse.rtt()),
 	}}})
 	beat.Reset(jittered(l.interval, 0.1))
+}
+
+func (l *link) sendTrust() {
+	l.up(&agentv1.AgentMessage{Kind: &agentv1.AgentMessage_Trust{Trust: l.trust.Tell()}})
 }
 
 func (l *link) sendInventory(complete bool) {
@@ -136,6 +149,10 @@ func (l *link) receive() {
 		m, err := l.stream.Recv()
 		if err != nil {
 			l.cancel(fmt.Errorf("the stream ended: %w", errdefs.FromStatus(err)))
+			return
+		}
+		if m.GetLeaving() != nil {
+			l.cancel(errLeaving)
 			return
 		}
 		if ack := m.GetHeartbeatAck(); ack != nil {
@@ -192,6 +209,10 @@ func (l *link) hand(ctx context.Context, m *agentv1.LeaderMessage) error {
 		l.asked.next(k.AskNext)
 	case *agentv1.LeaderMessage_PeerSide:
 		l.cfg.Work.Relay(k.PeerSide.GetTaskId(), k.PeerSide.GetSide())
+	case *agentv1.LeaderMessage_TrustBundle:
+		if l.trust != nil {
+			l.trust.Take(k.TrustBundle)
+		}
 	default:
 		l.cfg.Log.Warn("message of an unknown kind ignored; the leader may be newer than this agent")
 	}

@@ -29,6 +29,17 @@ type Host interface {
 	Changed() <-chan struct{}
 }
 
+// Trust is what the agent trusts and shows. Its methods wait for the disk at
+// most.
+type Trust interface {
+	// Take takes over what the leader says.
+	Take(b *agentv1.TrustBundle)
+	// Tell is what the agent trusts and shows now.
+	Tell() *agentv1.Trust
+	// Changed is sent to when Tell has something else to say.
+	Changed() <-chan struct{}
+}
+
 // Config is what a session is made of.
 type Config struct {
 	Node        string
@@ -48,11 +59,17 @@ type Config struct {
 	Leaf func() *x509.Certificate
 	Work *worker.Worker
 	Host Host
+	// Trust may be nil: nothing is taken over.
+	Trust Trust
 	// Answers answers the leader's questions.
 	Answers Answerer
-	// Up, when set, is called each time a leader has answered Welcome.
-	Up  func(leader string)
-	Log hclog.Logger
+	// Up, when set, is called each time a leader has answered Welcome, and Down
+	// each time that the session has ended.
+	Up   func(leader string)
+	Down func()
+	Log  hclog.Logger
+
+	rounds *rounds
 }
 
 const (
@@ -77,6 +94,7 @@ func New(cfg Config) *Session {
 	if cfg.Leaf == nil {
 		cfg.Leaf = func() *x509.Certificate { return nil }
 	}
+	cfg.rounds = newRounds()
 	return &Session{
 		cfg:     cfg,
 		servers: loadServers(cfg.ServersFile, cfg.Servers, cfg.Log),
@@ -95,6 +113,7 @@ func (s *Session) Run(ctx context.Context) error {
 	wait := minRetry
 	var reasons quiet
 	for ctx.Err() == nil {
+		s.cfg.rounds.mark()
 		address := s.servers.next()
 		welcomed, err := s.attempt(ctx, address)
 		if ctx.Err() != nil {
@@ -110,6 +129,8 @@ func (s *Session) Run(ctx context.Context) error {
 		case errors.Is(err, errRenewed):
 			s.cfg.Log.Info("the session moves to a connection with the new certificate", "replica", address)
 			continue
+		case errors.Is(err, errLeaving):
+			s.cfg.Log.Info("the leader resigns: the next one is looked for", "replica", address)
 		case errdefs.Is(err, errdefs.AlreadyExists), errdefs.Is(err, errdefs.PermissionDenied):
 			s.cfg.Log.Error("session refused", "replica", address, "error", err)
 			wait = refusedRetry
@@ -126,6 +147,9 @@ func (s *Session) Run(ctx context.Context) error {
 // errRenewed ends a session whose connection shows a certificate that has been
 // renewed.
 var errRenewed = errors.New("the agent's certificate has been renewed")
+
+// errLeaving ends a session whose leader has said that it resigns.
+var errLeaving = errors.New("the leader resigns")
 
 // quietFor is how long a reason that was told is not told again.
 const quietFor = 30 * time.Second

@@ -175,13 +175,22 @@ func TestASilentLeaderIsLeft(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
 	r := p.replica(t, "r1")
-	p.agent(t, r).start(t)
+	a := p.agent(t, r)
+	said := make(chan string, 10)
+	a.says = func(what string) { said <- what }
+	a.start(t)
 	c := r.next(t)
 	c.welcome(t, term(5))
+	if what := <-said; !strings.HasPrefix(what, "up ") {
+		t.Errorf("a session begins with %q", what)
+	}
 	began := time.Now()
 	r.next(t) // nothing was answered: it dials anew
 	if took := time.Since(began); took < 7*time.Second || took > 12*time.Second {
 		t.Errorf("left after %s, want 8 s", took)
+	}
+	if what := <-said; what != "down" {
+		t.Errorf("it ends with %q: whoever is told of sessions believes that there is one", what)
 	}
 }
 

@@ -47,7 +47,7 @@ func Main(args []string) error {
 	if err := json.Unmarshal(data, &cfg); err != nil {
 		return fmt.Errorf("reading the tunnel's configuration: %w", err)
 	}
-	log := hclog.New(&hclog.LoggerOptions{Name: "tunnel", Output: os.Stderr, JSONFormat: true}).With("task", cfg.TaskID, "role", cfg.Role)
+	log := hclog.New(&hclog.LoggerOptions{Name: "tunnel", Output: os.Stderr, JSONFormat: true}).With(cfg.ids().Args("role", cfg.Role)...)
 	err = serve(cfg, l, log)
 	if err != nil {
 		log.Error("tunnel failed", "error", err)
@@ -66,7 +66,7 @@ func serve(cfg Config, l layout, log hclog.Logger) error {
 		return err
 	}
 	go func() { _ = reloader.Run(ctx, reloadEvery) }()
-	e := &end{cfg: cfg, layout: l, certs: reloader, log: log, carried: make(chan struct{}, maxConnections)}
+	e := &end{cfg: cfg, layout: l, certs: reloader, log: log, carried: make(chan struct{}, maxConnections), order: order{there: make(chan struct{})}}
 	if err := e.run(ctx, announce); err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ type end struct {
 	libvirts atomic.Int32
 	// memories is how many of them carry memory.
 	memories atomic.Int32
+	order    order
 }
 
 // run serves until ctx ends; ready is called once all listens.
@@ -266,6 +267,10 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 			return errors.New("connection refused: the source has too many to libvirt")
 		}
 	}
+	first, err := e.inOrder(ctx, c, far)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
 	local, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c, err)
@@ -273,6 +278,9 @@ func (e *end) incoming(ctx context.Context, raw net.Conn) error {
 	defer func() { _ = local.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = local.Close() })
 	defer stop()
+	if err := e.ordered(local, first); err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
 	there, back := transfer, transfer
 	switch c {
 	case libvirtChannel:

@@ -138,6 +138,51 @@ func TestParallelConnections(t *testing.T) {
 	eventually(t, "the arrival is noted", func() bool { return !target.Arrived().IsZero() })
 }
 
+// TestTheMainStreamComesFirst has QEMU's other streams come before its main one, as
+// they do on a busy machine: QEMU would take the first of them for it.
+func TestTheMainStreamComesFirst(t *testing.T) {
+	p := newPair(t)
+	p.in.Parallel = true
+	source, target := p.both()
+	l, err := net.Listen("unix", target.layout.memory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for _, says := range []string{"\x11\x22\x33\x44 one", "\x11\x22\x33\x44 two", mainMagic + " main"} {
+		conn, err := net.Dial("unix", source.layout.memory())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if _, err := conn.Write([]byte(says)); err != nil {
+			t.Fatal(err)
+		}
+		if says[0] != mainMagic[0] { // it is through the tunnel before the next begins
+			if err := l.(*net.UnixListener).SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("%q is let through before the main stream: %v", says, err)
+			}
+		}
+	}
+	if err := l.(*net.UnixListener).SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		got := make([]byte, len(mainMagic))
+		if _, err := io.ReadFull(conn, got); err != nil || (string(got) == mainMagic) != (i == 0) {
+			t.Errorf("connection %d begins with %q, %v", i, got, err)
+		}
+	}
+}
+
 // TestSocketsAreWhose checks who may use the sockets of the source.
 func TestSocketsAreWhose(t *testing.T) {
 	p := newPair(t)

@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // Role is which end of a tunnel.
@@ -22,8 +24,8 @@ const (
 // only root can read.
 type Config struct {
 	Role Role
-	// TaskID is the task that the end belongs to.
-	TaskID string
+	// TaskID is the task that the end belongs to; TraceID its trace, for the log.
+	TaskID, TraceID string
 	// RightID is shared by the two ends: 128 random bits.
 	RightID string
 	// ExpiresAt is when the end closes by itself.
@@ -55,9 +57,17 @@ type Config struct {
 	// while the guest runs. Without any no disk may be asked for, nor does one
 	// go through (target only).
 	CopyDisks []string
+	// Parallel says that memory comes in several streams (target only).
+	Parallel bool
 	// DiskPaths are all that the definition's disks may be, in files or block
 	// devices (target only). nil: the definition's disks are not looked at.
 	DiskPaths []string
+}
+
+// ids are what lines about the end are found by.
+func (c Config) ids() obs.IDs {
+	operation, _, _ := strings.Cut(c.TaskID, "/")
+	return obs.IDs{Trace: c.TraceID, Operation: operation, Task: c.TaskID}
 }
 
 // layout is where an end keeps its things. The base is the same on both hosts,

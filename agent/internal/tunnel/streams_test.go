@@ -2,8 +2,10 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -102,16 +104,27 @@ func TestManyDials(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	right := StreamRight{ID: "r-1", Cluster: "testing", Peer: "b", Certificates: p.reloader("a")}
+	current := func() *handed {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.current
+	}
 	var last net.Conn
 	for range 5 {
+		before := current()
 		conn, err := DialStream(ctx, s.Address(), right)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
+		// Which of two is the later one goes by when the target is through with them.
+		eventually(t, "the target takes it", func() bool { return current() != before })
 		if last != nil {
-			if _, err := last.Read(make([]byte, 1)); err == nil { // it is closed once the next is there
-				t.Fatal("the former connection goes on")
+			if err := last.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := last.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) { // it is closed once the next is there
+				t.Fatalf("the former connection goes on: %v", err)
 			}
 		}
 		last = conn

@@ -81,7 +81,9 @@ func newManager(t *testing.T) *manager {
 	}
 	files := map[string]string{
 		"debvisor-agent.service": string(unit),
-		"debvisor-agent.service.d/test.conf": "[Unit]\nConditionPathExists=\n[Service]\nExecStart=\nExecStart=" + os.Args[0] +
+		"debvisor-agent.service.d/test.conf": "[Unit]\nConditionPathExists=\n" +
+			// The test's program is no agent: it tells systemd nothing.
+			"[Service]\nType=exec\nWatchdogSec=0\nExecStart=\nExecStart=" + os.Args[0] +
 			"\nEnvironment=" + childMark + "=1 " + serviceMark + "=" + m.dir + "\n",
 	}
 	for _, name := range []string{"test", "sysinit", "basic", "shutdown", "network-online", "multi-user"} {

@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 const (
@@ -48,8 +49,12 @@ type Tunnel struct {
 
 // Open makes this host's end, or finds the one that a former process made with
 // the same right. It returns when the end listens.
-func (t *Tunnels) Open(ctx context.Context, cfg Config) (*Tunnel, error) {
+func (t *Tunnels) Open(ctx context.Context, cfg Config) (_ *Tunnel, err error) {
+	ctx, span := obs.Start(ctx, "open tunnel")
+	span.Set("debvisor.peer", cfg.Peer)
+	defer func() { span.End(err) }()
 	tun := t.Find(cfg.RightID)
+	cfg.TraceID, tun.log = obs.IDsOf(ctx).Trace, obs.Logger(ctx, tun.log)
 	if tun.Alive() && tun.Address() != "" {
 		return tun, nil
 	}
@@ -318,7 +323,7 @@ func (t *Tunnels) Sweep(keep func(taskID string) bool) error {
 		if left.Alive() || cfg.TaskID != "" && keep(cfg.TaskID) {
 			continue
 		}
-		t.Log.Info("removing what a tunnel left", "task", cfg.TaskID)
+		cfg.ids().Logger(t.Log).Info("removing what a tunnel left")
 		errs = append(errs, left.Close())
 	}
 	return errors.Join(errs...)

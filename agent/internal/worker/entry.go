@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -41,6 +42,15 @@ type row struct {
 
 // kind is the last part of the task's id.
 func (e *entry) kind() string { return e.id[strings.LastIndexByte(e.id, '/')+1:] }
+
+// ids are what lines about the task are found by; once it is acknowledged only
+// its own is known.
+func (e *entry) ids() obs.IDs {
+	if e.task == nil {
+		return obs.IDs{Task: e.id}
+	}
+	return IDs(e.task)
+}
 
 // resource is what the task locks; a task without one locks only itself.
 func (e *entry) resource() string {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -20,21 +21,40 @@ func (w *Worker) execute(ctx context.Context, id string) {
 		return
 	}
 	w.note(id, nil, true)
-	w.log.Info("task runs", "task", id, "resumed", resumed, "observe_only", e.task.GetObserveOnly())
+	log := e.ids().Logger(w.log)
+	log.Info("task runs", "resumed", resumed, "observe_only", e.task.GetObserveOnly())
+	ctx, span := w.span(obs.WithIDs(ctx, e.ids()), e, resumed)
 	outcome := w.call(ctx, e, &run{worker: w, id: id, resumed: resumed, live: w.liveOf(id)})
 	if outcome == nil {
-		w.log.Info("task left for the agent's next start", "task", id)
+		log.Info("task left for the agent's next start")
+		span.EndAs("LEFT") // its next start begins another
 		return
 	}
+	span.EndAs(outcome.GetErrorCode())
 	ended(e.kind())
 	w.end(id, outcome)
+}
+
+// span begins the span of one run of a task.
+func (w *Worker) span(ctx context.Context, e *entry, resumed bool) (context.Context, obs.Span) {
+	name := "do " + e.kind()
+	if e.task.GetObserveOnly() {
+		name = "observe " + e.kind()
+	}
+	ctx, span := w.tracing.Below(ctx, e.task.GetTraceparent(), name)
+	span.Set("debvisor.operation_id", e.task.GetOperationId())
+	span.Set("debvisor.task_id", e.id)
+	if resumed {
+		span.Set("debvisor.resumed", "true")
+	}
+	return ctx, span
 }
 
 // call calls the kind and makes an outcome of whatever goes wrong with it.
 func (w *Worker) call(ctx context.Context, e *entry, r *run) (outcome *agentv1.TaskOutcome) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.log.Error("task panicked", "task", e.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			w.log.Error("task panicked", e.ids().Args("panic", fmt.Sprint(p), "stack", string(debug.Stack()))...)
 			outcome = failure("PANIC", "the agent failed inside; its log has the details")
 		}
 	}()
@@ -61,8 +81,8 @@ func (w *Worker) end(id string, outcome *agentv1.TaskOutcome) {
 	if err != nil {
 		return
 	}
-	w.log.Info("task ended", "task", id, "state", e.state,
-		"error_code", outcome.GetErrorCode(), "error", outcome.GetErrorMessage())
+	w.log.Info("task ended", e.ids().Args("state", e.state,
+		"error_code", outcome.GetErrorCode(), "error", outcome.GetErrorMessage())...)
 	w.note(id, nil, true)
 }
 

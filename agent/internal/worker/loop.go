@@ -16,6 +16,7 @@ const pruneEvery = time.Hour
 type call struct {
 	accepted  string
 	cancelled string
+	ping      chan<- struct{}
 }
 
 func (w *Worker) takeCalls() []call {
@@ -80,9 +81,12 @@ func (w *Worker) Run(ctx context.Context) error {
 			return w.brokenErr()
 		case <-w.bell:
 			for _, c := range w.takeCalls() {
-				if c.accepted != "" {
+				switch {
+				case c.ping != nil:
+					close(c.ping)
+				case c.accepted != "":
 					enqueue(c.accepted)
-				} else {
+				default:
 					w.cancelWaiting(q, c.cancelled)
 				}
 			}

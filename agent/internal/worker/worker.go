@@ -10,12 +10,18 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
 // ErrStaleTerm refuses a leader older than the newest that this agent ever
 // heard.
 var ErrStaleTerm = errors.New("term is older than the highest seen")
+
+// ErrUnconfirmedEpoch refuses the leader of an epoch that a restore from a backup
+// began and that no operator has confirmed: the cluster that this agent knows may
+// be at work.
+var ErrUnconfirmedEpoch = errors.New("the epoch was begun by a restore from a backup, and no operator has confirmed it")
 
 // keepEnded is how long an acknowledged task's end is remembered.
 const keepEnded = 7 * 24 * time.Hour
@@ -27,7 +33,14 @@ type Config struct {
 	Kinds []Kind
 	// BootID is the kernel's; empty: nobody asks in which boot a task was accepted.
 	BootID string
-	Log    hclog.Logger
+	// Tracing makes the spans of tasks; nil: there are none.
+	Tracing *obs.Tracing
+	Log     hclog.Logger
+}
+
+// IDs are what lines about a task are found by.
+func IDs(t *agentv1.Task) obs.IDs {
+	return obs.IDs{Trace: obs.TraceOf(t.GetTraceparent()), Operation: t.GetOperationId(), Task: t.GetId()}
 }
 
 // MarkBoot is a mark that a task has from when it is accepted, as is MarkBoot, a
@@ -45,6 +58,7 @@ type Worker struct {
 	kinds   map[string]Kind
 	bootID  string
 	log     hclog.Logger
+	tracing *obs.Tracing
 	journal *journal
 
 	// writing is held over a change: read, journal, then publish. mu is held
@@ -79,7 +93,7 @@ func Open(cfg Config) (*Worker, error) {
 		return nil, errors.Join(err, j.close())
 	}
 	w := &Worker{
-		kinds: map[string]Kind{}, bootID: cfg.BootID, log: cfg.Log, journal: j,
+		kinds: map[string]Kind{}, bootID: cfg.BootID, log: cfg.Log, tracing: cfg.Tracing, journal: j,
 		entries: entries, live: map[string]*live{}, term: term, placed: placed,
 		bell: make(chan struct{}, 1), wake: make(chan struct{}, 1), dead: make(chan struct{}),
 	}
@@ -108,8 +122,14 @@ func (w *Worker) HighestTerm() task.Term {
 }
 
 // Admit asks whether a leader of that term may be obeyed. A term that is new
-// is on disk when it returns nil; an older one is ErrStaleTerm.
-func (w *Worker) Admit(t task.Term) error {
+// is on disk when it returns nil; an older one is ErrStaleTerm, and one of a
+// later epoch ErrUnconfirmedEpoch: a leader must have been welcomed by Welcome
+// first.
+func (w *Worker) Admit(t task.Term) error { return w.Welcome(t, 0) }
+
+// Welcome is Admit for a leader that says which epoch an operator has confirmed
+// last; 0: none. An agent that never heard a leader obeys any.
+func (w *Worker) Welcome(t task.Term, confirmedEpoch uint64) error {
 	if highest := w.HighestTerm(); t == highest && !t.IsZero() {
 		return nil
 	}
@@ -118,6 +138,9 @@ func (w *Worker) Admit(t task.Term) error {
 	highest := w.HighestTerm()
 	if t.Less(highest) || t.IsZero() {
 		return fmt.Errorf("term %s, highest %s: %w", t, highest, ErrStaleTerm)
+	}
+	if !highest.IsZero() && t.Epoch > highest.Epoch && t.Epoch > confirmedEpoch {
+		return fmt.Errorf("term %s, highest %s: %w", t, highest, ErrUnconfirmedEpoch)
 	}
 	if t == highest {
 		return nil
@@ -163,7 +186,7 @@ func (w *Worker) Accept(t *agentv1.Task) error {
 	w.inbox = append(w.inbox, call{accepted: e.id})
 	w.mu.Unlock()
 	ring(w.bell)
-	w.log.Info("task accepted", "task", e.id, "term", task.TermOf(t.GetTerm()), "observe_only", t.GetObserveOnly())
+	w.log.Info("task accepted", e.ids().Args("term", task.TermOf(t.GetTerm()), "observe_only", t.GetObserveOnly())...)
 	ring(w.wake)
 	return nil
 }
@@ -180,7 +203,7 @@ func (w *Worker) remind(id string) bool {
 		w.live[id] = newLive() // the end was acknowledged: it is told anew
 	}
 	w.live[id].urgent = true
-	w.log.Info("task delivered again", "task", id, "state", e.state)
+	w.log.Info("task delivered again", e.ids().Args("state", e.state)...)
 	ring(w.wake)
 	return true
 }
@@ -197,7 +220,7 @@ func (w *Worker) Cancel(id string) {
 	close(l.cancelled)
 	w.inbox = append(w.inbox, call{cancelled: id})
 	ring(w.bell)
-	w.log.Info("task to be cancelled", "task", id)
+	w.log.Info("task to be cancelled", w.entries[id].ids().Args()...)
 }
 
 // Relay gives a task what the leader says of the other agent's side.

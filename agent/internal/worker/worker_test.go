@@ -156,7 +156,7 @@ func TestTermsAreKeptOnDisk(t *testing.T) {
 	w := open(t, path)
 	id := w.JournalID()
 	for _, term := range []task.Term{{Epoch: 1, Revision: 5}, {Epoch: 1, Revision: 9}, {Epoch: 1, Revision: 9}, {Epoch: 2, Revision: 3}} {
-		if err := w.Admit(term); err != nil {
+		if err := w.Welcome(term, 2); err != nil {
 			t.Fatalf("term %s: %v", term, err)
 		}
 	}
@@ -175,6 +175,44 @@ func TestTermsAreKeptOnDisk(t *testing.T) {
 	}
 	if w.JournalID() != id || len(id) != 32 {
 		t.Errorf("journal id %q after %q", w.JournalID(), id)
+	}
+}
+
+// A cluster that was restored from a backup is obeyed only on an operator's word,
+// by an agent that knows another, and is then the only one that is.
+func TestAnEpochIsObeyedOnceConfirmed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	w := open(t, path)
+	if err := w.Admit(task.Term{Epoch: 7, Revision: 5}); err != nil {
+		t.Fatalf("an agent that never heard a leader obeys none: %v", err)
+	}
+	for _, confirmed := range []uint64{0, 7, 8} {
+		if err := w.Welcome(task.Term{Epoch: 9, Revision: 1}, confirmed); !errors.Is(err, worker.ErrUnconfirmedEpoch) {
+			t.Errorf("epoch 9, of which %d is confirmed: %v, want ErrUnconfirmedEpoch", confirmed, err)
+		}
+	}
+	if err := w.Admit(task.Term{Epoch: 9, Revision: 1}); !errors.Is(err, worker.ErrUnconfirmedEpoch) {
+		t.Errorf("a message of a leader without Welcome: %v, want ErrUnconfirmedEpoch", err)
+	}
+	if got := w.HighestTerm(); got != (task.Term{Epoch: 7, Revision: 5}) {
+		t.Errorf("a refused leader was noted: %s", got)
+	}
+	if err := w.Admit(task.Term{Epoch: 7, Revision: 6}); err != nil {
+		t.Errorf("the former cluster goes on: %v", err)
+	}
+	if err := w.Welcome(task.Term{Epoch: 9, Revision: 1}, 9); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w = open(t, path)
+	defer func() { _ = w.Close() }()
+	if err := w.Admit(task.Term{Epoch: 9, Revision: 2}); err != nil {
+		t.Errorf("the next leader of the epoch: %v", err)
+	}
+	if err := w.Welcome(task.Term{Epoch: 7, Revision: 100}, 9); !errors.Is(err, worker.ErrStaleTerm) {
+		t.Errorf("the former cluster: %v, want ErrStaleTerm", err)
 	}
 }
 

@@ -21,27 +21,42 @@ type group struct {
 // more than all their properties do. "zfs get", not "zfs list", since that alone
 // tells a property that a snapshot has from one that its dataset has.
 func (z *ZFS) groups(ctx context.Context, types, properties string, roots []string, recursive bool, yield func(*group) error) error {
-	for _, root := range roots {
-		if _, err := parseDataset("roots", root); err != nil {
-			return err
-		}
+	if err := checkDatasets("roots", roots); err != nil {
+		return err
 	}
-	args := []string{"get", "-Hpo", "name,property,value,source", "-t", types}
-	if len(roots) > 0 && recursive {
-		args = append(args, "-r")
-	} else if len(roots) > 0 {
-		args = append(args, "-d", "1")
-	}
+	args := []string{"-t", types}
 	about := ""
 	if len(roots) > 0 {
-		about = roots[0]
+		args, about = append(args, depth(recursive)...), roots[0]
 	}
+	return z.grouped(ctx, command{program: "zfs", args: append(append(args, "--", properties), roots...), about: about}, properties, yield)
+}
+
+// depth are the options for what the roots have themselves, or all below them too.
+func depth(recursive bool) []string {
+	if recursive {
+		return []string{"-r"}
+	}
+	return []string{"-d", "1"}
+}
+
+// grouped runs a "zfs get", of which c has the options and what follows them.
+func (z *ZFS) grouped(ctx context.Context, c command, properties string, yield func(*group) error) error {
+	c.args = append([]string{"get", "-Hpo", "name,property,value,source"}, c.args...)
 	g := grouping{yield: yield, asked: strings.Split(properties, ",")}
-	c := command{program: "zfs", args: append(append(args, "--", properties), roots...), about: about}
 	if err := z.lines(ctx, c, g.line); err != nil {
 		return err
 	}
 	return g.end()
+}
+
+func checkDatasets(field string, names []string) error {
+	for _, name := range names {
+		if _, err := parseDataset(field, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // grouping makes groups of lines; those of one name follow each other.

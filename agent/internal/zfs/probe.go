@@ -29,7 +29,7 @@ func (z *ZFS) Probe(ctx context.Context) (Capabilities, error) {
 	}
 	c := parseVersions(out)
 	if err != nil || c.Kernel == "" {
-		return c, errdefs.New(errdefs.Unimplemented, CodeAbsent, "the kernel of this host has no ZFS").WithCause(err)
+		return c, errdefs.New(errdefs.Unimplemented, CodeAbsent, "the kernel of this host has no ZFS, or had none when systemd started this agent (then restart it)").WithCause(err)
 	}
 	return c, nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 const (
@@ -44,6 +45,8 @@ type command struct {
 	about  string
 	stdin  io.Reader
 	stdout io.Writer
+	// bearable tells that what the command complains of is no error; nil: all is one.
+	bearable func(complaints string) bool
 	// ours is our end of a pipe, which does not wait for ever for a command that cannot
 	// be killed.
 	ours *os.File
@@ -79,6 +82,8 @@ func (z *ZFS) start(ctx context.Context, c command) (*running, error) {
 	if n := z.left.Load(); n >= maxLeft {
 		return nil, errdefs.New(errdefs.Unavailable, CodePoolSuspended, "%d commands of ZFS hang in the kernel, as with a pool that is suspended: no more are started", n)
 	}
+	ctx, span := obs.Start(ctx, c.verb())
+	span.Set("debvisor.dataset", c.about)
 	r := &running{command: c, z: z, ended: ctx.Done(), why: ctx.Err, done: make(chan struct{})}
 	r.cmd = exec.CommandContext(ctx, c.program, c.args...)
 	r.cmd.Env = []string{"LC_ALL=C", "TZ=UTC", "PATH=" + os.Getenv("PATH")}
@@ -87,6 +92,7 @@ func (z *ZFS) start(ctx context.Context, c command) (*running, error) {
 	r.cmd.Cancel = r.kill
 	r.cmd.WaitDelay = patience
 	if err := r.cmd.Start(); err != nil {
+		span.EndAs(CodeZFS)
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", c.verb(), ctx.Err())
 		}
@@ -102,6 +108,11 @@ func (z *ZFS) start(ctx context.Context, c command) (*running, error) {
 	})
 	go func() {
 		r.err = r.cmd.Wait()
+		if r.err != nil {
+			span.EndAs(CodeZFS)
+		} else {
+			span.EndAs("")
+		}
 		stop()
 		close(r.done)
 	}()
@@ -139,6 +150,9 @@ func (r *running) wait() error {
 	}
 	if r.why() != nil {
 		return fmt.Errorf("%s: %w", r.verb(), r.why())
+	}
+	if r.cmd.ProcessState.ExitCode() == 1 && r.bearable != nil && r.stderr.Len() < maxErrors && r.bearable(r.stderr.String()) {
+		return nil
 	}
 	err := translate(r.meaning(), r.about, r.stderr.String(), r.err)
 	r.z.log.Debug("zfs refused", "command", r.verb(), "dataset", r.about, "error", err)

@@ -15,10 +15,13 @@ func newInitCmd() *cobra.Command {
 		Use:   "init",
 		Short: "Make the first replica of a new cluster",
 		Long: "Makes the cluster's CA, this replica's certificates and a client certificate for the principal\n" +
-			"\"operator\" in the data directory. Refuses a directory that holds a replica already.",
+			"\"operator\" in the data directory. Refuses a directory that holds a replica already.\n\n" + ownerNote,
 		Example: "  debvisor-rpcd init --data-dir /var/lib/debvisor/rpcd --cluster lab --host 10.0.0.1 --host rpc-1.example.org",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := settle(home, &options); err != nil {
+				return err
+			}
 			record, err := members.Init(home, options)
 			if err != nil {
 				return err

@@ -21,12 +21,15 @@ func newJoinCmd() *cobra.Command {
 		Use:   "join",
 		Short: "Make another replica of a cluster that runs",
 		Long: "Asks any replica, with a replica's join token, to let this one in, and fills the data directory.\n" +
-			"After a failure the same command can be repeated with the same token.",
+			"After a failure the same command can be repeated with the same token.\n\n" + ownerNote,
 		Example: "  debvisor-rpcd join --server 10.0.0.1:7443 --token dvj_… --data-dir /var/lib/debvisor/rpcd --host 10.0.0.2",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			secret, err := readToken(token)
 			if err != nil {
+				return err
+			}
+			if err := settle(home, &options); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), limit)

@@ -23,6 +23,8 @@ type app struct {
 	// what tells the command at work, such as "node show n1"; empty before
 	// its own work begins, so that an error then is cobra's, one of usage.
 	what string
+	// tracing is of this run.
+	tracing tracing
 }
 
 // flags are those that every command has.
@@ -34,6 +36,8 @@ type flags struct {
 	noWait  bool
 	timeout time.Duration
 	bounded bool
+	// traceEndpoint and traceCA tell the collector of traces.
+	traceEndpoint, traceCA string
 }
 
 // work is the body of a command that talks to a replica.
@@ -57,6 +61,10 @@ func (a *app) await(ctx context.Context, do work) error {
 
 // connected runs work with a client that lives as long as it.
 func (a *app) connected(ctx context.Context, do work) error {
+	ctx, err := a.trace(ctx)
+	if err != nil {
+		return err
+	}
 	c, err := a.dial()
 	if err != nil {
 		return err
@@ -88,8 +96,11 @@ func (a *app) own(c *cobra.Command) {
 		return
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		a.tracing.command = commandName(cmd)
 		a.what = strings.TrimSpace(strings.Join(append([]string{commandName(cmd)}, args...), " "))
-		return do(cmd, args)
+		err := do(cmd, args)
+		a.endTrace(cmd.Context(), err)
+		return err
 	}
 }
 

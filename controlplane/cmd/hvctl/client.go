@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -17,18 +18,20 @@ import (
 
 // client is a connection to the first replica that can be reached.
 type client struct {
-	nodes      debvisorv1.NodeServiceClient
-	vms        debvisorv1.VMServiceClient
-	migrations debvisorv1.MigrationServiceClient
-	operations debvisorv1.OperationServiceClient
-	cluster    debvisorv1.ClusterServiceClient
-	audits     debvisorv1.AuditServiceClient
-	access     debvisorv1.AccessServiceClient
-	storage    debvisorv1.StorageServiceClient
-	servers    []string
-	conn       *grpc.ClientConn
-	reach      *reach
-	trace      string
+	nodes        debvisorv1.NodeServiceClient
+	vms          debvisorv1.VMServiceClient
+	migrations   debvisorv1.MigrationServiceClient
+	operations   debvisorv1.OperationServiceClient
+	cluster      debvisorv1.ClusterServiceClient
+	audits       debvisorv1.AuditServiceClient
+	access       debvisorv1.AccessServiceClient
+	certificates debvisorv1.CertificateServiceClient
+	storage      debvisorv1.StorageServiceClient
+	events       debvisorv1.EventServiceClient
+	servers      []string
+	conn         *grpc.ClientConn
+	reach        *reach
+	trace        string
 }
 
 // dial makes the client of this run. It connects with the first call.
@@ -55,7 +58,7 @@ func (a *app) dialTo(servers []string) (*client, error) {
 		return nil, err
 	}
 	reach := newReach(servers)
-	c := &client{servers: servers, reach: reach, trace: newTraceID()}
+	c := &client{servers: servers, reach: reach, trace: cmp.Or(a.tracing.root.TraceID(), newTraceID())}
 	again := &retry{reach: reach, patience: a.flags.timeout, tell: a.hint}
 	target, replicas := replicaResolver(servers)
 	options := []grpc.DialOption{
@@ -69,7 +72,7 @@ func (a *app) dialTo(servers []string) (*client, error) {
 	if who != "" {
 		options = append(options, grpc.WithPerRPCCredentials(bearer(who)))
 	}
-	c.conn, err = rpc.Dial(target, cfg, options...)
+	c.conn, err = rpc.Dial(target, cfg, append(options, a.tracing.to.Dial()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)
 	}
@@ -80,7 +83,9 @@ func (a *app) dialTo(servers []string) (*client, error) {
 	c.cluster = debvisorv1.NewClusterServiceClient(c.conn)
 	c.audits = debvisorv1.NewAuditServiceClient(c.conn)
 	c.access = debvisorv1.NewAccessServiceClient(c.conn)
+	c.certificates = debvisorv1.NewCertificateServiceClient(c.conn)
 	c.storage = debvisorv1.NewStorageServiceClient(c.conn)
+	c.events = debvisorv1.NewEventServiceClient(c.conn)
 	return c, nil
 }
 

@@ -11,8 +11,13 @@ import (
 
 // clusterCommand is "hvctl cluster": the control plane itself.
 func clusterCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "cluster", Short: "The control plane: its replicas and who leads"}
-	c.AddCommand(&cobra.Command{
+	c := &cobra.Command{Use: "cluster", Short: "The control plane: its replicas, how it is, backups, the return from one"}
+	c.AddCommand(clusterShow(a), clusterStatus(a), clusterBackup(a), clusterRestore(a), clusterMember(a))
+	return c
+}
+
+func clusterShow(a *app) *cobra.Command {
+	return &cobra.Command{
 		Use: "show", Short: "Show the replicas and which of them leads", Args: cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -24,8 +29,7 @@ func clusterCommand(a *app) *cobra.Command {
 				return a.print(known, func() error { return a.printCluster(known) })
 			})
 		},
-	})
-	return c
+	}
 }
 
 // printCluster prints the control plane's facts and its replicas.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"slices"
 	"sync"
 
@@ -48,6 +49,67 @@ func (*fakeControlPlane) GetCluster(context.Context, *debvisorv1.Empty) (*debvis
 			{Name: "r2", CallersAddress: "192.0.2.2:7443", AgentsAddress: "192.0.2.2:7444", Version: "1.0"},
 		},
 	}, nil
+}
+
+// GetClusterStatus tells of a return from a backup that waits for n2.
+func (f *fakeControlPlane) GetClusterStatus(ctx context.Context, _ *debvisorv1.Empty) (*debvisorv1.ClusterStatus, error) {
+	known, err := f.GetCluster(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	status := &debvisorv1.ClusterStatus{
+		Cluster: known, Schema: 1, NodesOnline: 1, NodesUnreachable: 1, Restore: madeRestore(),
+		Problems: []string{"replica r2 is not ready: no replica is known to lead", "no backup was ever taken: hvctl cluster backup"},
+	}
+	for _, r := range known.GetReplicas() {
+		said := &debvisorv1.ReplicaStatus{Replica: r, Ready: r.GetName() == "r1", Leader: r.GetName() == known.GetLeader(), EtcdDbBytes: 2 << 20, CertificateExpiresAt: madeTime(0)}
+		if !said.GetReady() {
+			said.Reasons = []string{"no replica is known to lead"}
+		}
+		status.Replicas = append(status.Replicas, said)
+	}
+	return status, nil
+}
+
+func madeRestore() *debvisorv1.RestoreStatus {
+	return &debvisorv1.RestoreStatus{
+		Epoch: 9, RestoredAt: madeTime(0), BackupAt: madeTime(0), BackupRevision: 7, WaitingFor: []string{"n2"}, Differences: []string{"n1 runs VM web1"},
+	}
+}
+
+// ConfirmRestore knows epoch 9 only.
+func (*fakeControlPlane) ConfirmRestore(_ context.Context, req *debvisorv1.RestoreConfirmation) (*debvisorv1.RestoreStatus, error) {
+	if req.GetEpoch() != 9 {
+		return nil, errdefs.Field("epoch", "8", "9, the epoch that the last restore began")
+	}
+	status := madeRestore()
+	status.ConfirmedAt, status.ConfirmedBy = madeTime(0), "operator"
+	return status, nil
+}
+
+// RemoveReplica takes every replica for one that is heard.
+func (*fakeControlPlane) RemoveReplica(_ context.Context, req *debvisorv1.RemoveReplicaRequest) (*debvisorv1.RemoveReplicaResult, error) {
+	if !req.GetEvenIfRunning() {
+		return nil, errdefs.New(errdefs.FailedPrecondition, "REPLICA_IS_HEARD", "replica %s is heard", req.GetName())
+	}
+	return &debvisorv1.RemoveReplicaResult{Status: debvisorv1.StatusCode_STATUS_OK, Message: "replica " + req.GetName() + " is removed"}, nil
+}
+
+// Backup sends a small one.
+func (*fakeControlPlane) Backup(_ *debvisorv1.BackupRequest, stream grpc.ServerStreamingServer[debvisorv1.BackupPart]) error {
+	content := []byte("a snapshot")
+	sum := sha256.Sum256(content)
+	manifest := &debvisorv1.BackupManifest{Version: 1, Cluster: "made-up", Replica: "r1", DebvisorVersion: "1.0", Schema: 1, Epoch: 1, Revision: 7, TakenAt: madeTime(0)}
+	end := proto.CloneOf(manifest)
+	end.SnapshotBytes, end.SnapshotSha256 = uint64(len(content)), sum[:]
+	for _, part := range []*debvisorv1.BackupPart{
+		{Kind: &debvisorv1.BackupPart_Manifest{Manifest: manifest}}, {Kind: &debvisorv1.BackupPart_Snapshot{Snapshot: content}}, {Kind: &debvisorv1.BackupPart_End{End: end}},
+	} {
+		if err := stream.Send(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func newCluster() *cluster {

@@ -118,7 +118,8 @@ func writePrivate(path string, data []byte) error {
 	}
 	defer os.Remove(f.Name()) //nolint:errcheck // gone already once it is renamed
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err != nil {
+	// A name must not come to the disk before what it names.
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)

@@ -82,7 +82,9 @@ func startFake(trust pki) (*fake, error) {
 	debvisorv1.RegisterMigrationServiceServer(f.server, &fakeMigrations{made: f.made})
 	debvisorv1.RegisterOperationServiceServer(f.server, &fakeOperations{made: f.made})
 	debvisorv1.RegisterAccessServiceServer(f.server, newFakeAccess())
+	debvisorv1.RegisterCertificateServiceServer(f.server, fakeCertificates{})
 	debvisorv1.RegisterStorageServiceServer(f.server, &fakeStorage{made: f.made})
+	debvisorv1.RegisterEventServiceServer(f.server, fakeEvents{})
 	f.conns = &connections{}
 	if f.addr, err = f.listen("127.0.0.1:0"); err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"net"
 	"os"
 	"strings"
@@ -16,30 +17,49 @@ func (e endpoint) tls() (*tls.Config, error) {
 	if e.CA == "" {
 		return nil, badConfig("no CA certificate to check the server with: give --ca, HVCTL_CA or a context")
 	}
-	pem, err := os.ReadFile(e.CA)
+	roots, err := anchors(e.CA)
 	if err != nil {
-		return nil, badConfig("reading the CA certificate: %v", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, badConfig("the CA file %s holds no PEM certificate", e.CA)
+		return nil, err
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}
 	if e.Cert == "" {
 		return cfg, nil
 	}
-	pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
+	pair, err := loadPair(e.Cert, e.Key)
 	if err != nil {
 		return nil, badConfig("reading the client certificate %s with the key %s: %v", e.Cert, e.Key, err)
 	}
 	if now := time.Now(); now.After(pair.Leaf.NotAfter) {
-		return nil, badConfig("the client certificate %s expired on %s; make a new one with debvisor-rpcd client",
+		return nil, badConfig("the client certificate %s expired on %s; make a new one with hvctl cert issue, or debvisor-rpcd client",
 			e.Cert, moment(pair.Leaf.NotAfter))
 	}
 	// The server is offered the certificate whichever CAs it names, so that
 	// it, and not a silent omission, says what is wrong with it.
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	return cfg, nil
+}
+
+// anchors reads the CAs to trust. What a CA says of how many others may follow it
+// is for those below it, not for who trusts it (RFC 5280, 6.1.1 d): the CAs of
+// former versions allowed none, and vouch for the one that takes their place.
+func anchors(path string) (*x509.CertPool, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, badConfig("reading the CA certificate: %v", err)
+	}
+	roots, found := x509.NewCertPool(), false
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if block.Type != "CERTIFICATE" || err != nil {
+			continue
+		}
+		ca.MaxPathLen, ca.MaxPathLenZero, found = -1, false, true
+		roots.AddCert(ca)
+	}
+	if !found {
+		return nil, badConfig("the CA file %s holds no PEM certificate", path)
+	}
+	return roots, nil
 }
 
 // bearer gives the API key or token that calls carry; empty for none.

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/debvisor/debvisor/shared/manual"
 )
 
 // newRoot builds the whole tree of commands.
@@ -29,9 +31,9 @@ Answers go to standard output; hints, progress and errors to standard error.`,
 	root.AddCommand(
 		clusterCommand(a), nodeCommand(a), vmCommand(a), migrateCommand(a), failoverCommand(a), planCommand(a), operationCommand(a),
 		storageCommand(a), snapshotCommand(a), templateCommand(a), cloneCommand(a), retentionCommand(a), replicationCommand(a),
-		tokenCommand(a), authCommand(a), principalCommand(a), roleCommand(a), keyCommand(a), tenantCommand(a), certificateCommand(a), configCommand(a), versionCommand(a),
-		auditCommand(a),
-		exitCodesTopic(), configurationTopic(),
+		tokenCommand(a), authCommand(a), principalCommand(a), roleCommand(a), keyCommand(a), tenantCommand(a), certCommand(a), certificateCommand(a), configCommand(a), versionCommand(a),
+		auditCommand(a), eventsCommand(a),
+		exitCodesTopic(), configurationTopic(), manual.Command("1"),
 	)
 	a.addFlags(root)
 	a.own(root)
@@ -53,10 +55,13 @@ func (a *app) addFlags(root *cobra.Command) {
 	p.BoolVar(&f.noWait, "no-wait", false, "return as soon as the operation is recorded and print its id")
 	p.DurationVar(&f.timeout, "timeout", defaultTimeout,
 		"bound of each call with its retries; waiting for an operation is bounded only when this is given")
+	p.StringVar(&f.traceEndpoint, "trace-endpoint", "",
+		"the OpenTelemetry collector that this command's trace goes to, https://host:port or unix:///path; else as OTEL_EXPORTER_OTLP_ENDPOINT says")
+	p.StringVar(&f.traceCA, "trace-ca", "", "PEM file of the CAs that vouch for it; else as OTEL_EXPORTER_OTLP_CERTIFICATE says, else the host's")
 	root.MarkFlagsMutuallyExclusive("wait", "no-wait")
 	complete(root, "output", cobra.FixedCompletions(formats(), cobra.ShellCompDirectiveNoFileComp))
 	complete(root, "context", a.completeContexts)
-	for _, name := range []string{"server", "api-key", "token", "timeout"} {
+	for _, name := range []string{"server", "api-key", "token", "timeout", "trace-endpoint"} {
 		complete(root, name, cobra.NoFileCompletions)
 	}
 }

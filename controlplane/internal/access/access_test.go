@@ -214,7 +214,7 @@ func TestAnOperatorIsLeft(t *testing.T) {
 	l := newLab(t)
 	// The founder has a record, and so is no more than that says.
 	const last = "principal operator - viewer\nprincipal boss - operator\nrole operator node:* migration:* storage:* vm:* operation:* token:* " +
-		"replica:* cluster:* reflection:* key:* certificate:* role:* principal:* tenant:* audit:*\ntenant acme\n"
+		"replica:* cluster:* reflection:* key:* certificate:* role:* principal:* tenant:* audit:* ca:* event:* metrics:*\ntenant acme\n"
 	lessen := map[string]func(access.World) (store.Change, error){
 		"another role": func(w access.World) (store.Change, error) {
 			return w.SetPrincipal(&debvisorv1.Principal{Name: "boss", Roles: []string{"viewer"}})

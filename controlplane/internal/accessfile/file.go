@@ -2,9 +2,7 @@ package accessfile
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"sync"
@@ -13,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/debvisor/debvisor/shared/yamlfile"
 )
 
 // MaxBytes is the most that an access file may hold.
@@ -187,26 +187,13 @@ func (f *File) lookAgain() {
 // load reads and parses the file. The stamp is that of what was read; zero
 // where nothing could be.
 func load(path string) (*Policy, stamp, error) {
-	// Not to wait for a writer, should it be a pipe.
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, stamp{}, unreadable(path, err)
+	content, info, err := yamlfile.Read(path, MaxBytes)
+	var at stamp
+	if info != nil {
+		at = stampOf(info)
 	}
-	defer func() { _ = file.Close() }()
-	info, err := file.Stat()
 	if err != nil {
-		return nil, stamp{}, unreadable(path, err)
-	}
-	at := stampOf(info)
-	switch {
-	case !info.Mode().IsRegular():
-		return nil, at, fmt.Errorf("%s: it is not a regular file", path)
-	case info.Mode().Perm()&0o002 != 0:
-		return nil, at, fmt.Errorf("%s: anyone on this host can write to it (mode %04o); chmod o-w it", path, info.Mode().Perm())
-	}
-	content, err := io.ReadAll(io.LimitReader(file, MaxBytes+1))
-	if err != nil {
-		return nil, at, unreadable(path, err)
+		return nil, at, err
 	}
 	policy, err := Parse(path, content)
 	return policy, at, err
@@ -218,13 +205,4 @@ func stampOf(info fs.FileInfo) stamp {
 		s.inode = sys.Ino
 	}
 	return s
-}
-
-// unreadable says what is wrong with a file, naming it once.
-func unreadable(path string, err error) error {
-	var cause *fs.PathError
-	if errors.As(err, &cause) {
-		err = cause.Err
-	}
-	return fmt.Errorf("%s: it cannot be read: %w", path, err)
 }

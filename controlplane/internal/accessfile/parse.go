@@ -14,6 +14,7 @@ import (
 
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	"github.com/debvisor/debvisor/shared/identity"
+	"github.com/debvisor/debvisor/shared/yamlfile"
 )
 
 // What the contract's messages accept (access.proto); a test holds them against
@@ -52,7 +53,7 @@ func Parse(name string, content []byte) (*Policy, error) {
 	if len(content) > MaxBytes {
 		return nil, fmt.Errorf("%s: it has more than %d bytes", name, MaxBytes)
 	}
-	root, err := document(name, content)
+	root, err := yamlfile.Document(name, content)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +86,7 @@ func (p *parser) file(root *yaml.Node) {
 func (p *parser) principals(n *yaml.Node) {
 	for _, e := range p.entries(n, "principals") {
 		p.principalName(e.key, "the name of a principal")
-		field := "principal " + clip(e.key.Value)
+		field := "principal " + yamlfile.Clip(e.key.Value)
 		record := &storev1.Principal{}
 		p.fields(e.value, field, map[string]func(*yaml.Node){
 			"type":        func(n *yaml.Node) { record.Type = p.short(n, field+": type", maxType) },
@@ -149,7 +150,7 @@ func (p *parser) truth(n *yaml.Node, field string) bool {
 func (p *parser) roles(n *yaml.Node) {
 	for _, e := range p.entries(n, "roles") {
 		p.match(e.key, "the name of a role", namePattern, nameAccepted)
-		field := "role " + clip(e.key.Value)
+		field := "role " + yamlfile.Clip(e.key.Value)
 		record := &storev1.Role{}
 		p.fields(e.value, field, map[string]func(*yaml.Node){
 			"permissions": func(n *yaml.Node) { record.Permissions = p.permissions(n, field) },
@@ -182,7 +183,7 @@ func (p *parser) tenants(n *yaml.Node) {
 	var order []place
 	for _, e := range p.entries(n, "tenants") {
 		p.match(e.key, "the name of a tenant", namePattern, nameAccepted)
-		field := "tenant " + clip(e.key.Value)
+		field := "tenant " + yamlfile.Clip(e.key.Value)
 		record := &storev1.Tenant{}
 		p.fields(e.value, field, map[string]func(*yaml.Node){
 			"description": func(n *yaml.Node) { record.Description = p.short(n, field+": description", maxDescription) },
@@ -251,7 +252,7 @@ func (p *parser) keys(n *yaml.Node) {
 	owners := map[string]string{}
 	for _, e := range p.entries(n, "keys") {
 		p.keyID(e.key)
-		field := "key " + clip(e.key.Value)
+		field := "key " + yamlfile.Clip(e.key.Value)
 		record := &storev1.APIKey{Source: Source}
 		p.fields(e.value, field, map[string]func(*yaml.Node){
 			"sha256":      func(n *yaml.Node) { record.Sha256 = p.match(n, field+": sha256", hashPattern, hashAccepted) },

@@ -83,7 +83,7 @@ func TestFollowingEndsWithTheReplica(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := r.front.Leave(ctx); err != nil {
+	if err := r.front.Move(ctx); err != nil {
 		t.Fatal(err)
 	}
 	for err == nil {

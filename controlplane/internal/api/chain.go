@@ -13,6 +13,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
 
@@ -36,6 +37,10 @@ type ChainConfig struct {
 	Audit     *audit.Log
 	// Check validates requests; one serves all chains.
 	Check *Validator
+	// Disk refuses changes while etcd's disk is about to be full; nil: it never is.
+	Disk interface{ Full() error }
+	// Meter is told what becomes of calls; nil: nobody is.
+	Meter Meter
 	Log   hclog.Logger
 }
 
@@ -52,6 +57,9 @@ type Chain struct {
 
 // NewChain makes a chain.
 func NewChain(cfg ChainConfig) *Chain {
+	if cfg.Meter == nil {
+		cfg.Meter = unmetered{}
+	}
 	c := &Chain{ChainConfig: cfg}
 	c.refusals = newTally(time.Second, cfg.Audit)
 	c.flood = newTally(time.Minute, cfg.Audit)
@@ -98,6 +106,8 @@ func (c *Chain) answer(k *call, req any, handler grpc.UnaryHandler) (resp any, e
 // is received.
 func (c *Chain) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	k := c.open(ss.Context(), info.FullMethod)
+	k.stream = true
+	c.Meter.StreamBegins(k.method)
 	err := rpc.Recover(func() error {
 		if err := c.admit(k); err != nil {
 			return err
@@ -139,6 +149,7 @@ func (c *Chain) open(ctx context.Context, method string) *call {
 func (c *Chain) admit(k *call) error {
 	snapshot := c.View.Current()
 	first, refusal := c.authenticate(k, snapshot)
+	c.meterIdentity(k, refusal)
 	if refusal == nil || k.rule.Open {
 		k.grant = c.Authz.Grant(snapshot, k.caller)
 	}
@@ -161,6 +172,7 @@ func (c *Chain) admit(k *call) error {
 		return refusal
 	}
 	denied := c.authorize(k)
+	c.Meter.Authorized(refusalCode(denied))
 	if k.caller == nil {
 		return denied // it was counted before
 	}
@@ -183,7 +195,7 @@ func (c *Chain) admit(k *call) error {
 func (c *Chain) tellRefused(k *call, refusal error) {
 	if k.caller != nil {
 		c.Log.Warn("call refused", "caller", k.caller.Name, "credential", k.caller.CredentialID, "peer", k.peer,
-			"method", shownMethod(k.method), "reason", authn.Reason(refusal))
+			"method", shownMethod(k.method), obs.TraceKey, k.trace, "reason", authn.Reason(refusal))
 	}
 }
 
@@ -261,8 +273,13 @@ func (c *Chain) begin(k *call, req any) (told bool) {
 }
 
 // record lets a change wait until the audit log, which was told of it, has it on
-// disk.
+// disk. One for which etcd has no room is refused.
 func (c *Chain) record(ctx context.Context, told bool) error {
+	if c.Disk != nil {
+		if err := c.Disk.Full(); err != nil {
+			return err
+		}
+	}
 	if !told {
 		return audit.ErrFull
 	}
@@ -273,6 +290,7 @@ func (c *Chain) record(ctx context.Context, told bool) error {
 // status. A call that never began has one line, which says all of it.
 func (c *Chain) close(k *call, req any, err error) error {
 	status := rpc.Finish(c.Log, k.method, k.trace, err)
+	c.meter(k, err)
 	if k.rule.Quiet {
 		return status
 	}
@@ -293,7 +311,7 @@ func (c *Chain) close(k *call, req any, err error) error {
 	if k.rule.Change && err == nil {
 		// The change is made; that its end may not be on disk yet is in the log.
 		if err := c.Audit.Sync(context.WithoutCancel(k.Context)); err != nil {
-			c.Log.Error("the end of a change is not in the audit log yet", "method", k.method, "trace_id", k.trace, "error", err)
+			c.Log.Error("the end of a change is not in the audit log yet", "method", k.method, obs.TraceKey, k.trace, obs.OperationKey, k.operation, "error", err)
 		}
 	}
 	return status

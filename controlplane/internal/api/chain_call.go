@@ -29,6 +29,8 @@ type call struct {
 	peer      string
 	requestID string
 	operation string
+	// stream says that it is no unary call.
+	stream bool
 	// begun says that the audit log tells of its beginning.
 	begun bool
 	// kind is that of the line of a call that never began.

@@ -9,6 +9,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
 
@@ -179,7 +180,7 @@ func (c *Chain) recheck(k *call, s *cluster.Snapshot, now time.Time) {
 		return
 	}
 	c.Log.Info("an open call is ended: its caller may no longer make it",
-		"caller", k.caller.Name, "peer", k.peer, "method", k.method, "trace_id", k.trace, "reason", errdefs.Of(err).Message)
+		"caller", k.caller.Name, "peer", k.peer, "method", k.method, obs.TraceKey, k.trace, "reason", errdefs.Of(err).Message)
 	k.end(&endedCall{err})
 }
 

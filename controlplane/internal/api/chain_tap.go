@@ -86,6 +86,7 @@ func (c *Chain) refuseAtTap(ctx context.Context, info *tap.Info, in *tally, kind
 		Context: ctx, began: time.Now(), method: info.FullMethodName, peer: rpc.Address(ctx), kind: kind, caller: caller,
 		trace: rpc.PickTrace(func(key string) []string { return info.Header[key] }),
 	}
+	c.meter(&k, refusal)
 	in.tell(&k, refusal)
 	return errdefs.ToStatus(refusal, k.trace)
 }

@@ -372,8 +372,10 @@ func TestLeaveEndsWatches(t *testing.T) {
 	}
 	leaving, leave := context.WithCancel(t.Context())
 	leave()
-	if err := r.front.Leave(leaving); err != nil {
-		t.Fatal(err)
+	for _, end := range []func(context.Context) error{r.front.Move, r.front.Leave} {
+		if err := end(leaving); err != nil {
+			t.Fatal(err)
+		}
 	}
 	stopped := make(chan struct{})
 	began := time.Now()

@@ -12,6 +12,8 @@ import (
 type clusterService struct {
 	debvisorv1.UnimplementedClusterServiceServer
 	view             *store.View
+	store            *store.Store
+	members          Members
 	cluster, replica string
 }
 

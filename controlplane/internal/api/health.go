@@ -6,9 +6,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
+	grpchealth "google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/debvisor/debvisor/controlplane/internal/health"
 	"github.com/debvisor/debvisor/shared/rpc"
 )
 
@@ -18,13 +19,36 @@ const lastWord = 200 * time.Millisecond
 // watchedHealth is the health service, whose watches end when the replica
 // stops: grpc's own go on until the caller leaves, and would hold up the end.
 type watchedHealth struct {
-	*health.Server
+	*grpchealth.Server
+	// services are those that it tells of besides the replica as a whole, "".
+	services []string
 	stopping chan struct{}
 	once     sync.Once
 }
 
 func newWatchedHealth() *watchedHealth {
-	return &watchedHealth{Server: health.NewServer(), stopping: make(chan struct{})}
+	h := &watchedHealth{Server: grpchealth.NewServer(), stopping: make(chan struct{})}
+	h.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING) // until it is known to be otherwise
+	return h
+}
+
+// covers has it tell of a server's services, too.
+func (h *watchedHealth) covers(info map[string]grpc.ServiceInfo) {
+	for name := range info {
+		h.services = append(h.services, name)
+		h.SetServingStatus(name, healthv1.HealthCheckResponse_NOT_SERVING)
+	}
+}
+
+// tell makes known how the replica is.
+func (h *watchedHealth) tell(report health.Report) {
+	for _, service := range append([]string{""}, h.services...) {
+		status := healthv1.HealthCheckResponse_NOT_SERVING
+		if report.Serves(service) {
+			status = healthv1.HealthCheckResponse_SERVING
+		}
+		h.SetServingStatus(service, status)
+	}
 }
 
 // leave says NOT_SERVING for good, tells that to all who watch, and ends their

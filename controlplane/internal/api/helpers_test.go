@@ -25,6 +25,8 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/election"
+	"github.com/debvisor/debvisor/controlplane/internal/events"
+	"github.com/debvisor/debvisor/controlplane/internal/health"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/planner"
@@ -53,6 +55,8 @@ type replica struct {
 	front   *api.Server
 	address string
 	log     *buffer
+	// disk is etcd's, as changes find it.
+	disk fullDisk
 	// auditLog is its audit log's path; empty: dir/audit.log.
 	auditLog string
 	// zfs are the agents that answer questions about ZFS.
@@ -144,7 +148,7 @@ func (r *replica) serve(perMinute int) {
 	r.authz = authz.New(authz.Config{Founders: []string{"operator"}, DefaultPerMinute: perMinute})
 	chain := api.NewChain(api.ChainConfig{
 		View: r.view, Authn: authn.New(authn.Config{Cluster: clusterName, Bearers: authn.NewBearers(authn.BearersConfig{})}), Authz: r.authz, Limit: limit.New(),
-		Strangers: api.NewStrangers(), Audit: trail, Check: check, Log: log,
+		Strangers: api.NewStrangers(), Audit: trail, Check: check, Disk: &r.disk, Log: log,
 	})
 	background(t, chain.Run)
 	codec := rpc.NewCodec()
@@ -156,14 +160,19 @@ func (r *replica) serve(perMinute int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ready := health.New(log, health.Check{Name: "snapshot", Why: r.view.Fresh}, health.Check{Name: "audit", Why: trail.Healthy})
+	background(t, ready.Run)
+	feed := events.New(store.NewHistory(r.client), log)
+	background(t, feed.Run)
 	front := api.New(api.Config{
-		Cluster: clusterName, Replica: "r1", Fingerprint: certs.Fingerprint(r.ca.Certificate()), View: r.view, Store: r.store,
-		Operations: operations.New(r.view, r.store), Authz: r.authz, Audit: trail, Codec: codec, Asker: r.zfs, Log: log,
+		Cluster: clusterName, Replica: "r1", Ring: func() *certs.Ring { return certs.NewRing(r.ca, nil) }, View: r.view, Store: r.store,
+		Operations: operations.New(r.view, r.store), Authz: r.authz, Health: ready, Audit: trail, Events: feed, Codec: codec, Asker: r.zfs, Log: log,
 	})
 	services := rpc.Registrar{Server: r.server, Undelivered: chain.Undelivered}
 	front.Register(services)
 	r.front = front
 	agentv1.RegisterEnrollServiceServer(services, enrolment{})
+	front.TellOf(r.server.GetServiceInfo())
 	background(t, front.Run)
 	r.listen()
 }

@@ -52,7 +52,7 @@ const reached = codes.Code(100)
 // fixtures has every method but those that only agents may call.
 func fixtures() map[string]fixture {
 	all := map[string]fixture{}
-	for _, some := range []map[string]fixture{nodeFixtures(), vmFixtures(), moveFixtures(), storageFixtures(), accessFixtures(), otherFixtures()} {
+	for _, some := range []map[string]fixture{nodeFixtures(), vmFixtures(), moveFixtures(), storageFixtures(), accessFixtures(), certificateFixtures(), otherFixtures()} {
 		maps.Copy(all, some)
 	}
 	return all
@@ -94,6 +94,13 @@ func nodeFixtures() map[string]fixture {
 		debvisorv1.NodeService_ListJoinTokens_FullMethodName:  {request: empty},
 		debvisorv1.NodeService_RevokeJoinToken_FullMethodName: {request: always(&debvisorv1.JoinTokenRef{Id: "none"}), found: reached},
 		debvisorv1.ClusterService_GetCluster_FullMethodName:   {request: empty},
+
+		debvisorv1.ClusterService_GetClusterStatus_FullMethodName: {request: empty},
+		debvisorv1.ClusterService_Backup_FullMethodName: {
+			request: always(&debvisorv1.BackupRequest{RecoveryKey: make([]byte, 32)}), found: reached,
+		},
+		debvisorv1.ClusterService_RemoveReplica_FullMethodName:  {request: always(&debvisorv1.RemoveReplicaRequest{Name: "matrix-none"}), found: reached},
+		debvisorv1.ClusterService_ConfirmRestore_FullMethodName: {request: always(&debvisorv1.RestoreConfirmation{Epoch: 1, Reason: "seen"}), found: reached},
 	}
 }
 
@@ -293,9 +300,29 @@ func accessFixtures() map[string]fixture {
 	return all
 }
 
+// Package pki has the tests of what comes of them.
+func certificateFixtures() map[string]fixture {
+	return map[string]fixture{
+		debvisorv1.CertificateService_IssueCertificate_FullMethodName: {
+			request: always(&debvisorv1.CertificateRequest{Principal: "matrix-none", Csr: []byte("none")}), found: codes.InvalidArgument,
+		},
+		debvisorv1.CertificateService_ListCertificates_FullMethodName: {request: always(&debvisorv1.CertificateFilter{})},
+		debvisorv1.CertificateService_RevokeHolder_FullMethodName: {
+			request: always(&debvisorv1.HolderRevocation{Holder: debvisorv1.CertificateHolder_CERTIFICATE_HOLDER_PRINCIPAL, Name: "matrix-none"}),
+			found:   codes.NotFound,
+		},
+		debvisorv1.CertificateService_GetCA_FullMethodName: {request: always(&debvisorv1.Empty{})},
+		debvisorv1.CertificateService_RotateCA_FullMethodName: {
+			request: always(&debvisorv1.CARotationRequest{Action: debvisorv1.CAAction_CA_ACTION_FINISH}), found: codes.FailedPrecondition,
+		},
+	}
+}
+
 func otherFixtures() map[string]fixture {
 	health := fixture{request: always(&healthv1.HealthCheckRequest{})}
 	return map[string]fixture{
+		debvisorv1.EventService_Watch_FullMethodName: {request: always(&debvisorv1.EventFilter{After: "oldest", UntilNow: true})},
+
 		healthv1.Health_Check_FullMethodName: health,
 		healthv1.Health_Watch_FullMethodName: health,
 		healthv1.Health_List_FullMethodName:  {request: always(&healthv1.HealthListRequest{})},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
@@ -15,12 +16,12 @@ import (
 
 type nodeService struct {
 	debvisorv1.UnimplementedNodeServiceServer
-	view        *store.View
-	operations  *operations.Operations
-	authz       *authz.Authorizer
-	fingerprint string
-	list        *nodeList
-	beats       *heartbeats
+	view       *store.View
+	operations *operations.Operations
+	authz      *authz.Authorizer
+	ring       func() *certs.Ring
+	list       *nodeList
+	beats      *heartbeats
 }
 
 // ListNodes answers every node with its last-known state.

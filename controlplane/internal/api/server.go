@@ -13,9 +13,12 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/accessfile"
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
+	"github.com/debvisor/debvisor/controlplane/internal/events"
+	"github.com/debvisor/debvisor/controlplane/internal/health"
 	"github.com/debvisor/debvisor/controlplane/internal/operations"
 	"github.com/debvisor/debvisor/controlplane/internal/plans"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
@@ -33,20 +36,26 @@ type Heard interface {
 type Config struct {
 	// Cluster is the cluster's name, Replica this replica's.
 	Cluster, Replica string
-	// Fingerprint is the CA's, which join tokens carry.
-	Fingerprint string
-	View        *store.View
-	Store       *store.Store
-	Operations  *operations.Operations
-	Authz       *authz.Authorizer
+	// Ring gives the CAs: join tokens carry the fingerprint of the one that signs.
+	Ring       func() *certs.Ring
+	View       *store.View
+	Store      *store.Store
+	Operations *operations.Operations
+	Authz      *authz.Authorizer
 	// AccessFile is the one that Authz reads; nil: there is none.
 	AccessFile *accessfile.File
-	// Audit is asked for its health.
+	// Health says whether the replica can do what callers want of it.
+	Health *health.Source
+	// Audit is asked what it has.
 	Audit *audit.Log
 	// Codec is the callers' server's; nil: answers are never kept encoded.
 	Codec *rpc.Codec
 	// Heard may be nil.
 	Heard Heard
+	// Events is what watches of events read.
+	Events *events.Feed
+	// Members takes backups and removes replicas; nil: this replica does not.
+	Members Members
 	// Asker asks agents; nil: none answers.
 	Asker Asker
 	Log   hclog.Logger
@@ -67,7 +76,7 @@ func New(cfg Config) *Server {
 		health: newWatchedHealth(),
 		audit:  newAuditService(cfg.View, cfg.Audit, cfg.Replica),
 		nodes: &nodeService{
-			view: cfg.View, operations: cfg.Operations, authz: cfg.Authz, fingerprint: cfg.Fingerprint,
+			view: cfg.View, operations: cfg.Operations, authz: cfg.Authz, ring: cfg.Ring,
 			list:  &nodeList{view: cfg.View, codec: cfg.Codec, heard: cfg.Heard},
 			beats: newHeartbeats(cfg.Store),
 		},
@@ -87,14 +96,23 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 		view: s.cfg.View, operations: s.cfg.Operations, authz: s.cfg.Authz, asker: s.cfg.Asker,
 		seen: &inventories{seen: map[string]inventoryOf{}},
 	})
-	debvisorv1.RegisterClusterServiceServer(to, &clusterService{view: s.cfg.View, cluster: s.cfg.Cluster, replica: s.cfg.Replica})
+	debvisorv1.RegisterClusterServiceServer(to, &clusterService{
+		view: s.cfg.View, store: s.cfg.Store, members: s.cfg.Members, cluster: s.cfg.Cluster, replica: s.cfg.Replica,
+	})
+	debvisorv1.RegisterEventServiceServer(to, &eventService{feed: s.cfg.Events})
 	debvisorv1.RegisterAuditServiceServer(to, s.audit)
-	debvisorv1.RegisterAccessServiceServer(to, newAccessService(s.cfg))
+	access := newAccessService(s.cfg)
+	debvisorv1.RegisterAccessServiceServer(to, access)
+	debvisorv1.RegisterCertificateServiceServer(to, &certificateService{access: access, store: s.cfg.Store, cluster: s.cfg.Cluster, ring: s.cfg.Ring})
 	healthv1.RegisterHealthServer(to, s.health)
 	if server, ok := to.(reflection.GRPCServer); ok {
 		reflection.Register(server)
 	}
 }
+
+// TellOf has the health service tell of a server's services besides the replica
+// as a whole. Before Run.
+func (s *Server) TellOf(services map[string]grpc.ServiceInfo) { s.health.covers(services) }
 
 // RegisterAgents registers what agents may call besides their session and
 // renewal: RegisterNode and Heartbeat for themselves. The chain refuses them
@@ -103,9 +121,6 @@ func (s *Server) RegisterAgents(to grpc.ServiceRegistrar) {
 	debvisorv1.RegisterNodeServiceServer(to, s.nodes)
 	healthv1.RegisterHealthServer(to, s.health)
 }
-
-// healthEvery is how often a replica's health is looked at.
-const healthEvery = 500 * time.Millisecond
 
 // Run keeps the health service true and writes heartbeats, until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
@@ -116,12 +131,11 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(done)
 		s.nodes.beats.run(beatsCtx)
 	}()
-	tick := time.NewTicker(healthEvery)
-	defer tick.Stop()
 	for {
-		s.health.SetServingStatus("", s.serving())
+		report, changed := s.cfg.Health.Last()
+		s.health.tell(report)
 		select {
-		case <-tick.C:
+		case <-changed:
 		case <-ctx.Done():
 			s.health.leave()
 			<-done
@@ -130,22 +144,22 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// Leave waits until ctx ends and then ends what would hold up the end of the
-// server: watches and waits, which go on elsewhere. It is to be stopped before
-// the listeners, as Run after them.
-func (s *Server) Leave(ctx context.Context) error {
+// Move waits until ctx ends and then ends streams, which go on at other
+// replicas: this one is about to stop. It is to be stopped before Leave.
+func (s *Server) Move(ctx context.Context) error {
 	<-ctx.Done()
-	s.health.leave()
 	s.audit.leave()
-	s.cfg.Operations.Leave()
+	s.cfg.Events.Leave()
+	s.cfg.Operations.Move()
 	return nil
 }
 
-// serving tells whether this replica can do what callers want of it: it sees
-// the cluster, and can say on disk what is changed.
-func (s *Server) serving() healthv1.HealthCheckResponse_ServingStatus {
-	if s.cfg.View.Fresh() != nil || s.cfg.Audit != nil && s.cfg.Audit.Healthy() != nil {
-		return healthv1.HealthCheckResponse_NOT_SERVING
-	}
-	return healthv1.HealthCheckResponse_SERVING
+// Leave waits until ctx ends and then ends what would hold up the end of the
+// server: watches of its health, and calls that wait for operations, which go
+// on. It is to be stopped before the listeners, as Run after them.
+func (s *Server) Leave(ctx context.Context) error {
+	<-ctx.Done()
+	s.health.leave()
+	s.cfg.Operations.Leave()
+	return nil
 }

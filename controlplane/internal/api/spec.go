@@ -16,7 +16,7 @@ func specOf(ctx context.Context, scope cluster.Scope, kind string, request proto
 	id, err := requestID(ctx)
 	spec := operations.Spec{
 		Kind: kind, Principal: authn.From(ctx).Name, Tenant: scope.Tenant(), Method: kind,
-		RequestID: id, Request: request, TraceID: rpc.TraceID(ctx),
+		RequestID: id, Request: request, TraceID: rpc.TraceID(ctx), Traceparent: rpc.CallTraceparent(ctx),
 	}
 	if k := callOf(ctx); k != nil {
 		spec.Method = k.method

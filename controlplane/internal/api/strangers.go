@@ -39,6 +39,9 @@ func (s *Strangers) failed(peer string, now time.Time) error {
 	return tooMany(s.failures.Take(network(peer), limit.Rate{PerMinute: failuresPerMinute}, now))
 }
 
+// Addresses is how many addresses are counted at the moment.
+func (s *Strangers) Addresses() int { return s.failures.Names() }
+
 // Met counts a request that becomes no call, by the address that it came from.
 func (s *Strangers) Met(peer string, now time.Time) error { return s.failed(peer, now) }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/authn"
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
@@ -25,7 +26,7 @@ func (s *nodeService) CreateJoinToken(ctx context.Context, req *debvisorv1.JoinT
 	made, err := enroll.NewToken(enroll.TokenRequest{
 		Kind: storev1.JoinTokenKind(req.GetKind()), Node: req.GetNodeId(), Replace: req.GetReplace(),
 		Life: time.Duration(req.GetTtlSeconds()) * time.Second, By: caller.Name,
-	}, s.fingerprint, time.Now())
+	}, certs.Fingerprint(s.ring().Signing().Certificate()), time.Now())
 	if err != nil {
 		return nil, err
 	}

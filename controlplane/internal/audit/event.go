@@ -22,6 +22,10 @@ const (
 	// What an access file says came into force, or was refused.
 	AccessFileTaken   Kind = "access_file_taken"
 	AccessFileRefused Kind = "access_file_refused"
+	// What of a changed configuration came into force or waits for a restart, and
+	// that one was refused.
+	ConfigChanged Kind = "config_changed"
+	ConfigRefused Kind = "config_refused"
 	// Action is what the control plane does by itself, as system:<name>.
 	Action Kind = "system_action"
 	// LogOpened begins each file, and what a start adds to one.

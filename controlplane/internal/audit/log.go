@@ -82,6 +82,7 @@ type Log struct {
 	synced, written auditlog.Head
 	// grown is closed when the file has more lines.
 	grown chan struct{}
+	tallied
 }
 
 // batch is lines that are written together.
@@ -116,9 +117,13 @@ func (l *Log) Add(e *Event) (kept bool) {
 		if l.lost++; l.lost == 1 {
 			l.lostSince = time.Now()
 		}
+		l.lostEver++
 		return false
 	}
 	l.tellLost()
+	if l.oldest.IsZero() {
+		l.oldest = e.Time
+	}
 	l.next.lines = e.append(l.next.lines, l.replica)
 	if len(l.next.lines) >= flushAt {
 		l.nudge()

@@ -31,6 +31,8 @@ type writer struct {
 	size                            int
 	target                          auditlog.Head
 	patience                        *time.Timer
+	// began is when the disk got its job.
+	began time.Time
 	// reopening says that the file is to be opened anew.
 	reopening bool
 	syncedAt  time.Time
@@ -135,6 +137,7 @@ func (w *writer) start(j job) {
 	j.lines, j.from = w.tail, w.written
 	w.busy, w.exchanging, w.size, w.target = true, j.reopen, len(w.tail), w.head
 	w.patience.Reset(patience)
+	w.began = time.Now()
 	w.disk.jobs <- j
 }
 
@@ -162,13 +165,15 @@ func (w *writer) advance(o outcome) {
 			w.tail = append([]byte(nil), rest...)
 		}
 		w.written, w.logged, w.syncedAt = 0, max(0, w.logged-w.size), time.Now()
-		w.release(w.target.Sequence, nil)
+		// Last, so that whoever hears that its line is on disk finds the log healthy.
+		defer w.release(w.target.Sequence, nil)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.backlog = len(w.tail)
 	if o.synced {
 		w.synced = w.target
+		w.onDisk(w.began, len(w.tail)+len(w.next.lines) == 0)
 		w.note(nil, false)
 	}
 	if w.target.Sequence > w.Log.written.Sequence {
@@ -202,6 +207,7 @@ func (w *writer) fallBack(diskErr error) {
 	w.release(w.target.Sequence, err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failures++
 	if err == nil {
 		w.degrade(diskErr)
 		return
@@ -215,6 +221,9 @@ func (w *writer) despair() {
 	w.givenUp, w.hung = w.hung, true
 	if !w.givenUp {
 		w.patience.Reset(patience)
+		w.mu.Lock()
+		w.failures++
+		w.mu.Unlock()
 	}
 	w.resort()
 }

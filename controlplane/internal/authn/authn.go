@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,8 @@ type Caller struct {
 	// Permissions are those that a trusted issuer wrote into a token.
 	Permissions []string
 
+	// authority is the key id of the CA that signed the certificate, in hex.
+	authority string
 	// proof is what Check looks for: the SHA-256 of a key's text, or of the
 	// public key that a token was signed with.
 	proof [sha256.Size]byte
@@ -93,10 +96,13 @@ type Config struct {
 }
 
 // Authenticator tells callers by the credentials of one cluster.
-type Authenticator struct{ cfg Config }
+type Authenticator struct {
+	cfg     Config
+	retired *retirement
+}
 
 // New makes an authenticator.
-func New(cfg Config) *Authenticator { return &Authenticator{cfg: cfg} }
+func New(cfg Config) *Authenticator { return &Authenticator{cfg: cfg, retired: &retirement{}} }
 
 // verdict is what one connection's certificate came to. Without a certificate
 // it has neither a caller nor an error.
@@ -137,6 +143,20 @@ func (a *Authenticator) Authenticate(ctx context.Context, s *cluster.Snapshot, n
 	return a.cfg.Bearers.authenticate(ctx, v, text, s, now)
 }
 
+// ByCertificate tells whom a certificate that a handshake has verified belongs
+// to: for what is asked without gRPC. The error is Unauthenticated; nil: nobody
+// showed one. Check is still to be asked.
+func (a *Authenticator) ByCertificate(leaf *x509.Certificate) (*Caller, error) {
+	if leaf == nil {
+		return nil, errdefs.New(errdefs.Unauthenticated, "NO_IDENTITY", "this needs an identity: connect with a client certificate of this cluster's CA")
+	}
+	v, ok := a.judge(leaf).(*verdict)
+	if !ok {
+		return nil, a.noIdentity()
+	}
+	return v.caller, v.err
+}
+
 func (a *Authenticator) judge(leaf *x509.Certificate) any {
 	if leaf == nil {
 		return &verdict{}
@@ -145,13 +165,14 @@ func (a *Authenticator) judge(leaf *x509.Certificate) any {
 		serial := certs.Serial(leaf)
 		return &verdict{caller: &Caller{
 			Replica: replica, Name: "replica:" + replica, Kind: Certificate, Serial: serial, CredentialID: serial, Expires: leaf.NotAfter,
+			authority: hex.EncodeToString(leaf.AuthorityKeyId),
 		}}
 	}
 	id, err := identity.FromCertificate(leaf, a.cfg.Cluster)
 	if err != nil {
 		return &verdict{err: err}
 	}
-	c := &Caller{Identity: id, Name: id.String(), Kind: Certificate, Expires: leaf.NotAfter}
+	c := &Caller{Identity: id, Name: id.String(), Kind: Certificate, Expires: leaf.NotAfter, authority: hex.EncodeToString(leaf.AuthorityKeyId)}
 	if id.Agent != nil {
 		c.Serial = id.Agent.Serial
 	} else {
@@ -169,6 +190,10 @@ func (a *Authenticator) judge(leaf *x509.Certificate) any {
 func (a *Authenticator) Check(c *Caller, s *cluster.Snapshot, now time.Time) error {
 	switch {
 	case c.Kind == Certificate:
+		if a.retired.ended(s, c.authority) {
+			return errdefs.New(errdefs.Unauthenticated, "CA_RETIRED",
+				"the certificate of %s (serial %s) is of a CA that the cluster trusts no more: get a new one", c.Name, c.Serial).With("serial", c.Serial)
+		}
 		return checkCertificate(c, s, now)
 	case a.cfg.Bearers == nil:
 		return a.noIdentity()

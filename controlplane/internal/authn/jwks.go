@@ -54,6 +54,8 @@ type jwks struct {
 
 	current atomic.Pointer[keySet]
 	asked   chan struct{}
+	// again asks for a fetch that nobody waits for.
+	again chan struct{}
 
 	mu sync.Mutex
 	// askedAt is when an unknown key last led to a fetch, and coming is closed
@@ -69,7 +71,7 @@ func newJWKS(address, caFile string, algorithms []string, log hclog.Logger) (*jw
 	}
 	j := &jwks{
 		url: address, caFile: caFile, algorithms: algorithms, log: log,
-		transport: tlsTransport, asked: make(chan struct{}, 1),
+		transport: tlsTransport, asked: make(chan struct{}, 1), again: make(chan struct{}, 1),
 	}
 	j.current.Store(newKeySet(nil, true))
 	if _, err := j.authorities(); err != nil {
@@ -95,6 +97,15 @@ func (j *jwks) Unknown(ctx context.Context, now time.Time) {
 	case <-wait.C:
 	case <-ctx.Done():
 	}
+}
+
+// Reload has the keys fetched soon.
+func (j *jwks) Reload() error {
+	select {
+	case j.again <- struct{}{}:
+	default: // they are about to be
+	}
+	return nil
 }
 
 // ask gives what is closed when the fetch that was asked for has ended; nil:
@@ -131,6 +142,7 @@ func (j *jwks) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-next.C:
+		case <-j.again:
 		case <-j.asked:
 			asked = true
 		}

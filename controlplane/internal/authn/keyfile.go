@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,20 +29,36 @@ type keyFile struct {
 	path       string
 	algorithms []string
 	log        hclog.Logger
-	content    []byte // of the last look
+	mu         sync.Mutex // one look at a time
+	content    []byte     // of the last good one
 	current    atomic.Pointer[keySet]
 }
 
 func openKeyFile(path string, algorithms []string, log hclog.Logger) (*keyFile, error) {
 	f := &keyFile{path: path, algorithms: algorithms, log: log}
-	content, err := readSmall(path, maxKeyFile)
-	if err == nil {
-		err = f.take(content)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("--jwt-key %s: %w", path, err)
+	if err := f.Reload(); err != nil {
+		return nil, err
 	}
 	return f, nil
+}
+
+// Reload takes the file's content now. What cannot be taken changes nothing.
+func (f *keyFile) Reload() error {
+	if _, err := f.look(); err != nil {
+		return fmt.Errorf("--jwt-key %s: %w", f.path, err)
+	}
+	return nil
+}
+
+// look reads the file and tells whether it says something else than before.
+func (f *keyFile) look() (changed bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	content, err := readSmall(f.path, maxKeyFile)
+	if err != nil || f.content != nil && bytes.Equal(content, f.content) {
+		return false, err
+	}
+	return true, f.take(content)
 }
 
 // Current are the keys of the file's last good content.
@@ -61,14 +78,9 @@ func (f *keyFile) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		content, err := readSmall(f.path, maxKeyFile)
-		if err == nil && bytes.Equal(content, f.content) {
-			continue
-		}
-		if err == nil {
-			err = f.take(content)
-		}
+		changed, err := f.look()
 		switch {
+		case err == nil && !changed:
 		case err == nil:
 			f.log.Info("the keys of tokens' issuer are loaded anew", "file", f.path, "keys", len(f.Current().keys))
 			failed = ""

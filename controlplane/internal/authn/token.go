@@ -64,6 +64,8 @@ type source interface {
 	Unknown(ctx context.Context, now time.Time)
 	// Run keeps them current until ctx ends; it then returns nil.
 	Run(ctx context.Context) error
+	// Reload has them read anew at once. An error changes nothing.
+	Reload() error
 }
 
 // NewTokens checks the configuration and reads the files that it names; from an
@@ -104,6 +106,10 @@ func NewTokens(cfg TokensConfig) (*Tokens, error) {
 
 // Run keeps the issuer's keys current until ctx ends; it then returns nil.
 func (t *Tokens) Run(ctx context.Context) error { return t.keys.Run(ctx) }
+
+// Reload reads the issuer's keys anew: from a file now, and what is wrong with it
+// changes nothing; from an address they are fetched soon.
+func (t *Tokens) Reload() error { return t.keys.Reload() }
 
 // authenticate tells who bears a token. One that was verified a short while ago
 // is known by its hash, for as long as the keys are the same.

@@ -41,8 +41,8 @@ type Authorizer struct {
 	universe *universe
 	founders []string
 	file     FileSource
-	// otherwise is the limit of who has none.
-	otherwise rate
+	// perMinute is the limit of who has none; 0: none.
+	perMinute atomic.Int64
 
 	current atomic.Pointer[policy]
 	turn    sync.Mutex // one policy is made at a time
@@ -55,8 +55,17 @@ func New(cfg Config) *Authorizer {
 	}
 	a := &Authorizer{methods: Methods(), founders: cfg.Founders, file: cfg.File}
 	a.universe = newUniverse(a.methods)
-	a.otherwise = rate{perMinute: cfg.DefaultPerMinute, burst: cfg.DefaultPerMinute, unlimited: cfg.DefaultPerMinute == 0}
+	a.SetDefaultPerMinute(cfg.DefaultPerMinute)
 	return a
+}
+
+// SetDefaultPerMinute changes how often those may call who have no limit of
+// their own or of a role, from their next call on; 0: as often as they like.
+func (a *Authorizer) SetDefaultPerMinute(n int) { a.perMinute.Store(int64(n)) }
+
+// stamp is what the policy of a snapshot depends on, as it is now.
+func (a *Authorizer) stamp(s *cluster.Snapshot) stamp {
+	return stamp{access: s.Access, epoch: s.Epoch, file: a.file.Current(), perMinute: a.perMinute.Load()}
 }
 
 // Rule gives a method's row. Without one ok is false and nobody may call it.
@@ -67,7 +76,7 @@ func (a *Authorizer) Rule(method string) (rule Rule, ok bool) {
 
 // policy gives the policy of a snapshot and of the access file as it is now.
 func (a *Authorizer) policy(s *cluster.Snapshot) *policy {
-	at := stamp{access: s.Access, epoch: s.Epoch, file: a.file.Current()}
+	at := a.stamp(s)
 	if p := a.current.Load(); p != nil && p.stamp == at {
 		return p
 	}
@@ -78,7 +87,8 @@ func (a *Authorizer) policy(s *cluster.Snapshot) *policy {
 	}
 	r := a.records(s)
 	r.file = at.file
-	p := newPolicy(a.universe, at, r, a.otherwise)
+	n := int(at.perMinute)
+	p := newPolicy(a.universe, at, r, rate{perMinute: n, burst: n, unlimited: n == 0})
 	a.current.Store(p)
 	return p
 }
@@ -136,7 +146,7 @@ func (a *Authorizer) AuthorizeBy(g *Grant, caller *authn.Caller, method string, 
 // Stamp gives what changes whenever it may have changed who may do what, to be
 // compared with another of this authorizer.
 func (a *Authorizer) Stamp(s *cluster.Snapshot) any {
-	return stamp{access: s.Access, epoch: s.Epoch, file: a.file.Current()}
+	return a.stamp(s)
 }
 
 func authorizeAgent(rule Rule, caller *authn.Caller, method string, now time.Time) error {

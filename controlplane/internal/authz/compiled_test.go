@@ -60,7 +60,7 @@ type world struct {
 
 // contract is the table of built-in roles as api-v1.md and the design have it.
 func (w words) contract(role string) []string {
-	added := strings.Fields("vm operation token replica cluster reflection key certificate role principal tenant audit")
+	added := strings.Fields("vm operation token replica cluster reflection key certificate role principal tenant audit ca event metrics")
 	switch role {
 	case "operator":
 		all := []string{"node:*", "migration:*", "storage:*"}
@@ -73,7 +73,7 @@ func (w words) contract(role string) []string {
 	case "monitor":
 		return strings.Fields("node:list node:heartbeat")
 	case "viewer":
-		viewer := strings.Fields("node:list storage:snapshot:list migration:plan node:get " +
+		viewer := strings.Fields("node:list storage:snapshot:list migration:plan node:get metrics:get " +
 			"storage:list storage:image:list migration:lost:list storage:retention:list storage:replication:list storage:replication:status")
 		for _, rule := range w.methods {
 			resource, verb, _ := strings.Cut(rule.Permission, ":")

@@ -60,11 +60,13 @@ const (
 	EvacuateNode = "node:evacuate"
 	// ListSnapshots is in the contract, which has no method for it.
 	ListSnapshots = "storage:snapshot:list"
+	// ReadMetrics is needed by whoever scrapes a replica's metrics.
+	ReadMetrics = "metrics:get"
 )
 
 // handlers gives these permissions with whom each is for.
 func handlers() map[string]Scope {
-	return map[string]Scope{JoinReplica: ScopeCluster, EvacuateNode: ScopeCluster, ListSnapshots: ScopeTenant}
+	return map[string]Scope{JoinReplica: ScopeCluster, EvacuateNode: ScopeCluster, ReadMetrics: ScopeCluster, ListSnapshots: ScopeTenant}
 }
 
 // Methods is the one table of who may call what, by full method name as
@@ -106,7 +108,18 @@ func clusterMethods() map[string]Rule {
 		debvisorv1.NodeService_ListJoinTokens_FullMethodName:  read("token:list"),
 		debvisorv1.NodeService_RevokeJoinToken_FullMethodName: change("token:revoke"),
 
-		debvisorv1.ClusterService_GetCluster_FullMethodName: read("cluster:get"),
+		debvisorv1.ClusterService_GetCluster_FullMethodName:       read("cluster:get"),
+		debvisorv1.ClusterService_GetClusterStatus_FullMethodName: read("cluster:get"),
+		// It holds the keys of the CA, as what a joining replica gets: no role that was made when "cluster:*" read only has it.
+		debvisorv1.ClusterService_Backup_FullMethodName:         change("replica:backup"),
+		debvisorv1.ClusterService_RemoveReplica_FullMethodName:  change("cluster:member:remove"),
+		debvisorv1.ClusterService_ConfirmRestore_FullMethodName: change("cluster:restore:confirm"),
+
+		debvisorv1.CertificateService_IssueCertificate_FullMethodName: change("certificate:issue"),
+		debvisorv1.CertificateService_ListCertificates_FullMethodName: read("certificate:list"),
+		debvisorv1.CertificateService_RevokeHolder_FullMethodName:     change("certificate:revoke"),
+		debvisorv1.CertificateService_GetCA_FullMethodName:            read("ca:get"),
+		debvisorv1.CertificateService_RotateCA_FullMethodName:         change("ca:rotate"),
 	}
 }
 
@@ -155,6 +168,8 @@ func tenantMethods() map[string]Rule {
 		debvisorv1.OperationService_ListOperations_FullMethodName:  ownRead("operation:list"),
 		debvisorv1.OperationService_WatchOperation_FullMethodName:  ownRead("operation:get"),
 		debvisorv1.OperationService_CancelOperation_FullMethodName: ownChange("operation:cancel"),
+
+		debvisorv1.EventService_Watch_FullMethodName: ownRead("event:list"),
 
 		debvisorv1.MigrationService_PrepareMigration_FullMethodName:   ownRead("migration:plan"),
 		debvisorv1.MigrationService_MigrateVM_FullMethodName:          ownChange("migration:execute"),

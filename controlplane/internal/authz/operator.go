@@ -39,7 +39,7 @@ func (a *Authorizer) leavesOperator(s *cluster.Snapshot, next records, what stri
 
 // hasOperator looks for one who could mend anything.
 func (a *Authorizer) hasOperator(r records) bool {
-	p := newPolicy(a.universe, stamp{}, r, a.otherwise)
+	p := newPolicy(a.universe, stamp{}, r, rate{unlimited: true})
 	for _, founder := range r.founders {
 		if p.isOperator(founder) {
 			return true

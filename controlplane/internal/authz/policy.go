@@ -15,6 +15,8 @@ type stamp struct {
 	access int64
 	epoch  uint64
 	file   *accessfile.Policy
+	// perMinute is the limit of who has none.
+	perMinute int64
 }
 
 // policy is the access policy of one stamp. Each principal and each role is

@@ -105,7 +105,7 @@ func TestConfined(t *testing.T) {
 	if got := code(a.Require(s, shop, "token:create")); got != "CONFINED" {
 		t.Errorf("with a token: %q", got)
 	}
-	if g := a.Grant(s, shop); g.Tenant() != "shop" || len(g.Permissions()) != 16 {
+	if g := a.Grant(s, shop); g.Tenant() != "shop" || len(g.Permissions()) != 19 {
 		t.Errorf("tenant %q, permissions %v", g.Tenant(), g.Permissions())
 	}
 }

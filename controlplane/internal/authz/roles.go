@@ -11,7 +11,7 @@ func builtin(role string) []string {
 		return []string{
 			"node:*", "migration:*", "storage:*",
 			"vm:*", "operation:*", "token:*", "replica:*", "cluster:*", "reflection:*",
-			"key:*", "certificate:*", "role:*", "principal:*", "tenant:*", "audit:*",
+			"key:*", "certificate:*", "role:*", "principal:*", "tenant:*", "audit:*", "ca:*", "event:*", "metrics:*",
 		}
 	case "developer":
 		return []string{"node:list", "storage:snapshot:create", "storage:snapshot:list", "storage:clone:*"}
@@ -21,7 +21,7 @@ func builtin(role string) []string {
 		return []string{
 			"node:list", "storage:snapshot:list", "migration:plan",
 			"node:get", "vm:list", "vm:get", "operation:list", "operation:get", "token:list", "cluster:get", "reflection:get",
-			"key:list", "certificate:list", "role:list", "role:get", "principal:list", "principal:get", "tenant:list",
+			"key:list", "certificate:list", "role:list", "role:get", "principal:list", "principal:get", "tenant:list", "ca:get", "event:list", "metrics:get",
 			"storage:list", "storage:image:list", "migration:lost:list", "storage:retention:list", "storage:replication:list", "storage:replication:status",
 		}
 	}

@@ -39,6 +39,12 @@ type Draft struct {
 	RetentionPolicies   *Table[*storev1.RetentionPolicy]
 	ReplicationPolicies *Table[*storev1.ReplicationPolicy]
 
+	Certificates    *Table[*storev1.Certificate]
+	ReplicaStatuses *Table[*storev1.ReplicaStatus]
+
+	ca              Entry[*storev1.CARotation]
+	restore         Entry[*storev1.Restore]
+	lastBackup      Entry[*storev1.BackupNote]
 	access          int64
 	accessTurn      int64
 	accessChanged   bool
@@ -52,7 +58,18 @@ type Draft struct {
 	activeOperations              indexer
 	vmsByTenant, vmsByOwnName     indexer
 	operationsByTenant            indexer
+
+	endings Endings
 }
+
+// Endings are what came to its end.
+type Endings struct {
+	Operations []*storev1.Operation
+	Tasks      []*storev1.Task
+}
+
+// Endings are those that this draft has seen happen, in their order.
+func (d *Draft) Endings() Endings { return d.endings }
 
 // Draft begins the next snapshot from this one.
 func (s *Snapshot) Draft() *Draft {
@@ -77,6 +94,12 @@ func (s *Snapshot) Draft() *Draft {
 		RetentionPolicies:   newTable(s.RetentionPolicies, nil),
 		ReplicationPolicies: newTable(s.ReplicationPolicies, nil),
 
+		Certificates:    newTable(s.Certificates, nil),
+		ReplicaStatuses: newTable(s.ReplicaStatuses, nil),
+
+		ca:         s.CA,
+		restore:    s.Restore,
+		lastBackup: s.LastBackup,
 		access:     s.Access,
 		accessTurn: s.AccessTurn,
 		epoch:      s.Epoch,
@@ -113,6 +136,21 @@ func (d *Draft) SetEpoch(epoch uint64) { d.epoch = epoch }
 
 // SetAccessTurn sets the revision of the record of access changes' turns.
 func (d *Draft) SetAccessTurn(modRevision int64) { d.accessTurn = modRevision }
+
+// SetCA sets the cluster's CAs; nil: they were never exchanged.
+func (d *Draft) SetCA(record *storev1.CARotation, modRevision int64) {
+	d.ca, d.accessChanged = Entry[*storev1.CARotation]{Value: record, ModRevision: modRevision}, true
+}
+
+// SetRestore sets how the cluster was restored from a backup; nil: it never was.
+func (d *Draft) SetRestore(record *storev1.Restore, modRevision int64) {
+	d.restore = Entry[*storev1.Restore]{Value: record, ModRevision: modRevision}
+}
+
+// SetLastBackup sets the last backup; nil: there is none.
+func (d *Draft) SetLastBackup(record *storev1.BackupNote, modRevision int64) {
+	d.lastBackup = Entry[*storev1.BackupNote]{Value: record, ModRevision: modRevision}
+}
 
 // PutCandidate notes a key under election/ with its value and the revision at
 // which it was created: the candidate with the lowest one leads.
@@ -167,6 +205,12 @@ func (d *Draft) Snapshot(revision int64) *Snapshot {
 		RetentionPolicies:   d.RetentionPolicies.entries,
 		ReplicationPolicies: d.ReplicationPolicies.entries,
 
+		Certificates:    d.Certificates.entries,
+		ReplicaStatuses: d.ReplicaStatuses.entries,
+		CA:              d.ca,
+		Restore:         d.restore,
+		LastBackup:      d.lastBackup,
+
 		Access:     d.access,
 		AccessTurn: d.accessTurn,
 		Revoked:    d.Revoked.entries,
@@ -218,12 +262,19 @@ func (d *Draft) indexTask(key string, was *storev1.Task, had bool, is *storev1.T
 	wasOpen := had && !task.Ended(task.State(was.GetState()))
 	isOpen := has && !task.Ended(task.State(is.GetState()))
 	d.openTasksByNode.move(key, was.GetNode(), wasOpen, is.GetNode(), isOpen)
+	if wasOpen && has && !isOpen {
+		d.endings.Tasks = append(d.endings.Tasks, is)
+	}
 }
 
 func (d *Draft) indexOperation(key string, was *storev1.Operation, had bool, is *storev1.Operation, has bool) {
 	wasActive := had && !task.OpEnded(was.GetState())
 	isActive := has && !task.OpEnded(is.GetState())
 	d.activeOperations.move(key, "", wasActive, "", isActive)
+	// A change that is one transaction is born ended.
+	if has && !isActive && (wasActive || !had) {
+		d.endings.Operations = append(d.endings.Operations, is)
+	}
 	from, to := was.GetTenant(), is.GetTenant()
 	d.operationsByTenant.move(key, from, had && from != "", to, has && to != "")
 }

@@ -79,8 +79,20 @@ type Snapshot struct {
 	// RetentionPolicies and ReplicationPolicies are by name.
 	RetentionPolicies   map[string]Entry[*storev1.RetentionPolicy]
 	ReplicationPolicies map[string]Entry[*storev1.ReplicationPolicy]
+	// Certificates are those that were issued, by serial.
+	Certificates map[string]Entry[*storev1.Certificate]
+	// ReplicaStatuses are what replicas say of themselves, by name.
+	ReplicaStatuses map[string]Entry[*storev1.ReplicaStatus]
+	// CA is the cluster's CAs; its value is nil while they were never exchanged.
+	CA Entry[*storev1.CARotation]
+	// Restore says which backup the cluster was restored from, and how far the
+	// return is; its value is nil while it never was.
+	Restore Entry[*storev1.Restore]
+	// LastBackup is the last backup that was taken whole; its value is nil before
+	// the first.
+	LastBackup Entry[*storev1.BackupNote]
 	// Access is the revision of the last change of what says who may do what:
-	// principals, roles, tenants, keys, revocations. Two snapshots with the
+	// principals, roles, tenants, keys, revocations, CAs. Two snapshots with the
 	// same one agree in all of that.
 	Access int64
 	// AccessTurn is the revision of the record that every change of these by a
@@ -133,6 +145,9 @@ func Empty() *Snapshot {
 		Replications:        map[string]Entry[*storev1.ReplicationJob]{},
 		RetentionPolicies:   map[string]Entry[*storev1.RetentionPolicy]{},
 		ReplicationPolicies: map[string]Entry[*storev1.ReplicationPolicy]{},
+
+		Certificates:    map[string]Entry[*storev1.Certificate]{},
+		ReplicaStatuses: map[string]Entry[*storev1.ReplicaStatus]{},
 
 		candidates: map[string]candidate{},
 		index:      newIndex(),

@@ -17,8 +17,9 @@ const (
 	// maxAsked bounds the questions that a session waits for at a time.
 	maxAsked = 64
 	// maxInParts bounds the answers in parts that are under way at a time, over
-	// all sessions: each may have some parts in memory.
-	maxInParts = 32
+	// all sessions: each may have some parts in memory. Those about Ceph have
+	// places of their own: none about ZFS waits for a dead cluster.
+	maxInParts, maxInPartsOfCeph = 32, 16
 	// ahead is how many parts an agent may send before one is taken; the last one
 	// may come besides.
 	ahead = 2
@@ -56,12 +57,16 @@ func (d *Dispatch) AskParts(ctx context.Context, node string, q *agentv1.Ask, pa
 		defer cancel()
 		ctx = bounded
 	}
+	places := d.inParts
+	if q.GetListRbd() != nil {
+		places = d.cephInParts
+	}
 	select {
-	case d.inParts <- struct{}{}:
+	case places <- struct{}{}:
 	case <-ctx.Done():
 		return errNoAnswer(node, ctx)
 	}
-	defer func() { <-d.inParts }()
+	defer func() { <-places }()
 	return d.ask(ctx, node, q, part)
 }
 

@@ -26,6 +26,9 @@ func (d *Dispatch) Connect(st stream) error {
 	if err != nil {
 		return err
 	}
+	if d.cfg.View.Current().Unconfirmed() {
+		return unconfirmed(d.cfg.View.Current())
+	}
 	hello, err := receiveHello(ctx, st)
 	if err != nil {
 		return err
@@ -70,6 +73,9 @@ func (d *Dispatch) identify(ctx context.Context) (*identity.AgentIdentity, error
 			"the certificate of node %s's agent has expired: it may only renew it", id.Agent.Node)
 	}
 	if err := entitled(d.cfg.View.Current(), id.Agent); err != nil {
+		if errdefs.Is(err, errdefs.NotFound) {
+			d.noteStranger(ctx, id.Agent)
+		}
 		d.cfg.Log.Warn("session refused", "node", id.Agent.Node, "serial", id.Agent.Serial, "remote", rpc.Address(ctx), "reason", err)
 		return nil, err
 	}

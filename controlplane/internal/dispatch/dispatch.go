@@ -25,16 +25,30 @@ type Config struct {
 	View      *store.View
 	Store     *store.Store
 	Inventory *inventory.Inventory
+	// Trust is which CAs agents are to trust; nil: they are not told.
+	Trust Trust
 	// Interval is the time between heartbeats, before jitter.
 	Interval time.Duration
 	Log      hclog.Logger
+	// Now is a test's clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// Trust says which CAs agents are to trust.
+type Trust interface {
+	// Bundle is what they are told.
+	Bundle() *agentv1.TrustBundle
+	// Changed is closed when Bundle says something else than before this call.
+	Changed() <-chan struct{}
 }
 
 // Dispatch serves SessionService. It is safe for concurrent use.
 type Dispatch struct {
 	agentv1.UnimplementedSessionServiceServer
-	cfg     Config
-	inParts chan struct{} // a place for each answer in parts that is under way
+	cfg Config
+	// A place for each answer in parts that is under way, about Ceph and about all
+	// else.
+	cephInParts, inParts chan struct{}
 
 	mu     sync.Mutex
 	leader *leader // nil unless this replica leads
@@ -42,7 +56,10 @@ type Dispatch struct {
 
 // New makes a dispatch that does not lead.
 func New(cfg Config) *Dispatch {
-	return &Dispatch{cfg: cfg, inParts: make(chan struct{}, maxInParts)}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Dispatch{cfg: cfg, cephInParts: make(chan struct{}, maxInPartsOfCeph), inParts: make(chan struct{}, maxInParts)}
 }
 
 // Lead takes agents' sessions until ctx ends or another leads
@@ -78,6 +95,18 @@ func (d *Dispatch) current() *leader {
 		return nil
 	}
 	return d.leader
+}
+
+// Sessions is how many agents have a session; leads is false, and there are
+// none, where this replica does not lead.
+func (d *Dispatch) Sessions() (open int, leads bool) {
+	l := d.current()
+	if l == nil {
+		return 0, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.sessions), true
 }
 
 // replicas are the agents' listeners of all replicas.

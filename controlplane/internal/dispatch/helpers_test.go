@@ -46,6 +46,7 @@ type replica struct {
 	log       *syncBuffer
 	address   string
 	pki       pki
+	later     atomic.Int64 // by how many nanoseconds its clock is ahead
 }
 
 func newReplica(t *testing.T) *replica {
@@ -61,6 +62,7 @@ func newReplica(t *testing.T) *replica {
 	r.inventory = inventory.New(inventory.Config{View: r.view, Store: r.store, Interval: 2 * time.Second, Log: logger})
 	r.Dispatch = dispatch.New(dispatch.Config{
 		Replica: "r1", Cluster: clusterName, View: r.view, Store: r.store, Inventory: r.inventory, Interval: 2 * time.Second, Log: logger,
+		Now: func() time.Time { return time.Now().Add(time.Duration(r.later.Load())) },
 	})
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -288,6 +290,7 @@ func (a *agent) awaitEnd(t *testing.T) error {
 type pki struct {
 	ca  *certs.Authority
 	dir string
+	age time.Duration // of the certificates that it issues
 }
 
 func newPKI(t *testing.T) pki {
@@ -296,7 +299,7 @@ func newPKI(t *testing.T) pki {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := pki{ca, t.TempDir()}
+	p := pki{ca: ca, dir: t.TempDir()}
 	write(t, filepath.Join(p.dir, "ca.pem"), ca.PEM())
 	return p
 }
@@ -316,7 +319,7 @@ func (p pki) reloader(t *testing.T, name string, leaf certs.Leaf) *certs.Reloade
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := p.ca.Issue(key.Public(), leaf, time.Now())
+	cert, err := p.ca.Issue(key.Public(), leaf, time.Now().Add(-p.age))
 	if err != nil {
 		t.Fatal(err)
 	}

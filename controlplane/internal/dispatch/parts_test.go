@@ -203,3 +203,31 @@ func TestAnswersInPartsTakeTurns(t *testing.T) {
 		}
 	}
 }
+
+// TestCephIsNotInTheWay: however many questions about Ceph hang, one about ZFS is asked at once.
+func TestCephIsNotInTheWay(t *testing.T) {
+	r := newReplica(t)
+	r.lead(t)
+	a := r.open(t, "node-1", "j1")
+	b := r.open(t, "node-2", "j2")
+	ctx, cancel := context.WithCancel(t.Context())
+	var hanging []<-chan collected
+	for i := range 64 { // each node's own bound is not reached
+		q := &agentv1.Ask{Question: &agentv1.Ask_ListRbd{ListRbd: &agentv1.ListRbd{}}}
+		hanging = append(hanging, r.askParts(ctx, []string{"node-1", "node-2"}[i%2], q, nil))
+	}
+	for _, one := range []*agent{a, b} {
+		one.await(t, "a question about Ceph", func(m *agentv1.LeaderMessage) bool { return m.GetAsk().GetListRbd() != nil })
+	}
+	whole := r.askParts(t.Context(), "node-1", listing("tank"), nil)
+	a.answer(t, partOf(a.askedToList(t, "tank").GetId(), "x", false))
+	if c := <-whole; c.err != nil || fmt.Sprint(c.names) != "[x]" {
+		t.Errorf("beside 64 questions about Ceph: %v", c)
+	}
+	cancel()
+	for _, one := range hanging {
+		if c := <-one; !errdefs.Is(c.err, errdefs.DeadlineExceeded) && !errdefs.Is(c.err, errdefs.Cancelled) {
+			t.Errorf("a question about Ceph: %v", c.err)
+		}
+	}
+}

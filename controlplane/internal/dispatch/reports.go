@@ -15,6 +15,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -73,7 +74,7 @@ func (l *leader) report(s *session, r *agentv1.TaskReport) {
 // over tells an agent that a task of its has ended without it, on the word that
 // its node was off: what is left of it is to be cleared up.
 func (l *leader) over(s *session, t *storev1.Task) {
-	l.log.Warn("the agent is still at a task that was ended without it", "task", t.GetId(), "node", s.node)
+	l.log.Warn("the agent is still at a task that was ended without it", store.TaskIDs(t).Args("node", s.node)...)
 	s.cancel(t.GetId())
 	if side := l.otherSide(l.cfg.View.Current(), t); side != nil {
 		s.push(&agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_PeerSide{PeerSide: &agentv1.PeerSide{TaskId: t.GetId(), Side: side}}})
@@ -84,8 +85,9 @@ func (l *leader) over(s *session, t *storev1.Task) {
 // before a restored backup. One that has ended is done with, one that has not
 // is asked to.
 func (l *leader) foreign(s *session, r *agentv1.TaskReport) {
-	l.log.Warn("report of an unknown task", "task", r.GetTaskId(), "node", s.node, "state", r.GetState())
+	l.log.Warn("report of an unknown task", obs.TaskKey, r.GetTaskId(), "node", s.node, "state", r.GetState())
 	if task.Ended(r.GetState()) {
+		l.cfg.Inventory.ForeignEnded(s.node, r.GetTaskId())
 		s.acknowledge(r.GetTaskId())
 		return
 	}

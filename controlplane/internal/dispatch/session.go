@@ -39,6 +39,9 @@ type session struct {
 	openedAt int64 // revision at which etcd has the session; 0: not yet
 	sent     sent
 	asked    asked
+	// bundle is what the agent was last told to trust, trust what it last said.
+	bundle *agentv1.TrustBundle
+	trust  *agentv1.Trust
 }
 
 // sent is what this session was sent already; distribute alone uses it.
@@ -51,7 +54,7 @@ type sent struct {
 func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, remote string) *session {
 	s := &session{
 		leader: l, node: agent.Node, agent: agent, journal: hello.GetJournalId(), remote: remote, hello: hello,
-		bell: make(chan struct{}, 1), stopped: make(chan struct{}), heard: time.Now(),
+		bell: make(chan struct{}, 1), stopped: make(chan struct{}), heard: l.cfg.Now(),
 		sent:  sent{tasks: map[string]bool{}, cancels: map[string]bool{}, sides: map[string]*agentv1.Side{}},
 		asked: asked{waiting: map[uint64]chan *agentv1.Answer{}},
 	}
@@ -65,11 +68,14 @@ func newSession(l *leader, agent *identity.AgentIdentity, hello *agentv1.Hello, 
 func (s *session) serve(ctx context.Context, st stream) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.tellForeign(s.leader.cfg.View.Current().Tasks)
 	s.leader.cfg.Inventory.Greet(s.node, s.hello.GetBootId())
 	s.push(&agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_Welcome{Welcome: &agentv1.Welcome{
 		Leader:              s.leader.cfg.Replica,
 		HeartbeatIntervalMs: uint32(s.leader.cfg.Interval / time.Millisecond),
 		Replicas:            replicas(s.leader.cfg.View.Current()),
+		TrustBundle:         s.nextBundle(true),
+		ConfirmedEpoch:      s.leader.cfg.View.Current().ConfirmedEpoch(),
 	}}})
 	s.leader.log.Info("session open", "node", s.node, "journal", s.journal, "remote", s.remote, "version", s.hello.GetAgentVersion())
 	// Both end when this call has returned.
@@ -98,6 +104,10 @@ func (s *session) send(ctx context.Context, st stream) {
 			}
 			if err := st.Send(m); err != nil {
 				s.stop(fmt.Errorf("sending to node %s: %w", s.node, err))
+				return
+			}
+			if m.GetLeaving() != nil {
+				s.stop(errNotLeader())
 				return
 			}
 		}
@@ -137,6 +147,9 @@ func (s *session) receive(ctx context.Context, st stream) {
 			s.leader.report(s, k.Report)
 		case *agentv1.AgentMessage_Answer:
 			s.answer(k.Answer)
+		case *agentv1.AgentMessage_Trust:
+			s.leader.cfg.Inventory.Trust(s.node, k.Trust)
+			s.hearTrust(k.Trust)
 		default:
 			s.stop(errdefs.Field("kind", fmt.Sprintf("%T", m.GetKind()), "a heartbeat, an inventory, a report or an answer after Hello"))
 			return
@@ -148,7 +161,7 @@ func (s *session) receive(ctx context.Context, st stream) {
 // has the term on disk: from then on the session can be written down.
 func (s *session) hear(ctx context.Context) {
 	s.mu.Lock()
-	s.heard = time.Now()
+	s.heard = s.leader.cfg.Now()
 	first := !s.opening
 	s.opening = true
 	s.mu.Unlock()

@@ -6,8 +6,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -20,11 +22,11 @@ func (l *leader) sendTasks(s *session, snapshot *cluster.Snapshot) {
 		if !s.sent.tasks[id] {
 			m, err := wire(t, s.journal)
 			if err != nil {
-				l.log.Error("task not sent: its record cannot be read", "task", id, "error", err)
+				l.log.Error("task not sent: its record cannot be read", store.TaskIDs(t).Args("error", err)...)
 				continue
 			}
 			s.sent.tasks[id] = true
-			l.log.Info("task sent", "task", id, "node", s.node, "observe_only", m.GetObserveOnly())
+			l.log.Info("task sent", store.TaskIDs(t).Args("node", s.node, "observe_only", m.GetObserveOnly())...)
 			s.push(&agentv1.LeaderMessage{Kind: &agentv1.LeaderMessage_Task{Task: m}})
 		}
 		if t.GetCancelRequested() && !s.sent.cancels[id] {
@@ -52,6 +54,7 @@ func wire(t *storev1.Task, journal string) (*agentv1.Task, error) {
 		Id: t.GetId(), OperationId: t.GetOperationId(), Resource: t.GetResource(), Spec: spec,
 		Term:        task.TermOf(t.GetTerm()).Wire(),
 		ObserveOnly: t.GetJournalId() != "" && t.GetJournalId() != journal,
+		Traceparent: obs.Below(t.GetTraceparent(), t.GetId()),
 	}, nil
 }
 

@@ -150,7 +150,7 @@ func (s *stint) run(ctx context.Context) error {
 func (s *stint) round(ctx context.Context) (again bool, err error) {
 	var errs []error
 	for _, was := range s.view.Current().ActiveOperations() {
-		if !ours(was.Value.GetKind()) {
+		if !ours(was.Value.GetKind()) || was.Value.GetRestored() {
 			continue
 		}
 		id := was.Value.GetId()
@@ -223,7 +223,7 @@ func (s *stint) take(ctx context.Context, st *step) error {
 	var conflict *store.ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		s.log.Debug("the records have changed, deciding anew", "operation", st.op.GetId(), "step", st.name, "key", conflict.Key)
+		s.log.Debug("the records have changed, deciding anew", store.OperationIDs(st.op).Args("step", st.name, "key", conflict.Key)...)
 		waiting, cancel := context.WithTimeout(ctx, lookEvery)
 		defer cancel()
 		_ = s.view.Await(waiting, s.view.Current().Revision+1) // later is looked at again anyway
@@ -232,7 +232,7 @@ func (s *stint) take(ctx context.Context, st *step) error {
 		return fmt.Errorf("%s of %s: %w", st.name, st.op.GetId(), err)
 	}
 	if st.name != stepNote {
-		s.log.Info(st.log, "operation", st.op.GetId(), "step", st.name, "term", s.leadership.Term)
+		s.log.Info(st.log, store.OperationIDs(st.op).Args("step", st.name, "term", s.leadership.Term)...)
 	}
 	if err := s.view.Await(ctx, revision); err != nil {
 		return fmt.Errorf("waiting for the snapshot of %s: %w", st.op.GetId(), err)

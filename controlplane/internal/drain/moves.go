@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -223,6 +224,7 @@ func (d *drain) start(m *storev1.Move, target string) {
 		Id: m.GetOperation(), Kind: moveKind, State: task.OpPending, Resources: []string{resource}, Parent: d.op.GetId(),
 		Tenant:    cluster.TenantOf(d.snapshot.VMs[m.GetVmUuid()].Value),
 		Principal: d.op.GetPrincipal(), Method: d.op.GetMethod(), TraceId: d.op.GetTraceId(), CreatedAt: timestamppb.New(d.now),
+		Traceparent: obs.Below(d.op.GetTraceparent(), d.op.GetId()),
 		Detail: &storev1.Operation_Migrate{Migrate: &storev1.Migrate{
 			VmUuid: m.GetVmUuid(), VmName: m.GetVmName(), Source: m.GetSource(), Target: target,
 			AllowDowntime: d.e.GetAllowDowntime(), PlanId: d.e.GetPlanId(),

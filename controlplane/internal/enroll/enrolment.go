@@ -13,6 +13,7 @@ import (
 
 	"github.com/debvisor/debvisor/certs"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/controlplane/internal/pki"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
@@ -22,11 +23,10 @@ import (
 
 // Config says what enrolment works with.
 type Config struct {
-	Cluster   string
-	Authority *certs.Authority
-	// Bundle gives the CA certificates that members trust, in PEM: during a
-	// rotation more than the authority's own.
-	Bundle func() ([]byte, error)
+	Cluster string
+	// Ring gives the CAs: one signs, and while it is exchanged another one is
+	// trusted as well.
+	Ring func() *certs.Ring
 	// AgentLife is the life of agents' certificates; 0: certs.AgentLife.
 	AgentLife time.Duration
 	// AgentsAddress is this replica's agents' listener, host:port, for when no
@@ -65,24 +65,35 @@ func (e *Enrolment) Enrol(ctx context.Context, req *agentv1.EnrollRequest, remot
 	if err != nil {
 		return nil, err
 	}
+	var made issued
 	enrolled, err := e.ledger.Consume(ctx, Use{
 		Token: req.GetToken(), Kind: storev1.JoinTokenKind_JOIN_TOKEN_KIND_NODE,
 		Name: node, KeyHash: hash, Remote: remote,
 		Also: func(snap *cluster.Snapshot, token *storev1.JoinToken, now time.Time) (store.Change, error) {
-			return nodeChange(snap, token, req, now)
+			c, err := nodeChange(snap, token, req, now)
+			if err != nil {
+				return c, err
+			}
+			made, err = e.issue(pub, node, now, time.Now())
+			c.Puts = append(c.Puts, made.put)
+			return c, err
 		},
-		Again: sameEnrolment,
+		Again: func(snap *cluster.Snapshot, token *storev1.JoinToken) error {
+			made = issued{} // of a try that came too late
+			return sameEnrolment(snap, token)
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	certPEM, bundle, err := e.issue(pub, node, enrolled, time.Now())
-	if err != nil {
-		return nil, err
+	if made.certPEM == nil {
+		if made, err = e.again(ctx, pub, node, enrolled); err != nil {
+			return nil, err
+		}
 	}
 	e.cfg.Log.Info("node enrolled", "node", node, "remote", remote)
 	return &agentv1.EnrollResponse{
-		Certificate: certPEM, Ca: bundle, Cluster: e.cfg.Cluster, Servers: e.servers(),
+		Certificate: made.certPEM, Ca: made.bundle, Cluster: e.cfg.Cluster, Servers: e.servers(),
 	}, nil
 }
 
@@ -133,57 +144,84 @@ func (e *Enrolment) Renew(ctx context.Context, agent identity.AgentIdentity, csr
 	if err != nil {
 		return nil, badCSR(err)
 	}
-	enrolled, at, err := e.renewable(ctx, agent)
+	made, err := e.renew(ctx, agent, pub)
 	if err != nil {
 		log.Warn("renewal refused", "reason", err)
 		return nil, err
 	}
-	certPEM, bundle, err := e.issue(pub, agent.Node, enrolled, at)
-	if err != nil {
-		return nil, err
-	}
 	log.Info("agent's certificate renewed")
-	return &agentv1.RenewResponse{Certificate: certPEM, Ca: bundle}, nil
+	return &agentv1.RenewResponse{Certificate: made.certPEM, Ca: made.bundle}, nil
 }
 
-// renewable tells when the agent's node was enrolled, and a moment at which the
-// agent could renew its certificate for sure.
-func (e *Enrolment) renewable(ctx context.Context, agent identity.AgentIdentity) (enrolled, at time.Time, err error) {
+// renew issues a certificate and notes it in the transaction that asks whether
+// the agent may still have one.
+func (e *Enrolment) renew(ctx context.Context, agent identity.AgentIdentity, pub crypto.PublicKey) (made issued, err error) {
 	for range consumeTries {
 		changed := e.cfg.View.Changed()
 		snap := e.cfg.View.Current()
 		at := time.Now()
 		if err := mayRenew(snap, agent, at); err != nil {
-			return enrolled, at, err
+			return made, err
 		}
 		node := snap.Nodes[agent.Node]
-		_, err := e.cfg.Store.Commit(ctx, store.Change{Require: []store.Condition{
-			store.Unchanged(store.NodeKey(agent.Node), node.ModRevision), store.Absent(store.RevokedKey(agent.Serial)),
-		}})
+		if made, err = e.issue(pub, agent.Node, node.Value.GetEnrolledAt().AsTime(), at); err != nil {
+			return made, err
+		}
+		_, err := e.cfg.Store.Commit(ctx, store.Change{
+			Require: []store.Condition{
+				store.Unchanged(store.NodeKey(agent.Node), node.ModRevision), store.Absent(store.RevokedKey(agent.Serial)),
+			},
+			Puts: []store.Put{made.put},
+		})
 		var conflict *store.ConflictError
 		if !errors.As(err, &conflict) {
-			return node.Value.GetEnrolledAt().AsTime(), at, err
+			return made, err
 		}
 		if err := wait(ctx, changed, settle); err != nil {
-			return enrolled, at, err
+			return made, err
 		}
 	}
-	return enrolled, at, errdefs.New(errdefs.Aborted, "CONFLICT", "the records keep changing; try again").WithRetry(time.Second)
+	return made, errdefs.New(errdefs.Aborted, "CONFLICT", "the records keep changing; try again").WithRetry(time.Second)
+}
+
+// again issues another certificate for the key that a token was used with: the
+// answer to the first use was lost.
+func (e *Enrolment) again(ctx context.Context, pub crypto.PublicKey, node string, enrolled time.Time) (issued, error) {
+	made, err := e.issue(pub, node, enrolled, time.Now())
+	if err != nil {
+		return made, err
+	}
+	_, err = e.cfg.Store.Commit(ctx, store.Change{
+		Require: []store.Condition{store.Unchanged(store.NodeKey(node), e.cfg.View.Current().Nodes[node].ModRevision)},
+		Puts:    []store.Put{made.put},
+	})
+	var conflict *store.ConflictError
+	if errors.As(err, &conflict) {
+		err = errdefs.New(errdefs.Aborted, "CONFLICT", "the node's record keeps changing; try again").WithRetry(time.Second)
+	}
+	return made, err
+}
+
+// issued is a certificate in the making: it is handed out once put is written.
+type issued struct {
+	certPEM, bundle []byte
+	put             store.Put
 }
 
 // issue makes an agent's certificate, dated at a moment but never before the
 // node's enrolment (which another replica's clock may have dated): it would
 // count as replaced.
-func (e *Enrolment) issue(pub crypto.PublicKey, node string, enrolled, at time.Time) (certPEM, bundle []byte, err error) {
+func (e *Enrolment) issue(pub crypto.PublicKey, node string, enrolled, at time.Time) (made issued, err error) {
 	if enrolled.After(at) {
 		at = enrolled
 	}
-	certPEM, err = e.cfg.Authority.Issue(pub, certs.AgentLeaf(e.cfg.Cluster, node, e.cfg.AgentLife), at)
-	if err != nil {
-		return nil, nil, err
+	ring := e.cfg.Ring()
+	if made.certPEM, err = ring.Issue(pub, certs.AgentLeaf(e.cfg.Cluster, node, e.cfg.AgentLife), at); err != nil {
+		return made, err
 	}
-	bundle, err = e.cfg.Bundle()
-	return certPEM, bundle, err
+	made.bundle = ring.Bundle()
+	made.put, _, err = pki.Issued(made.certPEM, pki.Holder{Kind: pki.Agent, Name: node}, "")
+	return made, err
 }
 
 func mayRenew(snap *cluster.Snapshot, agent identity.AgentIdentity, now time.Time) error {

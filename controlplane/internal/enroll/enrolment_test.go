@@ -236,7 +236,7 @@ func TestARenewalByALaggingReplica(t *testing.T) {
 	o.node(t, "node-1")
 	former := agentOf(t, resp.GetCertificate())
 	lagging := enroll.New(enroll.Config{
-		Cluster: clusterName, Authority: o.ca, Bundle: func() ([]byte, error) { return o.ca.PEM(), nil },
+		Cluster: clusterName, Ring: func() *certs.Ring { return certs.NewRing(o.ca, nil) },
 		View: frozen{o.view.Current()}, Store: o.store, Log: hclog.NewNullLogger(),
 	})
 	if _, err := lagging.Renew(t.Context(), former, csr(t, key), ""); err != nil {

@@ -52,8 +52,7 @@ func open(t *testing.T) *office {
 	})
 	<-o.view.Ready()
 	o.Enrolment = enroll.New(enroll.Config{
-		Cluster: clusterName, Authority: ca,
-		Bundle:        func() ([]byte, error) { return ca.PEM(), nil },
+		Cluster: clusterName, Ring: func() *certs.Ring { return certs.NewRing(ca, nil) },
 		AgentsAddress: "127.0.0.1:7444",
 		View:          o.view, Store: o.store,
 		Log: hclog.New(&hclog.LoggerOptions{Output: o.log}),

@@ -95,7 +95,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, pauses ma
 		case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 			return again, err
 		default:
-			c.log.Warn("a failover stands still until etcd takes its step", "about", s.about, "step", s.name, "error", err)
+			c.log.Warn("a failover stands still until etcd takes its step", s.told("error", err)...)
 			pauses[next.about] = now.Add(retryAfter)
 		}
 	}
@@ -112,7 +112,7 @@ type subject struct {
 func (c *Controller) due(s *cluster.Snapshot) []subject {
 	var all []subject
 	for _, op := range s.ActiveOperations() {
-		if id := op.Value.GetId(); op.Value.GetKind() == Kind {
+		if id := op.Value.GetId(); op.Value.GetKind() == Kind && !op.Value.GetRestored() {
 			all = append(all, subject{id, func(s *cluster.Snapshot, at moment) *step {
 				if entry, ok := s.Operations[id]; ok && !task.OpEnded(entry.Value.GetState()) {
 					return decide(s, entry, at)
@@ -141,7 +141,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) e
 	var conflict *store.ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		c.log.Debug("the records have changed, deciding anew", "about", s.about, "step", s.name, "key", conflict.Key)
+		c.log.Debug("the records have changed, deciding anew", s.told("key", conflict.Key)...)
 		waiting, cancel := context.WithTimeout(ctx, lookEvery)
 		defer cancel()
 		_ = c.view.Await(waiting, c.view.Current().Revision+1) // later is looked at again anyway
@@ -150,7 +150,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) e
 		return fmt.Errorf("%s of %s: %w", s.name, s.about, err)
 	}
 	if s.name != stepNote {
-		c.log.Info(s.log, "about", s.about, "step", s.name, "term", l.Term)
+		c.log.Info(s.log, s.told("term", l.Term)...)
 	}
 	if err := c.view.Await(ctx, revision); err != nil {
 		return fmt.Errorf("waiting for the snapshot of %s: %w", s.about, err)

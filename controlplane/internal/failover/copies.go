@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -195,6 +196,7 @@ func (r *remains) task(attempt, kind, node string, spec *agentv1.TaskSpec) *stor
 	return &storev1.Task{
 		Id: r.c.GetOperation() + "/" + attempt + "/" + kind, OperationId: r.c.GetOperation(), Node: node, Resource: "vm/" + r.c.GetVmUuid(),
 		State: task.Recorded(task.Assigned), Term: r.term.Record(), Spec: encoded(spec), CreatedAt: timestamppb.New(r.now),
+		Traceparent: obs.Below(r.snapshot.Operations[r.c.GetOperation()].Value.GetTraceparent(), r.c.GetOperation()),
 	}
 }
 

@@ -83,6 +83,15 @@ type step struct {
 	copy *storev1.LostCopy
 }
 
+// told is what a line about the step tells.
+func (s *step) told(more ...any) []any {
+	more = append([]any{"about", s.about, "step", s.name}, more...)
+	if s.op == nil {
+		return store.TaskIDs(s.task).Args(more...)
+	}
+	return store.OperationIDs(s.op).Args(more...)
+}
+
 // decision is one operation with all that is decided on.
 type decision struct {
 	moment

@@ -125,6 +125,7 @@ func Judge(s *cluster.Snapshot, r Request) *Verdict {
 		v.Start = op.GetFailover().GetStart() // nobody has told of it since
 	}
 	v.node(s)
+	v.recovering(s)
 	v.definition(s)
 	v.elsewhere(s)
 	v.readDisks(s, r)
@@ -143,6 +144,17 @@ func starts(state debvisorv1.VMState) bool {
 
 func (v *Verdict) no(code, format string, args ...any) {
 	v.Reasons = append(v.Reasons, planner.Reason{Code: code, Message: fmt.Sprintf(format, args...)})
+}
+
+// recovering refuses every VM while a restored cluster waits for what nodes run:
+// the record of where this one was is as old as the backup.
+func (v *Verdict) recovering(s *cluster.Snapshot) {
+	switch waited := s.Unheard(); {
+	case len(waited) > 0:
+		v.no(cluster.CodeRecovering, "%s", cluster.MayRun(waited))
+	case s.Recovering():
+		v.no(cluster.CodeRecovering, "the cluster was restored from a backup, and what its nodes run is being taken over: try again in some seconds")
+	}
 }
 
 // node refuses a VM whose node is heard.

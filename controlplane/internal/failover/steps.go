@@ -9,6 +9,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -40,6 +41,7 @@ func (d *decision) order(name stepName, attempt, kind, node, resource string, sp
 	t := &storev1.Task{
 		Id: d.taskID(attempt, kind), OperationId: d.op.GetId(), Node: node, Resource: resource,
 		State: task.Recorded(task.Assigned), Term: d.term.Record(), Spec: encoded(spec), CreatedAt: timestamppb.New(d.now),
+		Traceparent: obs.Below(d.op.GetTraceparent(), d.op.GetId()),
 	}
 	d.op.Step = doing
 	s := d.commit(name, doing)

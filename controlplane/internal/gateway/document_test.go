@@ -106,7 +106,7 @@ func checkRule(t *testing.T, m protoreflect.MethodDescriptor, r rule) {
 		t.Errorf("%s: path %q", m.FullName(), path)
 	}
 	reads := strings.HasPrefix(string(m.Name()), "List") || strings.HasPrefix(string(m.Name()), "Get") ||
-		slices.Contains([]string{"WatchOperation", "WhoAmI", "CheckAccess", "SearchAudit", "VerifyAudit"}, string(m.Name()))
+		slices.Contains([]string{"Watch", "WatchOperation", "WhoAmI", "CheckAccess", "SearchAudit", "VerifyAudit"}, string(m.Name()))
 	if reads != (method == "get") {
 		t.Errorf("%s is a %s", m.FullName(), method)
 	}

@@ -58,7 +58,9 @@ type Config struct {
 	// Server is the callers' gRPC server, made by rpc.NewServer.
 	Server    *grpc.Server
 	Strangers Strangers
-	Log       hclog.Logger
+	// Ready answers GET /readyz, which everybody may ask; nil: there is none.
+	Ready http.Handler
+	Log   hclog.Logger
 }
 
 // Gateway is a listener for HTTP/JSON.
@@ -90,7 +92,7 @@ func Listen(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g.lis = newDoor(lis, g.inner)
 	g.http = &http.Server{
-		Handler: g, TLSConfig: withHTTP1(cfg.TLS), ConnContext: connContext,
+		Handler: g, TLSConfig: rpc.WithHTTP1(cfg.TLS), ConnContext: connContext,
 		ReadHeaderTimeout: rpc.HandshakeTimeout, IdleTimeout: idle, MaxHeaderBytes: hardHeaderBytes,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: rpc.MaxStreams, SendPingTimeout: rpc.PingAfter, PingTimeout: rpc.PingTimeout, WriteByteTimeout: writeTimeout,
@@ -98,25 +100,6 @@ func Listen(ctx context.Context, cfg Config) (*Gateway, error) {
 		ErrorLog: cfg.Log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	return g, nil
-}
-
-// withHTTP1 is a TLS configuration whose connections may also speak HTTP/1.1.
-func withHTTP1(cfg *tls.Config) *tls.Config {
-	protocols := []string{"h2", "http/1.1"}
-	cfg = cfg.Clone()
-	cfg.NextProtos = protocols
-	if each := cfg.GetConfigForClient; each != nil {
-		cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			own, err := each(hello)
-			if err != nil || own == nil {
-				return own, err
-			}
-			own = own.Clone()
-			own.NextProtos = protocols
-			return own, nil
-		}
-	}
-	return cfg
 }
 
 func (g *Gateway) newMux(ctx context.Context) (*runtime.ServeMux, error) {
@@ -141,6 +124,7 @@ func (g *Gateway) newMux(ctx context.Context) (*runtime.ServeMux, error) {
 		gw.RegisterAccessServiceHandlerClient(ctx, mux, debvisorv1.NewAccessServiceClient(conn)),
 		gw.RegisterAuditServiceHandlerClient(ctx, mux, debvisorv1.NewAuditServiceClient(conn)),
 		gw.RegisterClusterServiceHandlerClient(ctx, mux, debvisorv1.NewClusterServiceClient(conn)),
+		gw.RegisterEventServiceHandlerClient(ctx, mux, debvisorv1.NewEventServiceClient(conn)),
 		gw.RegisterMigrationServiceHandlerClient(ctx, mux, debvisorv1.NewMigrationServiceClient(conn)),
 		gw.RegisterNodeServiceHandlerClient(ctx, mux, debvisorv1.NewNodeServiceClient(conn)),
 		gw.RegisterOperationServiceHandlerClient(ctx, mux, debvisorv1.NewOperationServiceClient(conn)),
@@ -210,6 +194,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(out, r, err)
 		return
 	}
+	if r.URL.Path == "/readyz" && g.cfg.Ready != nil {
+		g.serveReady(out, r)
+		return
+	}
 	if body, ok := open(r.URL.Path); ok {
 		g.serveOpen(out, r, body)
 		return
@@ -245,6 +233,16 @@ func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			WithRetry(errdefs.FromStatus(over).RetryAfter)
 	}
 	newProblem(err, w.Header().Get(traceHeader)).write(w)
+}
+
+// serveReady answers whether the replica is ready, for balancers: as often as
+// they ask.
+func (g *Gateway) serveReady(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		g.notAllowed(w, r, http.MethodGet)
+		return
+	}
+	g.cfg.Ready.ServeHTTP(w, r)
 }
 
 func (g *Gateway) serveOpen(w http.ResponseWriter, r *http.Request, body []byte) {

@@ -58,22 +58,28 @@ func TestTheServerSeesTheCallerItself(t *testing.T) {
 	}
 }
 
+// traced is a trace context as another program sends it.
+const traced = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 func TestNothingElseIsPassedOn(t *testing.T) {
 	r := newRig(t)
 	resp, body := r.do(r.client("ada", true), r.request(http.MethodPost, "/v1/vms/web:migrate", `{"target":{"node_id":{"id":"b"}}}`,
-		"Debvisor-Request-Id: r-1", "Debvisor-Wait: none", "Debvisor-Trace-Id: t-1", "Cookie: a=b", "X-Forwarded-For: 203.0.113.1",
+		"Debvisor-Request-Id: r-1", "Debvisor-Wait: none", "Debvisor-Trace-Id: t-1", "Traceparent: "+traced, "Cookie: a=b", "X-Forwarded-For: 203.0.113.1",
 		"Grpc-Metadata-Authorization: Bearer stolen", "Grpc-Timeout: 1n", "X-Http-Method-Override: DELETE", "Te: trailers"))
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s", resp.Status, body)
 	}
 	got := r.last()
+	if have := got.metadata.Get("traceparent"); len(have) != 1 || have[0] != traced {
+		t.Errorf("the trace context arrives as %q", have)
+	}
 	for name, values := range got.metadata {
 		switch name {
-		case "debvisor-request-id", "debvisor-wait", "debvisor-trace-id":
+		case "debvisor-request-id", "debvisor-wait", "debvisor-trace-id", "traceparent":
 			if len(values) != 1 {
 				t.Errorf("%s: %q", name, values)
 			}
-		case ":authority", "content-type", "user-agent": // gRPC's own
+		case ":authority", "content-type", "user-agent", "grpc-accept-encoding": // gRPC's own
 		default:
 			t.Errorf("passed on: %s: %q", name, values)
 		}

@@ -37,7 +37,7 @@ const (
 )
 
 // passedOn are the headers that become metadata. The trace id is another, made
-// or found by rpc.PickTrace.
+// or found by rpc.PickTrace, and the trace context, where it is well formed.
 func passedOn() []string { return []string{"authorization", "debvisor-request-id", "debvisor-wait"} }
 
 // headers checks the headers of a request and gives what is passed on of them.
@@ -54,6 +54,10 @@ func headers(r *http.Request, trace string) (metadata.MD, error) {
 	}
 	md := metadata.Pairs(rpc.TraceHeader, trace)
 	inner := innerHeaders
+	if parent := rpc.PickParent(r.Header.Values); parent != "" {
+		inner += len(rpc.TraceParent) + len(parent) + headerCost
+		md.Append(rpc.TraceParent, parent)
+	}
 	for _, name := range passedOn() {
 		for _, value := range r.Header.Values(name) {
 			if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }) {

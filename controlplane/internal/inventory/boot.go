@@ -32,6 +32,9 @@ type boot struct {
 // that orders the rest: the ids of the orders are the same.
 func (i *Inventory) startAfterBoots(ctx context.Context, l election.Leadership) error {
 	snapshot := i.cfg.View.Current()
+	if snapshot.Recovering() {
+		return nil // a node that was not heard may run any of them
+	}
 	for _, b := range i.booted(snapshot) {
 		err := i.startAll(ctx, l, snapshot, b)
 		var conflict *store.ConflictError
@@ -135,6 +138,7 @@ func (i *Inventory) startAll(ctx context.Context, l election.Leadership, s *clus
 		vm := entry.Value
 		op := ordered(orderID(kindStart, b.node, b.id, vm.GetUuid()), kindStart, agentv1.PowerAction_POWER_ACTION_START, vm, b.node, now)
 		op.Resources = []string{"vm/" + vm.GetUuid()}
+		op.TraceId, op.Traceparent = i.cfg.Tracing.Root(op.GetId())
 		if _, done := s.Operations[op.GetId()]; !done {
 			starts, records = append(starts, op), append(records, entry)
 		}

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,8 +12,10 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -34,7 +37,9 @@ type Config struct {
 	Store Committer
 	// Interval is the time between an agent's heartbeats, before jitter.
 	Interval time.Duration
-	Log      hclog.Logger
+	// Tracing has what is ordered traced; nil: only told of in logs.
+	Tracing *obs.Tracing
+	Log     hclog.Logger
 }
 
 // Facts is what a session's beginning tells of a node.
@@ -145,6 +150,25 @@ func (i *Inventory) Heartbeat(id string, h *debvisorv1.Health) {
 	}
 }
 
+// Trust takes what an agent says of the CAs that it trusts and the certificate
+// that it shows.
+func (i *Inventory) Trust(id string, t *agentv1.Trust) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n := i.node(id)
+	if n == nil {
+		return
+	}
+	n.hear(time.Now(), i.cfg.Log)
+	if !slices.Equal(n.trust.GetCas(), t.GetCas()) || n.trust.GetIssuer() != t.GetIssuer() {
+		n.urgent = true // an exchange of the CA waits for it
+	}
+	n.trust, n.dirty = t, true
+	if n.urgent {
+		i.ring()
+	}
+}
+
 // Report takes what an agent reports of its host.
 func (i *Inventory) Report(id string, inv *agentv1.Inventory) {
 	i.mu.Lock()
@@ -170,6 +194,24 @@ func (i *Inventory) Heard(id string) (at time.Time, h *debvisorv1.Health, ok boo
 		return time.Time{}, nil, false
 	}
 	return n.heard, n.health, true
+}
+
+// Silences tells for how long each node's agent has not been heard, by its id,
+// counted from the beginning of this leadership at the earliest. Nodes that no
+// leader ever heard are left out; nil: this replica does not lead.
+func (i *Inventory) Silences(now time.Time) map[string]time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.nodes == nil {
+		return nil
+	}
+	silences := make(map[string]time.Duration, len(i.nodes))
+	for id, n := range i.nodes {
+		if n.liveness != storev1.NodeLiveness_NODE_LIVENESS_UNSPECIFIED {
+			silences[id] = max(now.Sub(n.heard), 0)
+		}
+	}
+	return silences
 }
 
 // node is the memory of a node, made where it is missing; nil unless leading.

@@ -50,11 +50,18 @@ func (i *Inventory) Lead(ctx context.Context, l election.Leadership) error {
 		if err == nil {
 			err = i.writeCeph(ctx, l, false)
 		}
-		if err == nil && (i.takeMoved() || seen == nil || vmsDiffer(seen, now)) {
+		heard := i.newlyHeard(now)
+		if err == nil && len(heard) > 0 {
+			err = i.tellDifferences(ctx, l, now, heard)
+		}
+		if err == nil && (i.takeMoved() || seen == nil || vmsDiffer(seen, now) || len(heard) > 0) {
 			if err = i.placeVMs(ctx, l, now); err == nil {
 				err = i.writeDefinitions(ctx, l, now)
 			}
 			seen = now
+		}
+		if err == nil && len(heard) > 0 {
+			err = i.noteHeard(ctx, l, heard)
 		}
 		if err == nil {
 			err = i.startAfterBoots(ctx, l)

@@ -43,6 +43,12 @@ type node struct {
 	// startedBoot is the boot after which its VMs were started, or were found
 	// started; empty: it was never looked at.
 	startedBoot string
+	// trust is what its agent last said that it trusts and shows; nil: nothing.
+	trust *agentv1.Trust
+	// foreign are the tasks, unknown to the records, that its agent was at when its
+	// session began, at foreignSince, and has not ended.
+	foreign      map[string]bool
+	foreignSince time.Time
 
 	dirty  bool // something to write within 30 s
 	urgent bool // something to write now
@@ -74,6 +80,11 @@ func newNode(id string, s *storev1.NodeStatus, now time.Time) *node {
 	n.capabilities = decode(s.GetCapabilities(), &debvisorv1.NodeCapabilities{})
 	n.listed, n.libvirtDown = s.GetDomains(), s.GetLibvirtDown()
 	n.startedBoot = s.GetStartedBootId()
+	if len(s.GetTrustedCas()) > 0 {
+		n.trust = &agentv1.Trust{
+			Cas: s.GetTrustedCas(), Serial: s.GetCertificateSerial(), Issuer: s.GetCertificateCa(), ExpiresAt: s.GetCertificateExpiresAt().GetSeconds(),
+		}
+	}
 	n.firstSeen(n.facts.BootID)
 	return n
 }
@@ -177,6 +188,10 @@ func (n *node) record() *storev1.NodeStatus {
 		AgentVersion: n.facts.AgentVersion, PeerAddress: n.facts.PeerAddress,
 		JournalId: n.facts.JournalID, BootId: n.facts.BootID,
 		Domains: n.uuids(), LibvirtDown: n.libvirtDown, StartedBootId: n.startedBoot,
+	}
+	if t := n.trust; t != nil {
+		s.TrustedCas, s.CertificateSerial, s.CertificateCa = t.GetCas(), t.GetSerial(), t.GetIssuer()
+		s.CertificateExpiresAt = &timestamppb.Timestamp{Seconds: t.GetExpiresAt()}
 	}
 	if !n.lastSeen.IsZero() {
 		s.LastSeen = timestamppb.New(n.lastSeen)

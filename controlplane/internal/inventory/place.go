@@ -100,6 +100,7 @@ func (i *Inventory) commitVMs(ctx context.Context, l election.Leadership, change
 			change.Deletes = append(change.Deletes, store.GoneVMKey(c.uuid))
 		}
 		for _, op := range c.orders {
+			op.TraceId, op.Traceparent = i.cfg.Tracing.Root(op.GetId())
 			change.Require = append(change.Require, store.Absent(store.OperationKey(op.GetId())))
 			change.Puts = append(change.Puts, store.PutProto(store.OperationKey(op.GetId()), op))
 		}
@@ -116,7 +117,7 @@ func (i *Inventory) commitVMs(ctx context.Context, l election.Leadership, change
 	}
 	for _, c := range changes {
 		for _, op := range c.orders {
-			i.cfg.Log.Info("libvirt's autostart is taken over", "vm", c.uuid, "name", c.vm.GetName(), "node", op.GetPower().GetNode(), "operation", op.GetId())
+			i.cfg.Log.Info("libvirt's autostart is taken over", store.OperationIDs(op).Args("vm", c.uuid, "name", c.vm.GetName(), "node", op.GetPower().GetNode())...)
 		}
 		switch {
 		case c.alarm:

@@ -180,8 +180,9 @@ func (p *placer) place(uuid string, next *storev1.VM, c *vmChange) bool {
 		p.holds("gone", uuid, false)
 		return true // nothing is known of its node now
 	}
-	if _, has := home.domains[uuid]; has {
+	if d, has := home.domains[uuid]; has {
 		p.holds("gone", uuid, false)
+		p.follow(uuid, d, next, c)
 		return true
 	}
 	if holder := p.holder(uuid); holder != "" {
@@ -194,7 +195,7 @@ func (p *placer) place(uuid string, next *storev1.VM, c *vmChange) bool {
 		next.Generation++
 		return true
 	}
-	gone := p.holds("gone", uuid, !p.mayBeAnywhere(uuid) && !unreported(next))
+	gone := p.holds("gone", uuid, !p.mayBeAnywhere(uuid) && !unreported(next) && !p.snapshot.Recovering())
 	if gone {
 		p.holds("gone", uuid, false)
 		c.note = "VM gone: no node has it any more"

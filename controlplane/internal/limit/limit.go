@@ -53,26 +53,29 @@ func (r Rate) complete() Rate {
 // Limiter counts. It is safe for use by many goroutines.
 type Limiter struct {
 	seed   maphash.Seed
+	born   time.Time
 	shards [shards]shard
 }
 
 type shard struct {
 	mu      sync.Mutex
 	buckets map[string]bucket
-	swept   time.Time
+	// swept is when it was looked for full buckets, as a bucket's at.
+	swept int64
 }
 
 // bucket is how much of its rate a name has used. It holds what was taken and
 // not what is left, so that another rate or burst acts at once.
 type bucket struct {
-	// used is in calls, as of at (Unix nanoseconds).
+	// used is in calls, as of at: nanoseconds since the limiter was made, by the
+	// monotonic clock, so that nobody's rate is another where the hour is set.
 	used float64
 	at   int64
 	// perMinute is the rate that used shrinks by until the next call.
 	perMinute int
 }
 
-// settle lets used shrink until now. A clock that was set back changes nothing.
+// settle lets used shrink until now. A moment before the last changes nothing.
 func (b *bucket) settle(now int64) {
 	if passed := now - b.at; passed > 0 {
 		b.used = max(0, b.used-float64(passed)*float64(b.perMinute)/float64(time.Minute))
@@ -82,11 +85,23 @@ func (b *bucket) settle(now int64) {
 
 // New makes a limiter that has counted nothing.
 func New() *Limiter {
-	l := &Limiter{seed: maphash.MakeSeed()}
+	l := &Limiter{seed: maphash.MakeSeed(), born: time.Now()}
 	for i := range l.shards {
-		l.shards[i].buckets = map[string]bucket{}
+		l.shards[i].buckets, l.shards[i].swept = map[string]bucket{}, math.MinInt64/2
 	}
 	return l
+}
+
+// Names is how many names are counted at the moment.
+func (l *Limiter) Names() int {
+	n := 0
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.Lock()
+		n += len(s.buckets)
+		s.mu.Unlock()
+	}
+	return n
 }
 
 // Take counts one call of a name at that moment, or refuses it with
@@ -107,20 +122,20 @@ func (l *Limiter) ask(name string, r Rate, now time.Time, take float64) error {
 	}
 	r = r.complete()
 	s := &l.shards[maphash.String(l.seed, name)%shards]
-	if over := s.ask(name, r, now, take); over > 0 {
+	if over := s.ask(name, r, now.Sub(l.born), take); over > 0 {
 		return refusal(name, r, over)
 	}
 	return nil
 }
 
 // ask gives how many calls too many one more would be; 0: it is allowed.
-func (s *shard) ask(name string, r Rate, now time.Time, take float64) (over float64) {
+func (s *shard) ask(name string, r Rate, now time.Duration, take float64) (over float64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now.Sub(s.swept) >= sweepEvery {
-		s.sweep(now)
+	at := int64(now)
+	if at-s.swept >= int64(sweepEvery) {
+		s.sweep(at)
 	}
-	at := now.UnixNano()
 	b, known := s.buckets[name]
 	if known {
 		b.settle(at)
@@ -142,9 +157,8 @@ func (s *shard) ask(name string, r Rate, now time.Time, take float64) (over floa
 }
 
 // sweep forgets the buckets that are full: a new one would be the same.
-func (s *shard) sweep(now time.Time) {
-	s.swept = now
-	at := now.UnixNano()
+func (s *shard) sweep(at int64) {
+	s.swept = at
 	for name, b := range s.buckets {
 		if b.settle(at); b.used == 0 {
 			delete(s.buckets, name)

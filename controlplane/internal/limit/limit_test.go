@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
@@ -153,5 +154,34 @@ func TestConcurrentCallersShareOneBucket(t *testing.T) {
 	wg.Wait()
 	if all != 50 {
 		t.Errorf("%d calls passed, want 50", all)
+	}
+}
+
+// set is the same moment, read after the hour was set: the wall clock has jumped
+// and the monotonic one has not, which package time lets nobody make otherwise.
+func set(t *testing.T, at time.Time, by time.Duration) time.Time {
+	t.Helper()
+	jumped := at
+	*(*uint64)(unsafe.Pointer(&jumped)) += uint64(by/time.Second) << 30 // seconds of a Time with a monotonic reading
+	if jumped.Sub(at) != 0 || jumped.Round(0).Sub(at.Round(0)) != by {
+		t.Fatalf("package time keeps a Time otherwise now: %s and %s", at, jumped)
+	}
+	return jumped
+}
+
+// Nobody gets more calls, or fewer, since the clock of the host was set.
+func TestTheHourDoesNotMatter(t *testing.T) {
+	for _, by := range []time.Duration{time.Hour, -time.Hour} {
+		l, rate, now := New(), Rate{PerMinute: 60, Burst: 10}, time.Now()
+		if got := passed(l, "ada", rate, now, 100); got != 10 {
+			t.Fatalf("%d calls pass, not the burst", got)
+		}
+		now = set(t, now, by)
+		if got := passed(l, "ada", rate, now, 100); got != 0 {
+			t.Errorf("set by %s: %d calls pass at the same moment", by, got)
+		}
+		if got := passed(l, "ada", rate, now.Add(5*time.Second), 100); got != 5 {
+			t.Errorf("set by %s: %d calls pass 5 s later, not 5", by, got)
+		}
 	}
 }

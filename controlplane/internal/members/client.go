@@ -15,16 +15,16 @@ import (
 // IssueClient issues a client certificate for a principal with the CA of a
 // replica's data directory and writes <out>/<name>.pem, <name>-key.pem and
 // ca.pem. It refuses to overwrite a certificate. A life of 0 is
-// certs.ClientLife.
+// certs.ClientLife. The replica tells the cluster of it once it runs.
 func IssueClient(home Home, name, out string, life time.Duration) (certs.Pair, error) {
 	if err := identity.CheckPrincipal(name); err != nil {
 		return certs.Pair{}, err
 	}
-	wrap, err := certs.ReadWrapKey(home.wrapKey())
+	wrap, err := home.readWrap()
 	if err != nil {
 		return certs.Pair{}, err
 	}
-	ca, err := certs.LoadAuthority(home.Authority(), wrap, time.Now())
+	ring, err := certs.LoadRing(home.Ring(), wrap, time.Now())
 	if err != nil {
 		return certs.Pair{}, err
 	}
@@ -35,12 +35,11 @@ func IssueClient(home Home, name, out string, life time.Duration) (certs.Pair, e
 	if _, err := os.Stat(pair.Cert); !errors.Is(err, fs.ErrNotExist) {
 		return certs.Pair{}, fmt.Errorf("%s exists and is not overwritten", pair.Cert)
 	}
-	if err := exchange(pair, ca, certs.ClientLeaf(name, life)); err != nil {
+	if err := exchange(pair, ring, certs.ClientLeaf(name, life)); err != nil {
 		return certs.Pair{}, err
 	}
-	bundle, err := os.ReadFile(home.Authority().Cert)
-	if err != nil {
-		return certs.Pair{}, fmt.Errorf("read the CA certificate: %w", err)
+	if err := home.note(pair.Cert); err != nil {
+		return certs.Pair{}, err
 	}
-	return pair, certs.WriteFile(filepath.Join(out, "ca.pem"), bundle, certs.PublicMode)
+	return pair, certs.WriteFile(filepath.Join(out, "ca.pem"), ring.Bundle(), certs.PublicMode)
 }

@@ -24,6 +24,12 @@ func (h Home) Authority() certs.AuthorityFiles {
 	return certs.AuthorityFiles{Cert: h.pki("ca.pem"), Key: h.pki("ca-key.pem")}
 }
 
+// Ring names the files of the cluster's CAs, more than one while they are
+// exchanged.
+func (h Home) Ring() certs.RingFiles {
+	return certs.RingFiles{AuthorityFiles: h.Authority(), Cross: h.pki("ca-cross.pem")}
+}
+
 // EtcdAuthority names the files of etcd's own CA.
 func (h Home) EtcdAuthority() certs.AuthorityFiles {
 	return certs.AuthorityFiles{Cert: h.etcdPKI("ca.pem"), Key: h.etcdPKI("ca-key.pem")}
@@ -56,6 +62,10 @@ func (h Home) RecordFile() string { return filepath.Join(h.Dir, "replica.json") 
 func (h Home) pki(name string) string     { return filepath.Join(h.Dir, "pki", name) }
 func (h Home) etcdPKI(name string) string { return filepath.Join(h.Dir, "etcd", "pki", name) }
 func (h Home) sealKey() string            { return h.pki("join-seal.key") }
+func (h Home) ownSealKey() string         { return h.pki("seal.key") }
+func (h Home) issued() string             { return h.pki("issued") }
+func (h Home) revoked() string            { return h.pki("revoked") }
+func (h Home) former() string             { return h.pki("former") }
 
 func (h Home) wrapKey() string {
 	if h.WrapKey != "" {
@@ -95,5 +105,15 @@ func (h Home) wrap() (certs.WrapKey, error) {
 		}
 		return key, key.WriteNew(h.wrapKey())
 	}
-	return certs.ReadWrapKey(h.wrapKey())
+	return h.readWrap()
+}
+
+// readWrap reads the wrap key, which must be there.
+func (h Home) readWrap() (certs.WrapKey, error) {
+	key, err := certs.ReadWrapKey(h.wrapKey())
+	if h.WrapKey == "" && errors.Is(err, fs.ErrNotExist) {
+		return key, fmt.Errorf("wrap key %s is missing and no other is named: put it back, name its file with --wrap-key-file or RPC_WRAP_KEY_FILE, "+
+			"or have systemd load it as the credential wrap.key (%w)", h.wrapKey(), fs.ErrNotExist)
+	}
+	return key, err
 }

@@ -58,11 +58,11 @@ func Init(home Home, o Options) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	k := keeping{home: home, record: r, ca: ca, etcdCA: etcdCA}
-	if err := k.install(nil, nil); err != nil {
+	k := keeping{home: home, record: r, ring: certs.NewRing(ca, nil), etcdCA: etcdCA}
+	if err := k.install(nil); err != nil {
 		return Record{}, err
 	}
-	if err := exchange(home.Operator(), ca, certs.ClientLeaf("operator", 0)); err != nil {
+	if err := exchange(home.Operator(), k.ring, certs.ClientLeaf("operator", 0)); err != nil {
 		return Record{}, err
 	}
 	return r, r.write(home)
@@ -70,21 +70,22 @@ func Init(home Home, o Options) (Record, error) {
 
 // keeping is a replica's record and CAs.
 type keeping struct {
-	home       Home
-	record     Record
-	ca, etcdCA *certs.Authority
+	home   Home
+	record Record
+	ring   *certs.Ring
+	etcdCA *certs.Authority
 	// life is that of the replica's own leaves; 0: certs.ServerLife.
 	life time.Duration
 }
 
 // install writes the CAs, keys sealed, and issues the replica's leaves. The
-// bundles are what members trust; nil: the CA alone.
-func (k keeping) install(bundle, etcdBundle []byte) error {
+// bundle is what members of etcd trust; nil: its CA alone.
+func (k keeping) install(etcdBundle []byte) error {
 	wrap, err := k.home.wrap()
 	if err != nil {
 		return err
 	}
-	if err := k.ca.Save(k.home.Authority(), wrap, bundle); err != nil {
+	if err := k.ring.Save(k.home.Ring(), wrap); err != nil {
 		return err
 	}
 	if err := k.etcdCA.Save(k.home.EtcdAuthority(), wrap, etcdBundle); err != nil {
@@ -98,7 +99,7 @@ func (k keeping) install(bundle, etcdBundle []byte) error {
 
 func (k keeping) issueServer() error {
 	files := k.home.Server()
-	return exchange(certs.Pair{Cert: files.Cert, Key: files.Key}, k.ca,
+	return exchange(certs.Pair{Cert: files.Cert, Key: files.Key}, k.ring,
 		certs.ServerLeaf(k.record.Cluster, k.record.Name, k.record.Hosts, k.life))
 }
 
@@ -108,8 +109,13 @@ func (k keeping) issuePeer() error {
 		certs.EtcdPeerLeaf(k.record.Name, k.record.peerHosts(), k.life))
 }
 
+// issuer signs leaves: certs.Authority, certs.Ring.
+type issuer interface {
+	Issue(pub crypto.PublicKey, leaf certs.Leaf, now time.Time) ([]byte, error)
+}
+
 // exchange gives a pair a new key and a new certificate.
-func exchange(pair certs.Pair, ca *certs.Authority, leaf certs.Leaf) error {
+func exchange(pair certs.Pair, ca issuer, leaf certs.Leaf) error {
 	key, err := pair.NextKey()
 	if err != nil {
 		return err
@@ -117,7 +123,7 @@ func exchange(pair certs.Pair, ca *certs.Authority, leaf certs.Leaf) error {
 	return certify(pair, ca, leaf, key.Public())
 }
 
-func certify(pair certs.Pair, ca *certs.Authority, leaf certs.Leaf, pub crypto.PublicKey) error {
+func certify(pair certs.Pair, ca issuer, leaf certs.Leaf, pub crypto.PublicKey) error {
 	certPEM, err := ca.Issue(pub, leaf, time.Now())
 	if err != nil {
 		return fmt.Errorf("issue %s: %w", pair.Cert, err)

@@ -179,7 +179,7 @@ func TestOpenHealsAnExpiredLeaf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certPEM, err := m.Authority().Issue(key.Public(), certs.ServerLeaf("testing", "r1", nil, time.Millisecond), time.Now().Add(-time.Second))
+	certPEM, err := m.Ring().Signing().Issue(key.Public(), certs.ServerLeaf("testing", "r1", nil, time.Millisecond), time.Now().Add(-time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}

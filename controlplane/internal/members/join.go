@@ -104,27 +104,33 @@ func settleIn(home Home, r *Record, resp *agentv1.JoinReplicaResponse, token ide
 	if _, err := certs.FindByFingerprint(cas, token.Fingerprint); err != nil {
 		return err
 	}
-	keys, err := openSealed(key, resp.GetSealedKeys())
-	if err != nil {
-		return err
-	}
-	ca, err := certs.NewAuthorityFrom(resp.GetCa(), keys)
-	if err != nil {
-		return err
-	}
-	etcdCA, err := certs.NewAuthorityFrom(resp.GetEtcdCa(), keys)
-	if err != nil {
-		return err
-	}
 	r.Cluster, r.State, r.InitialCluster = resp.GetCluster(), StateExisting, resp.GetInitialCluster()
-	if err := r.check(); err != nil {
-		return err
-	}
-	k := keeping{home: home, record: *r, ca: ca, etcdCA: etcdCA}
-	if err := k.install(resp.GetCa(), resp.GetEtcdCa()); err != nil {
+	if err := moveIn(home, *r, resp, key); err != nil {
 		return err
 	}
 	return r.write(home)
+}
+
+// moveIn writes what the replica of that record keeps: the CAs with their keys,
+// which are sealed to key, and its leaves.
+func moveIn(home Home, r Record, has *agentv1.JoinReplicaResponse, key *ecdh.PrivateKey) error {
+	keys, err := openSealed(key, has.GetSealedKeys())
+	if err != nil {
+		return err
+	}
+	ring, err := certs.NewRingFrom(has.GetCa(), keys)
+	if err != nil {
+		return err
+	}
+	etcdCA, err := certs.NewAuthorityFrom(has.GetEtcdCa(), keys)
+	if err != nil {
+		return err
+	}
+	if err := r.check(); err != nil {
+		return err
+	}
+	k := keeping{home: home, record: r, ring: ring, etcdCA: etcdCA}
+	return k.install(has.GetEtcdCa())
 }
 
 // joinKey gives the seal key of this directory's attempt to join, making it

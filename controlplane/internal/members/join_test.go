@@ -56,7 +56,7 @@ func firstReplica(t *testing.T) *host {
 func (h *host) token(t *testing.T) string {
 	t.Helper()
 	token, err := enroll.NewToken(enroll.TokenRequest{Kind: storev1.JoinTokenKind_JOIN_TOKEN_KIND_REPLICA},
-		certs.Fingerprint(h.member.Authority().Certificate()), time.Now())
+		certs.Fingerprint(h.member.Ring().Signing().Certificate()), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestJoinAndPromotion(t *testing.T) {
 		t.Errorf("record: %+v", record)
 	}
 	second := openHome(t, home)
-	if !second.Authority().Certificate().Equal(first.member.Authority().Certificate()) {
+	if !second.Ring().Signing().Certificate().Equal(first.member.Ring().Signing().Certificate()) {
 		t.Error("another CA")
 	}
 	a, err := os.ReadFile(home.Authority().Key)
@@ -186,7 +186,7 @@ func TestDoorIsIdempotent(t *testing.T) {
 func TestJoinRefuses(t *testing.T) {
 	first := firstReplica(t)
 	node, err := enroll.NewToken(enroll.TokenRequest{Kind: storev1.JoinTokenKind_JOIN_TOKEN_KIND_NODE},
-		certs.Fingerprint(first.member.Authority().Certificate()), time.Now())
+		certs.Fingerprint(first.member.Ring().Signing().Certificate()), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

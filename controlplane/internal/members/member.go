@@ -2,8 +2,11 @@ package members
 
 import (
 	"context"
+	"crypto/ecdh"
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -15,10 +18,18 @@ import (
 
 // Member is this replica, with the CAs that it keeps and its own certificates.
 type Member struct {
-	keep   keeping
-	server *certs.Reloader
-	peer   *certs.Reloader
-	log    hclog.Logger
+	wrap certs.WrapKey
+	// seal opens what is sealed to this replica.
+	seal *ecdh.PrivateKey
+	// mu lets one at a time change the CAs and the own certificates.
+	mu   sync.Mutex
+	keep keeping
+	// ring is keep's.
+	ring    atomic.Pointer[certs.Ring]
+	changed atomic.Pointer[chan struct{}]
+	server  *certs.Reloader
+	peer    *certs.Reloader
+	log     hclog.Logger
 }
 
 // watchInterval is how often certificate files are looked at for changes made
@@ -35,11 +46,14 @@ func Open(home Home, life time.Duration, log hclog.Logger) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	wrap, err := certs.ReadWrapKey(home.wrapKey())
+	wrap, err := home.readWrap()
 	if err != nil {
 		return nil, err
 	}
-	ca, err := certs.LoadAuthority(home.Authority(), wrap, time.Now())
+	if err := home.entitled(); err != nil {
+		return nil, err
+	}
+	ring, err := certs.LoadRing(home.Ring(), wrap, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +61,16 @@ func Open(home Home, life time.Duration, log hclog.Logger) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Member{keep: keeping{home: home, record: record, ca: ca, etcdCA: etcdCA, life: life}, log: log}
+	m := &Member{wrap: wrap, keep: keeping{home: home, record: record, ring: ring, etcdCA: etcdCA, life: life}, log: log}
+	m.ring.Store(ring)
+	changed := make(chan struct{})
+	m.changed.Store(&changed)
+	if m.seal, err = home.readSealKey(wrap); err != nil {
+		return nil, err
+	}
+	if err := home.keepFormer(); err != nil {
+		return nil, err
+	}
 	if m.server, err = fresh(home.Server(), m.keep.issueServer, log); err != nil {
 		return nil, err
 	}
@@ -76,14 +99,14 @@ func fresh(files certs.Files, issue func() error, log hclog.Logger) (*certs.Relo
 // Record tells what the replica is.
 func (m *Member) Record() Record { return m.keep.record }
 
-// Authority is the cluster's CA.
-func (m *Member) Authority() *certs.Authority { return m.keep.ca }
+// Ring is the cluster's CAs.
+func (m *Member) Ring() *certs.Ring { return m.ring.Load() }
 
 // Server makes the TLS configurations of the replica's listeners.
 func (m *Member) Server() *certs.Reloader { return m.server }
 
 // Bundle gives the CA certificates that members trust, in PEM.
-func (m *Member) Bundle() ([]byte, error) { return os.ReadFile(m.keep.home.Authority().Cert) }
+func (m *Member) Bundle() ([]byte, error) { return m.Ring().Bundle(), nil }
 
 // Run renews the replica's leaves at two thirds of their lives, and follows
 // changes of the files, until the context ends. etcd reads its files by itself
@@ -91,7 +114,7 @@ func (m *Member) Bundle() ([]byte, error) { return os.ReadFile(m.keep.home.Autho
 func (m *Member) Run(ctx context.Context) error {
 	var g run.Group
 	g.Add("server certificate files", func(ctx context.Context) error { return m.server.Run(ctx, watchInterval) })
-	g.Add("server certificate", m.renewal(m.server, m.keep.issueServer).Run)
+	g.Add("server certificate", m.renewal(m.server, func() error { return m.keep.issueServer() }).Run)
 	g.Add("etcd peer certificate", m.renewal(m.peer, m.keep.issuePeer).Run)
 	return g.Run(ctx)
 }
@@ -100,6 +123,8 @@ func (m *Member) renewal(r *certs.Reloader, issue func() error) certs.Renewal {
 	return certs.Renewal{
 		Leaf: r.Leaf,
 		Renew: func(context.Context) error {
+			m.mu.Lock()
+			defer m.mu.Unlock()
 			if err := issue(); err != nil {
 				return err
 			}
@@ -111,7 +136,8 @@ func (m *Member) renewal(r *certs.Reloader, issue func() error) certs.Renewal {
 
 // handOver gives what a joiner must have, the keys sealed to its seal key.
 func (m *Member) handOver(sealKey []byte) (*agentv1.JoinReplicaResponse, error) {
-	caKey, err := m.keep.ca.KeyPEM()
+	ring := m.Ring()
+	caKeys, err := ring.Keys()
 	if err != nil {
 		return nil, err
 	}
@@ -119,19 +145,15 @@ func (m *Member) handOver(sealKey []byte) (*agentv1.JoinReplicaResponse, error) 
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := sealTo(sealKey, append(caKey, etcdKey...))
+	sealed, err := sealTo(sealKey, append(caKeys, etcdKey...))
 	if err != nil {
 		return nil, err
-	}
-	bundle, err := m.Bundle()
-	if err != nil {
-		return nil, fmt.Errorf("read the CA certificates: %w", err)
 	}
 	etcdBundle, err := os.ReadFile(m.keep.home.EtcdAuthority().Cert)
 	if err != nil {
 		return nil, fmt.Errorf("read the etcd CA certificates: %w", err)
 	}
 	return &agentv1.JoinReplicaResponse{
-		Cluster: m.keep.record.Cluster, Ca: bundle, EtcdCa: etcdBundle, SealedKeys: sealed,
+		Cluster: m.keep.record.Cluster, Ca: ring.Bundle(), EtcdCa: etcdBundle, SealedKeys: sealed,
 	}, nil
 }

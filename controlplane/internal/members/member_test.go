@@ -26,7 +26,7 @@ func TestMemberRenewsItsLeaves(t *testing.T) {
 	first := m.Server().Leaf()
 	address := serve(t, m.Server().CallersServer(), agentv1.UnimplementedEnrollServiceServer{})
 	background(t, m.Run)
-	fingerprint := certs.Fingerprint(m.Authority().Certificate())
+	fingerprint := certs.Fingerprint(m.Ring().Signing().Certificate())
 	poll(t, "a handshake after the first certificate's end", func() (bool, error) {
 		conn, err := tls.Dial("tcp", address, certs.BootstrapClient("127.0.0.1", fingerprint))
 		if err != nil {

@@ -147,7 +147,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership) (again bo
 	for _, was := range c.view.Current().ActiveOperations() {
 		now, snapshot := time.Now(), c.view.Current()
 		op, ok := snapshot.Operations[was.Value.GetId()]
-		if !ok || op.Value.GetKind() != Kind || task.OpEnded(op.Value.GetState()) || now.Before(c.pauses[op.Value.GetId()]) {
+		if !ok || op.Value.GetKind() != Kind || op.Value.GetRestored() || task.OpEnded(op.Value.GetState()) || now.Before(c.pauses[op.Value.GetId()]) {
 			continue
 		}
 		id, err := newRightID()
@@ -170,7 +170,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership) (again bo
 		case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
 			return again, err
 		default:
-			c.log.Warn("a migration stands still until etcd takes its step", "operation", s.operation, "step", s.name, "error", err)
+			c.log.Warn("a migration stands still until etcd takes its step", s.about("error", err)...)
 			c.pauses[s.operation] = time.Now().Add(retryAfter)
 		}
 	}
@@ -189,7 +189,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) e
 	var conflict *store.ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		c.log.Debug("the records have changed, deciding anew", "operation", s.operation, "step", s.name, "key", conflict.Key)
+		c.log.Debug("the records have changed, deciding anew", s.about("key", conflict.Key)...)
 		revision = c.view.Current().Revision + 1
 		waiting, cancel := context.WithTimeout(ctx, lookEvery)
 		defer cancel()
@@ -199,7 +199,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) e
 		return fmt.Errorf("%s of %s: %w", s.name, s.operation, err)
 	}
 	if s.name != stepProgress {
-		c.log.Info(s.log, "operation", s.operation, "step", s.name, "term", l.Term)
+		c.log.Info(s.log, s.about("term", l.Term)...)
 	}
 	if err := c.view.Await(ctx, revision); err != nil {
 		return fmt.Errorf("waiting for the snapshot of %s: %w", s.operation, err)

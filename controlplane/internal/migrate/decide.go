@@ -76,6 +76,11 @@ type step struct {
 	audit     *audit.Event // what is in the audit log before the step is taken
 }
 
+// about is what a line about the step tells.
+func (s *step) about(more ...any) []any {
+	return store.OperationIDs(s.op).Args(append([]any{"step", s.name}, more...)...)
+}
+
 // migration is one operation with all that is decided on.
 type migration struct {
 	moment
@@ -408,6 +413,8 @@ func (m *migration) where() string {
 		return fmt.Sprintf("%s stays on %s", name, source)
 	case holds(m.send.sideState()):
 		return fmt.Sprintf("both %s and %s have %s and neither lets it run: look at both with virsh", source, target, name)
+	case onTarget && len(m.m.GetDisks()) > 0: // the source keeps them unless it sees the VM running there
+		return fmt.Sprintf("%s is on %s now, but not as it was: look at it there; files of its disks may be left on %s", name, target, source)
 	case onTarget:
 		return fmt.Sprintf("%s is on %s now, but not as it was: look at it there", name, target)
 	}

@@ -72,6 +72,8 @@ func records(t *testing.T, facts string) (*cluster.Snapshot, cluster.Entry[*stor
 			down, off = w[1], w[1]
 		case "holds":
 			holds = w[1]
+		case "disks":
+			m.Disks = [][]byte{encode(t, &agentv1.DiskTransfer{Target: "vda"})}
 		case "stopped":
 			state = debvisorv1.VMState_VM_STATE_SHUTOFF
 		default:
@@ -219,6 +221,7 @@ func TestEachStepFollowsFromTheRecords(t *testing.T) {
 		{"running 1, receive failed gone, send failed here", "fail: failed: web stays on a: libvirt says no"},
 		{"running 1, receive failed here, send failed shut", "fail: failed: both a and b have web and neither lets it run"},
 		{"running 1, receive failed here, send failed gone", "fail: failed: web is on b now, but not as it was"},
+		{"running 1, disks, receive failed here, send failed gone", "fail: failed: web is on b now, but not as it was: look at it there; files of its disks may be left on a"},
 		{"running 1, receive failed gone, send failed gone", "fail: failed: neither a nor b has web any more"},
 		{"running 1, cancel, receive failed, send cancelled", "cancelled"},
 		// It was asked for too late: the VM has left, whatever came of it there.

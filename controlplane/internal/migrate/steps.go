@@ -13,6 +13,7 @@ import (
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -64,6 +65,7 @@ func (m *migration) withTask(s *step, kind, node string, spec *agentv1.TaskSpec)
 	t := &storev1.Task{
 		Id: m.taskID(kind), OperationId: m.op.GetId(), Node: node, Resource: "vm/" + m.m.GetVmUuid(),
 		State: task.Recorded(task.Assigned), Term: m.term.Record(), Spec: encoded, CreatedAt: timestamppb.New(m.now),
+		Traceparent: obs.Below(m.op.GetTraceparent(), m.op.GetId()),
 	}
 	s.change.Require = append(s.change.Require, store.Absent(store.TaskKey(t.GetId())))
 	s.change.Puts = append(s.change.Puts, store.PutProto(store.TaskKey(t.GetId()), t))

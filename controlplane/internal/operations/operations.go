@@ -11,6 +11,7 @@ package operations
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
@@ -27,6 +28,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 const (
@@ -35,6 +37,9 @@ const (
 	// commitWait is how long a submission, leaderWait included, may take until
 	// the caller is told that its outcome is unknown.
 	commitWait = 4500 * time.Millisecond
+	// attemptWait is how long one attempt may take: what a member of etcd has handed
+	// on to a leader that resigns is lost without a word.
+	attemptWait = 1200 * time.Millisecond
 	// settleWait is how long the snapshot is given to show what a conflict
 	// says is there.
 	settleWait = 200 * time.Millisecond
@@ -44,19 +49,28 @@ const (
 // goroutines.
 type Operations struct {
 	view  *store.View
-	store *store.Store
-	// leaving is closed by Leave.
-	leaving chan struct{}
-	leave   sync.Once
+	store Store
+	// moving is closed by Move, leaving by Leave.
+	moving, leaving chan struct{}
+	move, leave     sync.Once
+}
+
+// Store is where changes are made (store.Store).
+type Store interface {
+	Commit(ctx context.Context, change store.Change) (revision int64, err error)
 }
 
 // New makes an Operations over the cluster's state.
-func New(view *store.View, st *store.Store) *Operations {
-	return &Operations{view: view, store: st, leaving: make(chan struct{})}
+func New(view *store.View, st Store) *Operations {
+	return &Operations{view: view, store: st, moving: make(chan struct{}), leaving: make(chan struct{})}
 }
 
-// Leave ends, for good, all that waits for an operation by Watch and Wait: this
-// replica stops, and the operations go on.
+// Move ends, for good, all that follows an operation by Watch: this replica is
+// about to stop, and others tell the same.
+func (o *Operations) Move() { o.move.Do(func() { close(o.moving) }) }
+
+// Leave ends, for good, all that waits for an operation by Wait: this replica
+// stops, and the operations go on.
 func (o *Operations) Leave() { o.leave.Do(func() { close(o.leaving) }) }
 
 // Spec is what is asked for.
@@ -89,7 +103,9 @@ type Spec struct {
 	Failover  *storev1.Failover
 	Clone     *storev1.CloneImage
 	Change    *storev1.ChangeImage
-	TraceID   string
+	// TraceID is the call's, Traceparent what leads to it where that is recorded;
+	// else empty.
+	TraceID, Traceparent string
 	// Begin, unless nil, is told the operation's id before Submit writes it: for
 	// details that are named by it.
 	Begin func(id string)
@@ -140,7 +156,7 @@ func (s *Spec) record(
 	op := &storev1.Operation{
 		Id: id, Kind: s.Kind, State: state, Resources: s.Resources, Tenant: cmp.Or(s.Tenant, s.Owner, holders(snapshot, s.Resources)),
 		Principal: s.Principal, Method: s.Method, RequestId: s.RequestID, RequestDigest: digest,
-		CreatedAt: timestamppb.New(now), TraceId: s.TraceID,
+		CreatedAt: timestamppb.New(now), TraceId: s.TraceID, Traceparent: cmp.Or(s.Traceparent, obs.Unrecorded(s.TraceID, id)),
 	}
 	switch {
 	case s.Migrate != nil:

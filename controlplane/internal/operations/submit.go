@@ -161,7 +161,7 @@ func free(id string, resources []string) []store.Condition {
 // other keys are returned as they are.
 func (o *Operations) commit(ctx context.Context, id string, change store.Change) (written bool, err error) {
 	for attempt := 0; ; attempt++ {
-		revision, err := o.store.Commit(ctx, change)
+		revision, late, err := o.attempt(ctx, change)
 		var conflict *store.ConflictError
 		switch {
 		case err == nil:
@@ -174,7 +174,7 @@ func (o *Operations) commit(ctx context.Context, id string, change store.Change)
 			return false, err
 		case ctx.Err() != nil:
 			return false, unknown(id, err)
-		case !errdefs.Is(err, errdefs.Unavailable):
+		case !late && !errdefs.Is(err, errdefs.Unavailable):
 			return false, err
 		}
 		pause := time.NewTimer(min(50*time.Millisecond<<min(attempt, 4), settleWait*4))
@@ -185,6 +185,15 @@ func (o *Operations) commit(ctx context.Context, id string, change store.Change)
 			return false, unknown(id, err)
 		}
 	}
+}
+
+// attempt tries the change once; late tells that etcd has not answered in time,
+// while there is some left.
+func (o *Operations) attempt(ctx context.Context, change store.Change) (revision int64, late bool, err error) {
+	bounded, cancel := context.WithTimeout(ctx, attemptWait)
+	defer cancel()
+	revision, err = o.store.Commit(bounded, change)
+	return revision, bounded.Err() != nil, err
 }
 
 // check waits until this replica sees an operation that is known to be there,

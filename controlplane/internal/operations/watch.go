@@ -20,8 +20,13 @@ const appearWait = 5 * time.Second
 // ended; changes that follow each other fast may be handed over as one, the
 // last never left out. It ends with see's error, with NotFound once the
 // operation is forgotten, and with Unavailable when this replica loses sight
-// of the cluster or stops (Leave).
+// of the cluster or is about to stop (Move).
 func (o *Operations) Watch(ctx context.Context, id string, see func(*storev1.Operation) error) error {
+	return o.watch(ctx, id, o.moving, see)
+}
+
+// watch is Watch, but for what ends it when this replica stops.
+func (o *Operations) watch(ctx context.Context, id string, stops <-chan struct{}, see func(*storev1.Operation) error) error {
 	check := time.NewTicker(freshCheck)
 	defer check.Stop()
 	began := time.Now()
@@ -50,7 +55,7 @@ func (o *Operations) Watch(ctx context.Context, id string, see func(*storev1.Ope
 					"this replica has lost sight of the cluster; operation %s goes on, ask another replica for it", id).
 					With("operation", id).WithRetry(time.Second).WithCause(err)
 			}
-		case <-o.leaving:
+		case <-stops:
 			return errdefs.New(errdefs.Unavailable, "REPLICA_STOPS",
 				"this replica stops; operation %s goes on, ask another replica for it", id).
 				With("operation", id).WithRetry(time.Second)
@@ -61,10 +66,10 @@ func (o *Operations) Watch(ctx context.Context, id string, see func(*storev1.Ope
 }
 
 // Wait waits for the operation's end, however it ends. When ctx ends before,
-// the operation goes on. Errors are Watch's.
+// the operation goes on. Errors are Watch's, but that it is Leave that ends it.
 func (o *Operations) Wait(ctx context.Context, id string) (*storev1.Operation, error) {
 	var last *storev1.Operation
-	err := o.Watch(ctx, id, func(op *storev1.Operation) error {
+	err := o.watch(ctx, id, o.leaving, func(op *storev1.Operation) error {
 		last = op
 		return nil
 	})

@@ -81,7 +81,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership) error {
 	snapshot := c.view.Current()
 	var last int64
 	for _, op := range snapshot.ActiveOperations() {
-		if !ours(op.Value.GetKind()) {
+		if !ours(op.Value.GetKind()) || op.Value.GetRestored() {
 			continue
 		}
 		s := decide(snapshot, op, moment{now: time.Now(), term: l.Term})
@@ -109,12 +109,12 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step) (
 	var conflict *store.ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		c.log.Debug("the records have changed, deciding anew", "operation", s.operation, "step", s.name, "key", conflict.Key)
+		c.log.Debug("the records have changed, deciding anew", s.about("key", conflict.Key)...)
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("%s of %s: %w", s.name, s.operation, err)
 	}
-	c.log.Info(s.log, "operation", s.operation, "step", s.name, "term", l.Term)
+	c.log.Info(s.log, s.about("term", l.Term)...)
 	return revision, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -72,6 +73,11 @@ type step struct {
 	task *storev1.Task
 }
 
+// about is what a line about the step tells.
+func (s *step) about(more ...any) []any {
+	return store.OperationIDs(s.op).Args(append([]any{"step", s.name}, more...)...)
+}
+
 // decision is one operation with all that is decided on.
 type decision struct {
 	moment
@@ -126,6 +132,12 @@ func (d *decision) begin() *step {
 		return d.note(why)
 	}
 	if d.action == agentv1.PowerAction_POWER_ACTION_START {
+		if waited := d.snapshot.Unheard(); len(waited) > 0 {
+			return d.fail(cluster.CodeRecovering, cluster.MayRun(waited))
+		}
+		if d.snapshot.Recovering() {
+			return d.note("waiting to begin: the cluster was restored from a backup, and what its nodes run is being taken over")
+		}
 		if others := d.others(); len(others) > 0 {
 			why := "VM " + d.name() + " is on " + strings.Join(others, ", ") + " too, as far as is known"
 			if d.now.Sub(d.op.GetCreatedAt().AsTime()) < settleTime {
@@ -194,6 +206,7 @@ func (d *decision) write(vm cluster.Entry[*storev1.VM]) *step {
 	t := &storev1.Task{
 		Id: d.taskID(), OperationId: d.op.GetId(), Node: d.p.GetNode(), Resource: "vm/" + d.p.GetVmUuid(),
 		State: task.Recorded(task.Assigned), Term: d.term.Record(), Spec: spec, CreatedAt: timestamppb.New(d.now),
+		Traceparent: obs.Below(d.op.GetTraceparent(), d.op.GetId()),
 	}
 	d.op.State, d.op.StartedAt, d.op.Step = task.OpRunning, timestamppb.New(d.now), d.doing+d.p.GetNode()
 	s := d.commit(stepBegin, fmt.Sprintf("%s of %s on %s", d.op.GetKind(), d.name(), d.p.GetNode()))

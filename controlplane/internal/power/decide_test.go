@@ -1,6 +1,8 @@
 package power
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +36,7 @@ var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 //	lost NODE, gone NODE    its copy of the VM is lost; it was, and is destroyed
 //	task STATE [CODE]       the operation's task
 //	asked                   which was asked to end
+//	restored [NODE]         the cluster returns from a backup, and waits for that node
 func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry[*storev1.Operation]) {
 	t.Helper()
 	d := cluster.Empty().Draft()
@@ -57,6 +60,12 @@ func records(t *testing.T, kind, facts string) (*cluster.Snapshot, cluster.Entry
 			op.State = task.OpRunning
 		case "cancel":
 			op.CancelRequested = true
+		case "restored":
+			heard := map[string]bool{"a": true, "b": true}
+			for _, node := range w[1:] {
+				delete(heard, node)
+			}
+			d.SetRestore(&storev1.Restore{HeardNodes: slices.Sorted(maps.Keys(heard))}, 1)
 		case "age":
 			age, err := time.ParseDuration(w[1])
 			if err != nil {
@@ -145,6 +154,9 @@ func TestDecide(t *testing.T) {
 	for _, c := range []struct{ name, kind, facts, want string }{
 		{"a start", "vm.start", "pending", "begin"},
 		{"a shutdown", "vm.shutdown", "pending", "begin"},
+		{"a node may run it that was not heard since a restore", "vm.start", "pending,restored b", "fail RESTORE_UNFINISHED"},
+		{"what a restore's nodes run is being taken over", "vm.start", "pending,restored", "note waiting to begin: the cluster was restored from a backup, and what its nodes run is being taken over"},
+		{"what runs may be stopped after a restore", "vm.destroy", "pending,restored b", "begin"},
 		{"its node is not heard", "vm.start", "pending,down a", "note waiting for the agent of a, which is not heard"},
 		{"its node's libvirt is down", "vm.destroy", "pending,nolibvirt", "note waiting for libvirt of a, which does not answer"},
 		{"cancelled while it waits", "vm.start", "pending,down a,cancel", "cancelled CANCELLED"},

@@ -15,7 +15,8 @@ import (
 
 // Lines keeps a connection to the leader. It is safe for concurrent use.
 type Lines struct {
-	tls func(host string) *tls.Config
+	tls  func(host string) *tls.Config
+	more []grpc.DialOption
 
 	mu      sync.Mutex
 	closed  bool
@@ -25,7 +26,10 @@ type Lines struct {
 
 // NewLines makes one that dials with those configurations, which must show this
 // replica's certificate. Nothing is dialled before it is needed.
-func NewLines(tls func(host string) *tls.Config) *Lines { return &Lines{tls: tls} }
+// More is for each connection.
+func NewLines(tls func(host string) *tls.Config, more ...grpc.DialOption) *Lines {
+	return &Lines{tls: tls, more: more}
+}
 
 // Run closes the connection when ctx ends; it then returns nil. It is to be
 // stopped after all who ask.
@@ -54,7 +58,7 @@ func (l *Lines) to(address string) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("address of the leader: %w", err)
 	}
-	conn, err := rpc.Dial("passthrough:///"+address, l.tls(host))
+	conn, err := rpc.Dial("passthrough:///"+address, l.tls(host), l.more...)
 	if err != nil {
 		return nil, err
 	}

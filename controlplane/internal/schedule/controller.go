@@ -14,6 +14,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/election"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -53,6 +54,8 @@ type Controller struct {
 	owner Owner
 	now   func() time.Time
 	log   hclog.Logger
+	// tracing is nil where nothing is traced.
+	tracing *obs.Tracing
 }
 
 // New makes a controller. now is the clock; nil is the machine's.
@@ -61,6 +64,12 @@ func New(view View, committer Committer, owner Owner, now func() time.Time, log 
 		now = time.Now
 	}
 	return &Controller{view: view, store: committer, owner: owner, now: now, log: log}
+}
+
+// Traced has the operations traced, and gives the controller.
+func (c *Controller) Traced(t *obs.Tracing) *Controller {
+	c.tracing = t
+	return c
 }
 
 // Lead begins what is due until ctx ends, which is no error, or another leads
@@ -113,8 +122,11 @@ type look struct {
 // any was taken. An error of one policy holds up no other.
 func (s *stint) round(ctx context.Context) (again bool, err error) {
 	snapshot, now := s.view.Current(), s.now()
+	if snapshot.Recovering() {
+		return false, nil // what is due was perhaps done, or is not wanted any more
+	}
 	v := &view{
-		snapshot: snapshot, now: now, inventories: newInventories(snapshot),
+		snapshot: snapshot, now: now, inventories: newInventories(snapshot), tracing: s.tracing,
 		owner: func(backend, pool, name string) string { return s.owner(snapshot, backend, pool, name) },
 	}
 	var errs []error

@@ -15,6 +15,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -46,6 +47,8 @@ type view struct {
 	// owner tells whose something of a backend (pool, name) is.
 	owner       func(backend, pool, name string) string
 	inventories *inventories
+	// tracing is nil where nothing is traced.
+	tracing *obs.Tracing
 }
 
 // decision is one policy with all that is decided on.
@@ -165,6 +168,7 @@ func (d *decision) begin(op *storev1.Operation) {
 	}
 	op.State, op.CreatedAt = task.OpPending, timestamppb.New(d.now)
 	op.Principal = d.changedBy
+	op.TraceId, op.Traceparent = d.tracing.Root(op.GetId())
 	d.ops = append(d.ops, op)
 	for _, r := range op.GetResources() {
 		d.taken[r] = op.GetId()

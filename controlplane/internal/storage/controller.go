@@ -105,7 +105,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, desk *des
 		id := was.Value.GetId()
 		now, snapshot := time.Now(), c.view.Current()
 		op, ok := snapshot.Operations[id]
-		if !ok || !ours(op.Value.GetKind()) || task.OpEnded(op.Value.GetState()) {
+		if !ok || !ours(op.Value.GetKind()) || op.Value.GetRestored() || task.OpEnded(op.Value.GetState()) {
 			continue
 		}
 		active[id] = true
@@ -151,7 +151,7 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step, d
 	var conflict *store.ConflictError
 	switch {
 	case errors.As(err, &conflict):
-		c.log.Debug("the records have changed, deciding anew", "about", s.about, "step", s.name, "key", conflict.Key)
+		c.log.Debug("the records have changed, deciding anew", s.told("key", conflict.Key)...)
 		waiting, cancel := context.WithTimeout(ctx, c.pace.look)
 		defer cancel()
 		_ = c.view.Await(waiting, decidedOn+1) // it may be there already; later is looked at again anyway
@@ -160,18 +160,18 @@ func (c *Controller) take(ctx context.Context, l election.Leadership, s *step, d
 		return false, err
 	case s.op != nil && store.IsTooLarge(err):
 		// To try again is no use: the operation ends of it, by steps that are small.
-		c.log.Error("a step of an operation on storage does not fit in a transaction", "about", s.about, "step", s.name, "error", err)
+		c.log.Error("a step of an operation on storage does not fit in a transaction", s.told("error", err)...)
 		c.unfit[s.about] = err
 		c.pauses[s.about] = time.Now().Add(retryAfter)
 		return false, nil
 	case err != nil:
-		c.log.Warn("an operation on storage stands still until etcd takes its step", "about", s.about, "step", s.name, "error", err)
+		c.log.Warn("an operation on storage stands still until etcd takes its step", s.told("error", err)...)
 		c.pauses[s.about] = time.Now().Add(retryAfter)
 		return false, nil
 	}
 	delete(c.pauses, s.about)
 	if s.name != stepNote && s.name != stepProgress {
-		c.log.Info(s.log, "about", s.about, "step", s.name, "term", l.Term)
+		c.log.Info(s.log, s.told("term", l.Term)...)
 	}
 	if err := c.view.Await(ctx, revision); err != nil {
 		return false, fmt.Errorf("waiting for the snapshot of %s: %w", s.about, err)

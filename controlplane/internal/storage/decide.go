@@ -105,6 +105,11 @@ type step struct {
 	began *storev1.Operation
 }
 
+// told is what a line about the step tells.
+func (s *step) told(more ...any) []any {
+	return store.OperationIDs(s.op).Args(append([]any{"about", s.about, "step", s.name}, more...)...)
+}
+
 // decision is one operation with all that is decided on.
 type decision struct {
 	moment

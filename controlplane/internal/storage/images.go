@@ -11,6 +11,7 @@ import (
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
+	"github.com/debvisor/debvisor/shared/obs"
 	"github.com/debvisor/debvisor/shared/task"
 )
 
@@ -60,6 +61,7 @@ func (d *decision) flattenAfter(s *step, c *storev1.CloneImage, image *agentv1.R
 	op := &storev1.Operation{
 		Id: id, Kind: KindFlatten, State: task.OpPending, Resources: []string{resource}, Tenant: d.op.GetTenant(), Principal: systemStorage,
 		Method: debvisorv1.StorageService_FlattenImage_FullMethodName, CreatedAt: timestamppb.New(d.now), TraceId: d.op.GetTraceId(),
+		Traceparent: obs.Below(d.op.GetTraceparent(), d.op.GetId()),
 		Detail: &storev1.Operation_ChangeImage{ChangeImage: &storev1.ChangeImage{
 			Fsid: c.GetFsid(), Image: encoded(image), ClonedBy: d.op.GetId(), Node: c.GetNode(),
 		}},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/debvisor/debvisor/controlplane/internal/repldiff"
 	"github.com/debvisor/debvisor/controlplane/internal/repldiff/look"
+	"github.com/debvisor/debvisor/controlplane/internal/store"
 	agentv1 "github.com/debvisor/debvisor/proto/debvisor/agent/v1"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 )
@@ -17,7 +18,8 @@ const (
 	// askTimeout is how long the answer to a question may take; listings of very
 	// many snapshots take their time.
 	askTimeout = 2 * time.Minute
-	// maxAsking bounds the questions that are asked at once.
+	// maxAsking bounds the questions that are asked at once, about Ceph and about
+	// ZFS: the former may hang for a while, and the latter do not wait for them.
 	maxAsking = 4
 	// answerLife is how long an answer may be decided on.
 	answerLife = 30 * time.Second
@@ -66,7 +68,7 @@ type desk struct {
 
 	mu      sync.Mutex
 	answers map[string]*answer // by operation
-	asking  map[string]bool
+	asking  map[string]bool    // by operation: whether it is about Ceph
 }
 
 func newDesk(ask look.Ask, view View, log hclog.Logger) *desk {
@@ -85,14 +87,20 @@ func (d *desk) answer(operation string) *answer {
 func (d *desk) put(ctx context.Context, operation string, q *question) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.asking[operation] || len(d.asking) >= maxAsking {
+	ceph, alike := q.images != nil, 0
+	for _, other := range d.asking {
+		if other == ceph {
+			alike++
+		}
+	}
+	if _, is := d.asking[operation]; is || alike >= maxAsking {
 		return
 	}
-	d.asking[operation] = true
+	d.asking[operation] = ceph
 	d.group.Go(func() {
 		a := d.find(ctx, q)
 		if a.err != nil && ctx.Err() == nil {
-			d.log.Info("a question on storage was not answered", "operation", operation, "error", a.err)
+			d.log.Info("a question on storage was not answered", store.OperationIDs(d.view.Current().Operations[operation].Value).Args("error", a.err)...)
 		}
 		d.mu.Lock()
 		delete(d.asking, operation)

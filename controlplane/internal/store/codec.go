@@ -59,8 +59,11 @@ func newCodec() codec {
 		replications: records(func(d *cluster.Draft) *cluster.Table[*storev1.ReplicationJob] { return d.Replications }, message[storev1.ReplicationJob]),
 		policies:     storagePolicies(),
 		inUse:        records(func(d *cluster.Draft) *cluster.Table[string] { return d.InUse }, text),
+		certificates: records(func(d *cluster.Draft) *cluster.Table[*storev1.Certificate] { return d.Certificates }, message[storev1.Certificate]),
 		revoked:      records(func(d *cluster.Draft) *cluster.Table[string] { return d.Revoked }, text),
-		election:     {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
+		replicaStatuses: records(func(d *cluster.Draft) *cluster.Table[*storev1.ReplicaStatus] { return d.ReplicaStatuses },
+			message[storev1.ReplicaStatus]),
+		election: {put: putCandidate, drop: (*cluster.Draft).DeleteCandidate},
 	}}
 }
 
@@ -75,6 +78,12 @@ func (c codec) apply(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error 
 	case "accessturn":
 		putAccessTurn(d, kv, deleted)
 		return nil
+	case ca:
+		return putCA(d, kv, deleted)
+	case restored:
+		return putRestore(d, kv, deleted)
+	case lastBackup:
+		return putLastBackup(d, kv, deleted)
 	}
 	name, id, ok := strings.Cut(rest, "/")
 	if !ok {
@@ -174,6 +183,21 @@ func putEpoch(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
 	return nil
 }
 
+// putCA keeps the CAs that were where the new record cannot be read: nothing is
+// trusted, and nothing no longer trusted, by mistake.
+func putCA(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
+	if deleted {
+		d.SetCA(nil, 0)
+		return nil
+	}
+	record, err := message[storev1.CARotation](kv.Value)
+	if err != nil {
+		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	}
+	d.SetCA(record, kv.ModRevision)
+	return nil
+}
+
 // putAccessTurn has no use for the value: whose turn it was does not matter.
 func putAccessTurn(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) {
 	if deleted {
@@ -181,6 +205,35 @@ func putAccessTurn(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) {
 		return
 	}
 	d.SetAccessTurn(kv.ModRevision)
+}
+
+// putRestore takes a record that cannot be read for a restore that nobody has
+// confirmed: nothing is begun that could be another cluster's to do.
+func putRestore(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
+	if deleted {
+		d.SetRestore(nil, 0)
+		return nil
+	}
+	record, err := message[storev1.Restore](kv.Value)
+	if err != nil {
+		d.BrokenRestore(kv.ModRevision)
+		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	}
+	d.SetRestore(record, kv.ModRevision)
+	return nil
+}
+
+func putLastBackup(d *cluster.Draft, kv *mvccpb.KeyValue, deleted bool) error {
+	if deleted {
+		d.SetLastBackup(nil, 0)
+		return nil
+	}
+	record, err := message[storev1.BackupNote](kv.Value)
+	if err != nil {
+		return fmt.Errorf("decoding %s: %w", kv.Key, err)
+	}
+	d.SetLastBackup(record, kv.ModRevision)
+	return nil
 }
 
 func message[M any, P interface {

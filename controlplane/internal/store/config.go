@@ -58,7 +58,9 @@ type EmbeddedConfig struct {
 	Tick time.Duration
 	// LogFile takes etcd's own log; empty: its warnings and errors go to Log.
 	LogFile string
-	Log     hclog.Logger
+	// Meter is told of each request to etcd; nil: nobody is.
+	Meter Meter
+	Log   hclog.Logger
 }
 
 // etcd checks the configuration, makes the directory and translates it.
@@ -80,6 +82,9 @@ func (cfg EmbeddedConfig) etcd() (*embed.Config, error) {
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("closing etcd's directory to others: %w", err)
+	}
+	if err := hasRoom(dir); err != nil {
+		return nil, err
 	}
 	peerTLS, err := cfg.peerTLS(filepath.Join(dir, "pki"))
 	if err != nil {

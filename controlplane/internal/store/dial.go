@@ -24,8 +24,9 @@ const (
 )
 
 // dial makes a client. It does not wait for a connection.
-func dial(endpoints []string, tlsConfig *tls.Config, log hclog.Logger) (*clientv3.Client, error) {
+func dial(endpoints []string, tlsConfig *tls.Config, meter Meter, log hclog.Logger) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
+		DialOptions:          measured(meter),
 		Endpoints:            endpoints,
 		TLS:                  tlsConfig,
 		DialKeepAliveTime:    keepaliveTime,

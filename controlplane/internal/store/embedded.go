@@ -44,22 +44,22 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 		zapLog, e.logFile = zl, file
 	}
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLog)
-	if err := e.start(ctx, ec, SocketPath(cfg.DataDir)); err != nil {
+	if err := e.start(ctx, ec, SocketPath(cfg.DataDir), cfg.Meter); err != nil {
 		e.Close()
 		return nil, err
 	}
 	return e, nil
 }
 
-func (e *Embedded) start(ctx context.Context, ec *embed.Config, socket string) error {
+func (e *Embedded) start(ctx context.Context, ec *embed.Config, socket string, meter Meter) error {
 	var err error
-	if e.etcd, err = embed.StartEtcd(ec); err != nil {
-		return fmt.Errorf("starting etcd: %w", err)
+	if e.etcd, err = startEtcd(ec); err != nil {
+		return err
 	}
 	if err := os.Chmod(socket, 0o600); err != nil {
 		return fmt.Errorf("closing etcd's socket to others: %w", err)
 	}
-	if e.client, err = dial([]string{"unix://" + socket}, nil, e.log); err != nil {
+	if e.client, err = dial([]string{"unix://" + socket}, nil, meter, e.log); err != nil {
 		return fmt.Errorf("connecting to etcd at %s: %w", socket, err)
 	}
 	return awaitLinearizable(ctx, e.client, e.etcd.Err(), e.log)

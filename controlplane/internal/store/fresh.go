@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -38,6 +39,13 @@ func (v *View) Fresh() error {
 		With("age", age.Truncate(time.Millisecond).String()).WithRetry(time.Second)
 }
 
+// Age is for how long the snapshot has not been known to hold everything; ok is
+// false before there is one.
+func (v *View) Age() (age time.Duration, ok bool) {
+	at := v.trueAt.Load()
+	return v.now() - time.Duration(at), at >= 0
+}
+
 // probe measures the snapshot's age until ctx ends.
 func (v *View) probe(ctx context.Context) {
 	ticker := time.NewTicker(probeEvery)
@@ -46,10 +54,31 @@ func (v *View) probe(ctx context.Context) {
 		select {
 		case <-ticker.C:
 			v.confirm(ctx)
+			v.wentRound.Store(int64(v.now()))
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+const (
+	// stuckAfter is far longer than a look at the age takes, whatever etcd does.
+	stuckAfter = 15 * time.Second
+	// lostAfter is far longer than all of the cluster takes to be listed anew.
+	lostAfter = time.Minute
+)
+
+// Alive tells whether the view still looks at its age, and comes along with an
+// etcd that answers: a process that hangs does not. Whether etcd answers it does
+// not tell.
+func (v *View) Alive() error {
+	if at := time.Duration(v.behind.Load()); at >= 0 && v.now()-at > v.lostAfter {
+		return fmt.Errorf("the view of the cluster's state has not come along with etcd for %s", (v.now() - at).Truncate(time.Second))
+	}
+	if since := v.now() - time.Duration(v.wentRound.Load()); since > stuckAfter {
+		return fmt.Errorf("the view of the cluster's state has stood still for %s", since.Truncate(time.Second))
+	}
+	return nil
 }
 
 // confirm asks a quorum for the latest revision. Once the watch has come that
@@ -69,9 +98,18 @@ func (v *View) confirm(ctx context.Context) {
 	latest, err := v.client.Get(ctx, EpochKey(), clientv3.WithCountOnly())
 	if err != nil {
 		v.log.Debug("the store does not answer", "error", err)
+		v.behind.Store(-1)
 		return
 	}
-	if v.Current().Revision < latest.Header.Revision {
+	// From now on it is for the watch to come along; while it comes at all, it does.
+	v.behind.CompareAndSwap(-1, int64(sent))
+	before := v.Current().Revision
+	defer func() {
+		if v.Current().Revision > before {
+			v.behind.Store(-1)
+		}
+	}()
+	if before < latest.Header.Revision {
 		if err := v.client.RequestProgress(clientv3.WithRequireLeader(ctx)); err != nil {
 			v.log.Debug("the watch does not answer", "error", err)
 			return
@@ -79,6 +117,7 @@ func (v *View) confirm(ctx context.Context) {
 	}
 	if v.Await(ctx, latest.Header.Revision) == nil {
 		v.wasTrueAt(sent)
+		v.behind.Store(-1)
 	}
 }
 

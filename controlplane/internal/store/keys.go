@@ -34,6 +34,11 @@ const (
 	replications = "replication/"
 	policies     = "policies/"
 	election     = "election/"
+	restored     = "restore"
+	lastBackup   = "lastbackup"
+	certificates = "certificates/"
+	// replicaStatuses are what replicas say of themselves.
+	replicaStatuses = "replicastatus/"
 )
 
 // NodeKey is where a node's identity and wishes are.
@@ -117,6 +122,18 @@ func AuditHeadKey(replica string) string { return prefix + auditHeads + replica 
 // ReplicaKey is where a replica says how it is reached.
 func ReplicaKey(name string) string { return prefix + replicas + name }
 
+// ReplicaStatusKey is where a replica says how it is.
+func ReplicaStatusKey(name string) string { return prefix + replicaStatuses + name }
+
+// CertificateKey is where a certificate that was issued is noted, by serial.
+func CertificateKey(serial string) string { return prefix + certificates + serial }
+
+// CAKey is where the cluster's CAs are while and since they are exchanged.
+func CAKey() string { return prefix + ca }
+
+// ca follows the prefix.
+const ca = "ca"
+
 // ElectionPrefix is the directory of the election, without the last slash, as
 // package concurrency wants it.
 func ElectionPrefix() string { return prefix + strings.TrimSuffix(election, "/") }
@@ -127,6 +144,12 @@ func AccessTurnKey() string { return prefix + "accessturn" }
 
 // EpochKey is where the cluster's epoch is, a decimal number.
 func EpochKey() string { return prefix + "epoch" }
+
+// RestoreKey is where it stands which backup the cluster was restored from.
+func RestoreKey() string { return prefix + restored }
+
+// LastBackupKey is where the last backup is noted.
+func LastBackupKey() string { return prefix + lastBackup }
 
 // SchemaKey is where the version of the records' form is, a decimal number.
 func SchemaKey() string { return prefix + "schema" }

@@ -7,6 +7,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
+	"github.com/debvisor/debvisor/shared/task"
 )
 
 // pageTimeout is how long one page of the list may take.
@@ -32,10 +33,22 @@ func (v *View) list(ctx context.Context) (int64, error) {
 		}
 		more = page.More
 	}
-	v.publish(draft.Snapshot(revision))
+	was, is := v.Current(), draft.Snapshot(revision)
+	v.publish(is)
+	v.tellEndings(endedSince(was, is))
 	v.wasTrueAt(sent)
 	v.once.Do(func() { close(v.ready) })
 	return revision, nil
+}
+
+// endedSince finds the operations that have ended between two snapshots.
+func endedSince(was, is *cluster.Snapshot) (e cluster.Endings) {
+	for _, op := range was.ActiveOperations() {
+		if now, ok := is.Operations[op.Value.GetId()]; ok && task.OpEnded(now.Value.GetState()) {
+			e.Operations = append(e.Operations, now.Value)
+		}
+	}
+	return e
 }
 
 // page reads what follows a key; revision 0 is the latest, by a linearizable

@@ -27,6 +27,19 @@ func (e *Embedded) StayRaftFollower(ctx context.Context) error {
 	}
 }
 
+// Yield hands the leadership of etcd's own consensus to another member, if this
+// one has it: for a member that is about to stop. It may take seconds where no
+// other member answers.
+func (e *Embedded) Yield() {
+	server := e.etcd.Server
+	if server.Leader() != server.MemberID() {
+		return
+	}
+	if err := server.TryTransferLeadershipOnShutdown(); err != nil {
+		e.log.Warn("etcd's leadership could not be handed over", "error", err)
+	}
+}
+
 // yieldRaft hands leadership over, if this member has it, to the member that
 // has been connected longest; never to one that is away, which would stop all
 // writes for the time of an election.

@@ -5,29 +5,48 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/debvisor/debvisor/shared/errdefs"
 )
 
-// schemaVersion is the form of the records that this program reads and writes.
-const schemaVersion = 1
+// SchemaVersion is the form of the records that this program reads and writes.
+const SchemaVersion = 1
+
+// prepareFor is how long etcd may take to answer at a start: its members may be
+// electing a leader, since the one that was stopped for an upgrade was theirs.
+const prepareFor = 20 * time.Second
 
 // Prepare makes a store ready for use: it writes the schema's version and the
 // epoch where there are none, and refuses (FailedPrecondition) records of a
-// form that this program does not know.
+// form that this program does not know. An etcd that does not answer at once is
+// asked again for 20 s.
 func (s *Store) Prepare(ctx context.Context) error {
+	for begun := time.Now(); ; {
+		err := s.prepare(ctx)
+		if !errdefs.Is(err, errdefs.Unavailable) || ctx.Err() != nil || time.Since(begun) >= prepareFor {
+			return err
+		}
+		select {
+		case <-time.After(relistAfter):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *Store) prepare(ctx context.Context) error {
 	if _, err := Epoch(ctx, s.client); err != nil {
 		return err
 	}
-	found, err := orCreate(ctx, s.client, SchemaKey(), strconv.Itoa(schemaVersion))
+	found, err := orCreate(ctx, s.client, SchemaKey(), strconv.Itoa(SchemaVersion))
 	if err != nil {
 		return fmt.Errorf("reading the schema's version: %w", err)
 	}
-	if version, err := strconv.Atoi(found); err != nil || version != schemaVersion {
+	if version, err := strconv.Atoi(found); err != nil || version != SchemaVersion {
 		return errdefs.New(errdefs.FailedPrecondition, "UNKNOWN_SCHEMA",
-			"the cluster's records are of version %q; this program knows version %d", found, schemaVersion)
+			"the cluster's records are of version %q; this program knows version %d: start the debvisor-rpcd that wrote them, or a newer one", found, SchemaVersion)
 	}
 	return nil
 }

@@ -39,19 +39,42 @@ type View struct {
 	// trueAt is when, by that clock, the snapshot was last known to hold all
 	// that had been committed; negative: never.
 	trueAt atomic.Int64
+	// wentRound is when, by that clock, the age was last measured, whatever came
+	// of it.
+	wentRound atomic.Int64
+	// behind is since when, by that clock, the snapshot stands still although etcd
+	// has told a later revision; negative: it does not, or etcd tells nothing.
+	behind atomic.Int64
+	// lostAfter is for how long that may be.
+	lostAfter time.Duration
 
 	mu      sync.Mutex
 	changed chan struct{}
+
+	// ended is told what comes to its end; nil: nobody is.
+	ended func(cluster.Endings)
+}
+
+// OnEnd sets who is told, in order, of operations and tasks that come to their
+// ends: each time once, but for tasks that end while the watch is broken. It
+// must not wait, and is to be set before Run.
+func (v *View) OnEnd(told func(cluster.Endings)) { v.ended = told }
+
+func (v *View) tellEndings(e cluster.Endings) {
+	if v.ended != nil && len(e.Operations)+len(e.Tasks) > 0 {
+		v.ended(e)
+	}
 }
 
 // NewView makes a View that is filled and kept by Run.
 func NewView(client *clientv3.Client, log hclog.Logger) *View {
 	v := &View{
 		client: client, log: log, codec: newCodec(),
-		ready: make(chan struct{}), changed: make(chan struct{}), born: time.Now(),
+		ready: make(chan struct{}), changed: make(chan struct{}), born: time.Now(), lostAfter: lostAfter,
 	}
 	v.current.Store(cluster.Empty())
 	v.trueAt.Store(-1)
+	v.behind.Store(-1)
 	return v
 }
 
@@ -153,6 +176,7 @@ func (v *View) absorb(r clientv3.WatchResponse, waiting <-chan clientv3.WatchRes
 	if at > was.Revision {
 		v.publish(draft.Snapshot(at))
 	}
+	v.tellEndings(draft.Endings())
 	return nil
 }
 

@@ -7,6 +7,7 @@
 package debvisorv1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -181,11 +182,853 @@ func (x *Replica) GetVersion() string {
 	return ""
 }
 
+// ClusterStatus is how the control plane is.
+type ClusterStatus struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Ordered by name.
+	Replicas []*ReplicaStatus `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// The version of the records' schema.
+	Schema uint32 `protobuf:"varint,3,opt,name=schema,proto3" json:"schema,omitempty"`
+	// What is wrong, one sentence each, the worst first; empty: nothing.
+	Problems []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Absent: this cluster was never restored.
+	Restore *RestoreStatus `protobuf:"bytes,5,opt,name=restore,proto3" json:"restore,omitempty"`
+	// Of the last backup that was taken whole; absent: none ever.
+	LastBackupAt *Timestamp `protobuf:"bytes,6,opt,name=last_backup_at,json=lastBackupAt,proto3" json:"last_backup_at,omitempty"`
+	// Nodes by what is heard of them.
+	NodesOnline      uint32 `protobuf:"varint,7,opt,name=nodes_online,json=nodesOnline,proto3" json:"nodes_online,omitempty"`
+	NodesSuspect     uint32 `protobuf:"varint,8,opt,name=nodes_suspect,json=nodesSuspect,proto3" json:"nodes_suspect,omitempty"`
+	NodesUnreachable uint32 `protobuf:"varint,9,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
+	// How many replicas may fail before the cluster stops.
+	MayFail       uint32 `protobuf:"varint,10,opt,name=may_fail,json=mayFail,proto3" json:"may_fail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterStatus) Reset() {
+	*x = ClusterStatus{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterStatus) ProtoMessage() {}
+
+func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
+func (*ClusterStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ClusterStatus) GetCluster() *Cluster {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetReplicas() []*ReplicaStatus {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetRestore() *RestoreStatus {
+	if x != nil {
+		return x.Restore
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetLastBackupAt() *Timestamp {
+	if x != nil {
+		return x.LastBackupAt
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetNodesOnline() uint32 {
+	if x != nil {
+		return x.NodesOnline
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetNodesSuspect() uint32 {
+	if x != nil {
+		return x.NodesSuspect
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetNodesUnreachable() uint32 {
+	if x != nil {
+		return x.NodesUnreachable
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetMayFail() uint32 {
+	if x != nil {
+		return x.MayFail
+	}
+	return 0
+}
+
+// ReplicaStatus is how one replica is, as it last said.
+type ReplicaStatus struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Replica *Replica               `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	// When it last said so; absent: never. One that has been silent for 30 s is not ready.
+	ReportedAt *Timestamp `protobuf:"bytes,2,opt,name=reported_at,json=reportedAt,proto3" json:"reported_at,omitempty"`
+	Ready      bool       `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why it is not, one sentence each.
+	Reasons []string `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	Leader  bool     `protobuf:"varint,5,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Its etcd's member id, in hex; empty with an outside etcd.
+	EtcdMember string `protobuf:"bytes,6,opt,name=etcd_member,json=etcdMember,proto3" json:"etcd_member,omitempty"`
+	// It takes part, and does not vote yet.
+	Learner       bool   `protobuf:"varint,7,opt,name=learner,proto3" json:"learner,omitempty"`
+	EtcdDbBytes   uint64 `protobuf:"varint,8,opt,name=etcd_db_bytes,json=etcdDbBytes,proto3" json:"etcd_db_bytes,omitempty"`
+	EtcdRaftIndex uint64 `protobuf:"varint,9,opt,name=etcd_raft_index,json=etcdRaftIndex,proto3" json:"etcd_raft_index,omitempty"`
+	// The soonest end of a certificate that it serves.
+	CertificateExpiresAt *Timestamp `protobuf:"bytes,10,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	// The SHA-256 fingerprints of the CAs that it trusts, in hex, and of the one
+	// that it signs with.
+	TrustedCas    []string `protobuf:"bytes,11,rep,name=trusted_cas,json=trustedCas,proto3" json:"trusted_cas,omitempty"`
+	SigningCa     string   `protobuf:"bytes,12,opt,name=signing_ca,json=signingCa,proto3" json:"signing_ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReplicaStatus) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetReportedAt() *Timestamp {
+	if x != nil {
+		return x.ReportedAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetEtcdMember() string {
+	if x != nil {
+		return x.EtcdMember
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetEtcdDbBytes() uint64 {
+	if x != nil {
+		return x.EtcdDbBytes
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetEtcdRaftIndex() uint64 {
+	if x != nil {
+		return x.EtcdRaftIndex
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetCertificateExpiresAt() *Timestamp {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetTrustedCas() []string {
+	if x != nil {
+		return x.TrustedCas
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetSigningCa() string {
+	if x != nil {
+		return x.SigningCa
+	}
+	return ""
+}
+
+// BackupRequest asks for a backup.
+type BackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The X25519 public key, 32 bytes, whose owner alone can open the CAs' keys.
+	RecoveryKey   []byte `protobuf:"bytes,1,opt,name=recovery_key,json=recoveryKey,proto3" json:"recovery_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BackupRequest) GetRecoveryKey() []byte {
+	if x != nil {
+		return x.RecoveryKey
+	}
+	return nil
+}
+
+// BackupManifest says what a backup holds; it comes first, and again last with
+// what is only known then.
+type BackupManifest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this form: 1.
+	Version         uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Cluster         string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Replica         string `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	DebvisorVersion string `protobuf:"bytes,4,opt,name=debvisor_version,json=debvisorVersion,proto3" json:"debvisor_version,omitempty"`
+	Schema          uint32 `protobuf:"varint,5,opt,name=schema,proto3" json:"schema,omitempty"`
+	Epoch           uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// etcd's revision.
+	Revision int64      `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	TakenAt  *Timestamp `protobuf:"bytes,8,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
+	// PEM.
+	Ca     []byte `protobuf:"bytes,9,opt,name=ca,proto3" json:"ca,omitempty"`
+	EtcdCa []byte `protobuf:"bytes,10,opt,name=etcd_ca,json=etcdCa,proto3" json:"etcd_ca,omitempty"`
+	// The CAs' keys (PEM, concatenated), sealed to the recovery key: the server's
+	// X25519 public key, nonce, AES-256-GCM.
+	SealedKeys []byte `protobuf:"bytes,11,opt,name=sealed_keys,json=sealedKeys,proto3" json:"sealed_keys,omitempty"`
+	// In the last part: of etcd's snapshot, as it was sent.
+	SnapshotBytes  uint64 `protobuf:"varint,12,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
+	SnapshotSha256 []byte `protobuf:"bytes,13,opt,name=snapshot_sha256,json=snapshotSha256,proto3" json:"snapshot_sha256,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BackupManifest) Reset() {
+	*x = BackupManifest{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupManifest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupManifest) ProtoMessage() {}
+
+func (x *BackupManifest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupManifest.ProtoReflect.Descriptor instead.
+func (*BackupManifest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BackupManifest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *BackupManifest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *BackupManifest) GetDebvisorVersion() string {
+	if x != nil {
+		return x.DebvisorVersion
+	}
+	return ""
+}
+
+func (x *BackupManifest) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetTakenAt() *Timestamp {
+	if x != nil {
+		return x.TakenAt
+	}
+	return nil
+}
+
+func (x *BackupManifest) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *BackupManifest) GetEtcdCa() []byte {
+	if x != nil {
+		return x.EtcdCa
+	}
+	return nil
+}
+
+func (x *BackupManifest) GetSealedKeys() []byte {
+	if x != nil {
+		return x.SealedKeys
+	}
+	return nil
+}
+
+func (x *BackupManifest) GetSnapshotBytes() uint64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetSnapshotSha256() []byte {
+	if x != nil {
+		return x.SnapshotSha256
+	}
+	return nil
+}
+
+// BackupPart is one part of a backup, in order.
+type BackupPart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*BackupPart_Manifest
+	//	*BackupPart_Snapshot
+	//	*BackupPart_End
+	Kind          isBackupPart_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupPart) Reset() {
+	*x = BackupPart{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupPart) ProtoMessage() {}
+
+func (x *BackupPart) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupPart.ProtoReflect.Descriptor instead.
+func (*BackupPart) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BackupPart) GetKind() isBackupPart_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *BackupPart) GetManifest() *BackupManifest {
+	if x != nil {
+		if x, ok := x.Kind.(*BackupPart_Manifest); ok {
+			return x.Manifest
+		}
+	}
+	return nil
+}
+
+func (x *BackupPart) GetSnapshot() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*BackupPart_Snapshot); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *BackupPart) GetEnd() *BackupManifest {
+	if x != nil {
+		if x, ok := x.Kind.(*BackupPart_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isBackupPart_Kind interface {
+	isBackupPart_Kind()
+}
+
+type BackupPart_Manifest struct {
+	Manifest *BackupManifest `protobuf:"bytes,1,opt,name=manifest,proto3,oneof"`
+}
+
+type BackupPart_Snapshot struct {
+	Snapshot []byte `protobuf:"bytes,2,opt,name=snapshot,proto3,oneof"`
+}
+
+type BackupPart_End struct {
+	// The last part.
+	End *BackupManifest `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
+}
+
+func (*BackupPart_Manifest) isBackupPart_Kind() {}
+
+func (*BackupPart_Snapshot) isBackupPart_Kind() {}
+
+func (*BackupPart_End) isBackupPart_Kind() {}
+
+// RemoveReplicaRequest names a replica.
+type RemoveReplicaRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Remove it though it is heard: it stops serving.
+	EvenIfRunning bool `protobuf:"varint,2,opt,name=even_if_running,json=evenIfRunning,proto3" json:"even_if_running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveReplicaRequest) Reset() {
+	*x = RemoveReplicaRequest{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveReplicaRequest) ProtoMessage() {}
+
+func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
+func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RemoveReplicaRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveReplicaRequest) GetEvenIfRunning() bool {
+	if x != nil {
+		return x.EvenIfRunning
+	}
+	return false
+}
+
+// RemoveReplicaResult answers it.
+type RemoveReplicaResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        StatusCode             `protobuf:"varint,1,opt,name=status,proto3,enum=debvisor.v1.StatusCode" json:"status,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	OperationId   string                 `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveReplicaResult) Reset() {
+	*x = RemoveReplicaResult{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveReplicaResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveReplicaResult) ProtoMessage() {}
+
+func (x *RemoveReplicaResult) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveReplicaResult.ProtoReflect.Descriptor instead.
+func (*RemoveReplicaResult) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RemoveReplicaResult) GetStatus() StatusCode {
+	if x != nil {
+		return x.Status
+	}
+	return StatusCode_STATUS_UNKNOWN
+}
+
+func (x *RemoveReplicaResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RemoveReplicaResult) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// RestoreConfirmation names what is confirmed.
+type RestoreConfirmation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The epoch that the restore began, as RestoreStatus tells it.
+	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// How one knows that the former cluster is off, for the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreConfirmation) Reset() {
+	*x = RestoreConfirmation{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreConfirmation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreConfirmation) ProtoMessage() {}
+
+func (x *RestoreConfirmation) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreConfirmation.ProtoReflect.Descriptor instead.
+func (*RestoreConfirmation) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RestoreConfirmation) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RestoreConfirmation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RestoreStatus is how far the return from a backup is.
+type RestoreStatus struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Epoch      uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	RestoredAt *Timestamp             `protobuf:"bytes,2,opt,name=restored_at,json=restoredAt,proto3" json:"restored_at,omitempty"`
+	// When and at which etcd revision the backup was taken.
+	BackupAt       *Timestamp `protobuf:"bytes,3,opt,name=backup_at,json=backupAt,proto3" json:"backup_at,omitempty"`
+	BackupRevision int64      `protobuf:"varint,4,opt,name=backup_revision,json=backupRevision,proto3" json:"backup_revision,omitempty"`
+	// Absent: agents that knew an earlier epoch still refuse this one.
+	ConfirmedAt *Timestamp `protobuf:"bytes,5,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
+	ConfirmedBy string     `protobuf:"bytes,6,opt,name=confirmed_by,json=confirmedBy,proto3" json:"confirmed_by,omitempty"`
+	// Absent: the records are not yet reconciled with what the nodes run.
+	ReconciledAt *Timestamp `protobuf:"bytes,7,opt,name=reconciled_at,json=reconciledAt,proto3" json:"reconciled_at,omitempty"`
+	// Nodes that have not been heard since; what is theirs waits.
+	WaitingFor []string `protobuf:"bytes,8,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	// What was found to differ from the records, one sentence each, at most 1000.
+	Differences   []string `protobuf:"bytes,9,rep,name=differences,proto3" json:"differences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreStatus) Reset() {
+	*x = RestoreStatus{}
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreStatus) ProtoMessage() {}
+
+func (x *RestoreStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_v1_cluster_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreStatus.ProtoReflect.Descriptor instead.
+func (*RestoreStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_v1_cluster_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RestoreStatus) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RestoreStatus) GetRestoredAt() *Timestamp {
+	if x != nil {
+		return x.RestoredAt
+	}
+	return nil
+}
+
+func (x *RestoreStatus) GetBackupAt() *Timestamp {
+	if x != nil {
+		return x.BackupAt
+	}
+	return nil
+}
+
+func (x *RestoreStatus) GetBackupRevision() int64 {
+	if x != nil {
+		return x.BackupRevision
+	}
+	return 0
+}
+
+func (x *RestoreStatus) GetConfirmedAt() *Timestamp {
+	if x != nil {
+		return x.ConfirmedAt
+	}
+	return nil
+}
+
+func (x *RestoreStatus) GetConfirmedBy() string {
+	if x != nil {
+		return x.ConfirmedBy
+	}
+	return ""
+}
+
+func (x *RestoreStatus) GetReconciledAt() *Timestamp {
+	if x != nil {
+		return x.ReconciledAt
+	}
+	return nil
+}
+
+func (x *RestoreStatus) GetWaitingFor() []string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return nil
+}
+
+func (x *RestoreStatus) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
 var File_debvisor_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_debvisor_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x19debvisor/v1/cluster.proto\x12\vdebvisor.v1\x1a\x18debvisor/v1/common.proto\"\xb2\x01\n" +
+	"\x19debvisor/v1/cluster.proto\x12\vdebvisor.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18debvisor/v1/common.proto\"\xb2\x01\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x14\n" +
@@ -198,10 +1041,91 @@ const file_debvisor_v1_cluster_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fcallers_address\x18\x02 \x01(\tR\x0ecallersAddress\x12%\n" +
 	"\x0eagents_address\x18\x03 \x01(\tR\ragentsAddress\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion2H\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\xaf\x03\n" +
+	"\rClusterStatus\x12.\n" +
+	"\acluster\x18\x01 \x01(\v2\x14.debvisor.v1.ClusterR\acluster\x126\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1a.debvisor.v1.ReplicaStatusR\breplicas\x12\x16\n" +
+	"\x06schema\x18\x03 \x01(\rR\x06schema\x12\x1a\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\x124\n" +
+	"\arestore\x18\x05 \x01(\v2\x1a.debvisor.v1.RestoreStatusR\arestore\x12<\n" +
+	"\x0elast_backup_at\x18\x06 \x01(\v2\x16.debvisor.v1.TimestampR\flastBackupAt\x12!\n" +
+	"\fnodes_online\x18\a \x01(\rR\vnodesOnline\x12#\n" +
+	"\rnodes_suspect\x18\b \x01(\rR\fnodesSuspect\x12+\n" +
+	"\x11nodes_unreachable\x18\t \x01(\rR\x10nodesUnreachable\x12\x19\n" +
+	"\bmay_fail\x18\n" +
+	" \x01(\rR\amayFail\"\xd5\x03\n" +
+	"\rReplicaStatus\x12.\n" +
+	"\areplica\x18\x01 \x01(\v2\x14.debvisor.v1.ReplicaR\areplica\x127\n" +
+	"\vreported_at\x18\x02 \x01(\v2\x16.debvisor.v1.TimestampR\n" +
+	"reportedAt\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
+	"\areasons\x18\x04 \x03(\tR\areasons\x12\x16\n" +
+	"\x06leader\x18\x05 \x01(\bR\x06leader\x12\x1f\n" +
+	"\vetcd_member\x18\x06 \x01(\tR\n" +
+	"etcdMember\x12\x18\n" +
+	"\alearner\x18\a \x01(\bR\alearner\x12\"\n" +
+	"\retcd_db_bytes\x18\b \x01(\x04R\vetcdDbBytes\x12&\n" +
+	"\x0fetcd_raft_index\x18\t \x01(\x04R\retcdRaftIndex\x12L\n" +
+	"\x16certificate_expires_at\x18\n" +
+	" \x01(\v2\x16.debvisor.v1.TimestampR\x14certificateExpiresAt\x12\x1f\n" +
+	"\vtrusted_cas\x18\v \x03(\tR\n" +
+	"trustedCas\x12\x1d\n" +
+	"\n" +
+	"signing_ca\x18\f \x01(\tR\tsigningCa\";\n" +
+	"\rBackupRequest\x12*\n" +
+	"\frecovery_key\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\vrecoveryKey\"\xa0\x03\n" +
+	"\x0eBackupManifest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\tR\areplica\x12)\n" +
+	"\x10debvisor_version\x18\x04 \x01(\tR\x0fdebvisorVersion\x12\x16\n" +
+	"\x06schema\x18\x05 \x01(\rR\x06schema\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x03R\brevision\x121\n" +
+	"\btaken_at\x18\b \x01(\v2\x16.debvisor.v1.TimestampR\atakenAt\x12\x0e\n" +
+	"\x02ca\x18\t \x01(\fR\x02ca\x12\x17\n" +
+	"\aetcd_ca\x18\n" +
+	" \x01(\fR\x06etcdCa\x12\x1f\n" +
+	"\vsealed_keys\x18\v \x01(\fR\n" +
+	"sealedKeys\x12%\n" +
+	"\x0esnapshot_bytes\x18\f \x01(\x04R\rsnapshotBytes\x12'\n" +
+	"\x0fsnapshot_sha256\x18\r \x01(\fR\x0esnapshotSha256\"\x9e\x01\n" +
+	"\n" +
+	"BackupPart\x129\n" +
+	"\bmanifest\x18\x01 \x01(\v2\x1b.debvisor.v1.BackupManifestH\x00R\bmanifest\x12\x1c\n" +
+	"\bsnapshot\x18\x02 \x01(\fH\x00R\bsnapshot\x12/\n" +
+	"\x03end\x18\x03 \x01(\v2\x1b.debvisor.v1.BackupManifestH\x00R\x03endB\x06\n" +
+	"\x04kind\"]\n" +
+	"\x14RemoveReplicaRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
+	"\x0feven_if_running\x18\x02 \x01(\bR\revenIfRunning\"\x83\x01\n" +
+	"\x13RemoveReplicaResult\x12/\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x17.debvisor.v1.StatusCodeR\x06status\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\"X\n" +
+	"\x13RestoreConfirmation\x12\x1d\n" +
+	"\x05epoch\x18\x01 \x01(\x04B\a\xbaH\x042\x02 \x00R\x05epoch\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\"\x9a\x03\n" +
+	"\rRestoreStatus\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x127\n" +
+	"\vrestored_at\x18\x02 \x01(\v2\x16.debvisor.v1.TimestampR\n" +
+	"restoredAt\x123\n" +
+	"\tbackup_at\x18\x03 \x01(\v2\x16.debvisor.v1.TimestampR\bbackupAt\x12'\n" +
+	"\x0fbackup_revision\x18\x04 \x01(\x03R\x0ebackupRevision\x129\n" +
+	"\fconfirmed_at\x18\x05 \x01(\v2\x16.debvisor.v1.TimestampR\vconfirmedAt\x12!\n" +
+	"\fconfirmed_by\x18\x06 \x01(\tR\vconfirmedBy\x12;\n" +
+	"\rreconciled_at\x18\a \x01(\v2\x16.debvisor.v1.TimestampR\freconciledAt\x12\x1f\n" +
+	"\vwaiting_for\x18\b \x03(\tR\n" +
+	"waitingFor\x12 \n" +
+	"\vdifferences\x18\t \x03(\tR\vdifferences2\xf3\x02\n" +
 	"\x0eClusterService\x126\n" +
 	"\n" +
-	"GetCluster\x12\x12.debvisor.v1.Empty\x1a\x14.debvisor.v1.ClusterB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
+	"GetCluster\x12\x12.debvisor.v1.Empty\x1a\x14.debvisor.v1.Cluster\x12B\n" +
+	"\x10GetClusterStatus\x12\x12.debvisor.v1.Empty\x1a\x1a.debvisor.v1.ClusterStatus\x12?\n" +
+	"\x06Backup\x12\x1a.debvisor.v1.BackupRequest\x1a\x17.debvisor.v1.BackupPart0\x01\x12T\n" +
+	"\rRemoveReplica\x12!.debvisor.v1.RemoveReplicaRequest\x1a .debvisor.v1.RemoveReplicaResult\x12N\n" +
+	"\x0eConfirmRestore\x12 .debvisor.v1.RestoreConfirmation\x1a\x1a.debvisor.v1.RestoreStatusB;Z9github.com/debvisor/debvisor/proto/debvisor/v1;debvisorv1b\x06proto3"
 
 var (
 	file_debvisor_v1_cluster_proto_rawDescOnce sync.Once
@@ -215,21 +1139,55 @@ func file_debvisor_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_debvisor_v1_cluster_proto_rawDescData
 }
 
-var file_debvisor_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_debvisor_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_debvisor_v1_cluster_proto_goTypes = []any{
-	(*Cluster)(nil), // 0: debvisor.v1.Cluster
-	(*Replica)(nil), // 1: debvisor.v1.Replica
-	(*Empty)(nil),   // 2: debvisor.v1.Empty
+	(*Cluster)(nil),              // 0: debvisor.v1.Cluster
+	(*Replica)(nil),              // 1: debvisor.v1.Replica
+	(*ClusterStatus)(nil),        // 2: debvisor.v1.ClusterStatus
+	(*ReplicaStatus)(nil),        // 3: debvisor.v1.ReplicaStatus
+	(*BackupRequest)(nil),        // 4: debvisor.v1.BackupRequest
+	(*BackupManifest)(nil),       // 5: debvisor.v1.BackupManifest
+	(*BackupPart)(nil),           // 6: debvisor.v1.BackupPart
+	(*RemoveReplicaRequest)(nil), // 7: debvisor.v1.RemoveReplicaRequest
+	(*RemoveReplicaResult)(nil),  // 8: debvisor.v1.RemoveReplicaResult
+	(*RestoreConfirmation)(nil),  // 9: debvisor.v1.RestoreConfirmation
+	(*RestoreStatus)(nil),        // 10: debvisor.v1.RestoreStatus
+	(*Timestamp)(nil),            // 11: debvisor.v1.Timestamp
+	(StatusCode)(0),              // 12: debvisor.v1.StatusCode
+	(*Empty)(nil),                // 13: debvisor.v1.Empty
 }
 var file_debvisor_v1_cluster_proto_depIdxs = []int32{
-	1, // 0: debvisor.v1.Cluster.replicas:type_name -> debvisor.v1.Replica
-	2, // 1: debvisor.v1.ClusterService.GetCluster:input_type -> debvisor.v1.Empty
-	0, // 2: debvisor.v1.ClusterService.GetCluster:output_type -> debvisor.v1.Cluster
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1,  // 0: debvisor.v1.Cluster.replicas:type_name -> debvisor.v1.Replica
+	0,  // 1: debvisor.v1.ClusterStatus.cluster:type_name -> debvisor.v1.Cluster
+	3,  // 2: debvisor.v1.ClusterStatus.replicas:type_name -> debvisor.v1.ReplicaStatus
+	10, // 3: debvisor.v1.ClusterStatus.restore:type_name -> debvisor.v1.RestoreStatus
+	11, // 4: debvisor.v1.ClusterStatus.last_backup_at:type_name -> debvisor.v1.Timestamp
+	1,  // 5: debvisor.v1.ReplicaStatus.replica:type_name -> debvisor.v1.Replica
+	11, // 6: debvisor.v1.ReplicaStatus.reported_at:type_name -> debvisor.v1.Timestamp
+	11, // 7: debvisor.v1.ReplicaStatus.certificate_expires_at:type_name -> debvisor.v1.Timestamp
+	11, // 8: debvisor.v1.BackupManifest.taken_at:type_name -> debvisor.v1.Timestamp
+	5,  // 9: debvisor.v1.BackupPart.manifest:type_name -> debvisor.v1.BackupManifest
+	5,  // 10: debvisor.v1.BackupPart.end:type_name -> debvisor.v1.BackupManifest
+	12, // 11: debvisor.v1.RemoveReplicaResult.status:type_name -> debvisor.v1.StatusCode
+	11, // 12: debvisor.v1.RestoreStatus.restored_at:type_name -> debvisor.v1.Timestamp
+	11, // 13: debvisor.v1.RestoreStatus.backup_at:type_name -> debvisor.v1.Timestamp
+	11, // 14: debvisor.v1.RestoreStatus.confirmed_at:type_name -> debvisor.v1.Timestamp
+	11, // 15: debvisor.v1.RestoreStatus.reconciled_at:type_name -> debvisor.v1.Timestamp
+	13, // 16: debvisor.v1.ClusterService.GetCluster:input_type -> debvisor.v1.Empty
+	13, // 17: debvisor.v1.ClusterService.GetClusterStatus:input_type -> debvisor.v1.Empty
+	4,  // 18: debvisor.v1.ClusterService.Backup:input_type -> debvisor.v1.BackupRequest
+	7,  // 19: debvisor.v1.ClusterService.RemoveReplica:input_type -> debvisor.v1.RemoveReplicaRequest
+	9,  // 20: debvisor.v1.ClusterService.ConfirmRestore:input_type -> debvisor.v1.RestoreConfirmation
+	0,  // 21: debvisor.v1.ClusterService.GetCluster:output_type -> debvisor.v1.Cluster
+	2,  // 22: debvisor.v1.ClusterService.GetClusterStatus:output_type -> debvisor.v1.ClusterStatus
+	6,  // 23: debvisor.v1.ClusterService.Backup:output_type -> debvisor.v1.BackupPart
+	8,  // 24: debvisor.v1.ClusterService.RemoveReplica:output_type -> debvisor.v1.RemoveReplicaResult
+	10, // 25: debvisor.v1.ClusterService.ConfirmRestore:output_type -> debvisor.v1.RestoreStatus
+	21, // [21:26] is the sub-list for method output_type
+	16, // [16:21] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_v1_cluster_proto_init() }
@@ -238,13 +1196,18 @@ func file_debvisor_v1_cluster_proto_init() {
 		return
 	}
 	file_debvisor_v1_common_proto_init()
+	file_debvisor_v1_cluster_proto_msgTypes[6].OneofWrappers = []any{
+		(*BackupPart_Manifest)(nil),
+		(*BackupPart_Snapshot)(nil),
+		(*BackupPart_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_v1_cluster_proto_rawDesc), len(file_debvisor_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,7 +19,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ClusterService_GetCluster_FullMethodName = "/debvisor.v1.ClusterService/GetCluster"
+	ClusterService_GetCluster_FullMethodName       = "/debvisor.v1.ClusterService/GetCluster"
+	ClusterService_GetClusterStatus_FullMethodName = "/debvisor.v1.ClusterService/GetClusterStatus"
+	ClusterService_Backup_FullMethodName           = "/debvisor.v1.ClusterService/Backup"
+	ClusterService_RemoveReplica_FullMethodName    = "/debvisor.v1.ClusterService/RemoveReplica"
+	ClusterService_ConfirmRestore_FullMethodName   = "/debvisor.v1.ClusterService/ConfirmRestore"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -31,6 +35,22 @@ type ClusterServiceClient interface {
 	// GetCluster answers the replicas and which of them leads, as the asked
 	// replica knows it.
 	GetCluster(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*Cluster, error)
+	// GetClusterStatus answers how the control plane is: each replica as it last
+	// said of itself, etcd's members, and what is wrong.
+	GetClusterStatus(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ClusterStatus, error)
+	// Backup streams a backup of all that the control plane keeps: a manifest,
+	// etcd's snapshot, the CAs with their keys sealed to the asker's recovery key.
+	// A part is at most 1 MiB; the stream's end without a manifest's digest that
+	// fits is no backup.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupPart], error)
+	// RemoveReplica takes a replica out of the cluster for good: its etcd's
+	// membership, its record, its certificates. FAILED_PRECONDITION where those
+	// that are left would have no majority, or where it is the last.
+	RemoveReplica(ctx context.Context, in *RemoveReplicaRequest, opts ...grpc.CallOption) (*RemoveReplicaResult, error)
+	// ConfirmRestore is the operator's word that the cluster that was restored
+	// from a backup is the one that the nodes shall listen to: without it agents
+	// that knew an earlier epoch refuse it.
+	ConfirmRestore(ctx context.Context, in *RestoreConfirmation, opts ...grpc.CallOption) (*RestoreStatus, error)
 }
 
 type clusterServiceClient struct {
@@ -51,6 +71,55 @@ func (c *clusterServiceClient) GetCluster(ctx context.Context, in *Empty, opts .
 	return out, nil
 }
 
+func (c *clusterServiceClient) GetClusterStatus(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ClusterStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterStatus)
+	err := c.cc.Invoke(ctx, ClusterService_GetClusterStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupPart], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupPart]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ClusterService_BackupClient = grpc.ServerStreamingClient[BackupPart]
+
+func (c *clusterServiceClient) RemoveReplica(ctx context.Context, in *RemoveReplicaRequest, opts ...grpc.CallOption) (*RemoveReplicaResult, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveReplicaResult)
+	err := c.cc.Invoke(ctx, ClusterService_RemoveReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ConfirmRestore(ctx context.Context, in *RestoreConfirmation, opts ...grpc.CallOption) (*RestoreStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestoreStatus)
+	err := c.cc.Invoke(ctx, ClusterService_ConfirmRestore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -60,6 +129,22 @@ type ClusterServiceServer interface {
 	// GetCluster answers the replicas and which of them leads, as the asked
 	// replica knows it.
 	GetCluster(context.Context, *Empty) (*Cluster, error)
+	// GetClusterStatus answers how the control plane is: each replica as it last
+	// said of itself, etcd's members, and what is wrong.
+	GetClusterStatus(context.Context, *Empty) (*ClusterStatus, error)
+	// Backup streams a backup of all that the control plane keeps: a manifest,
+	// etcd's snapshot, the CAs with their keys sealed to the asker's recovery key.
+	// A part is at most 1 MiB; the stream's end without a manifest's digest that
+	// fits is no backup.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupPart]) error
+	// RemoveReplica takes a replica out of the cluster for good: its etcd's
+	// membership, its record, its certificates. FAILED_PRECONDITION where those
+	// that are left would have no majority, or where it is the last.
+	RemoveReplica(context.Context, *RemoveReplicaRequest) (*RemoveReplicaResult, error)
+	// ConfirmRestore is the operator's word that the cluster that was restored
+	// from a backup is the one that the nodes shall listen to: without it agents
+	// that knew an earlier epoch refuse it.
+	ConfirmRestore(context.Context, *RestoreConfirmation) (*RestoreStatus, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -72,6 +157,18 @@ type UnimplementedClusterServiceServer struct{}
 
 func (UnimplementedClusterServiceServer) GetCluster(context.Context, *Empty) (*Cluster, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCluster not implemented")
+}
+func (UnimplementedClusterServiceServer) GetClusterStatus(context.Context, *Empty) (*ClusterStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetClusterStatus not implemented")
+}
+func (UnimplementedClusterServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupPart]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedClusterServiceServer) RemoveReplica(context.Context, *RemoveReplicaRequest) (*RemoveReplicaResult, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveReplica not implemented")
+}
+func (UnimplementedClusterServiceServer) ConfirmRestore(context.Context, *RestoreConfirmation) (*RestoreStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmRestore not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -112,6 +209,71 @@ func _ClusterService_GetCluster_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_GetClusterStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).GetClusterStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_GetClusterStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).GetClusterStatus(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ClusterServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupPart]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ClusterService_BackupServer = grpc.ServerStreamingServer[BackupPart]
+
+func _ClusterService_RemoveReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RemoveReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RemoveReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RemoveReplica(ctx, req.(*RemoveReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_ConfirmRestore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestoreConfirmation)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ConfirmRestore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ConfirmRestore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ConfirmRestore(ctx, req.(*RestoreConfirmation))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -123,7 +285,25 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetCluster",
 			Handler:    _ClusterService_GetCluster_Handler,
 		},
+		{
+			MethodName: "GetClusterStatus",
+			Handler:    _ClusterService_GetClusterStatus_Handler,
+		},
+		{
+			MethodName: "RemoveReplica",
+			Handler:    _ClusterService_RemoveReplica_Handler,
+		},
+		{
+			MethodName: "ConfirmRestore",
+			Handler:    _ClusterService_ConfirmRestore_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Backup",
+			Handler:       _ClusterService_Backup_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "debvisor/v1/cluster.proto",
 }

@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,6 +24,7 @@ import (
 	"github.com/debvisor/debvisor/controlplane/internal/authz"
 	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/limit"
+	"github.com/debvisor/debvisor/controlplane/internal/metrics"
 	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/rpc"
@@ -136,7 +139,7 @@ func newHouse(dir string, vms int) (*house, error) {
 	h.view = view{d.Snapshot(1), time.Now()}
 	h.chain = api.NewChain(api.ChainConfig{
 		View: h.view, Authn: h.authn, Authz: h.authz, Limit: h.limit, Strangers: api.NewStrangers(),
-		Audit: h.trail, Check: h.check, Log: hclog.NewNullLogger(),
+		Audit: h.trail, Check: h.check, Meter: metrics.NewCalls(slices.Collect(maps.Keys(authz.Methods()))), Log: hclog.NewNullLogger(),
 	})
 	return h, nil
 }

@@ -53,9 +53,10 @@ type More struct {
 }
 
 // Plan is what a run of a job would do now. Errors are Ask's: one end could not
-// be asked, and nothing is known.
+// be asked, and nothing is known. For a dry run less is asked: it is right in what it
+// decides (Decision, Steps, Aside, Refusal), and knows no times and no marks.
 func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.ReplicationJob, more More, now time.Time) (*repldiff.Plan, error) {
-	l := looker{ask: ask, snapshot: s, job: job}
+	l := looker{ask: ask, snapshot: s, job: job, brief: !more.Run && more.Confirmed == ""}
 	in := &repldiff.Input{
 		Job: job.GetId(), Dataset: job.GetDataset(), TargetDataset: job.GetTargetDataset(), SameNode: job.GetSource() == job.GetTarget(),
 		SourceGUID: job.GetDatasetGuid(), Cursor: job.GetCursorGuid(), EncryptedUnsafe: l.unsafe(),
@@ -66,13 +67,13 @@ func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.Replic
 		return nil, fmt.Errorf("the options of job %s cannot be read: %w", job.GetId(), err)
 	}
 	in.Options(options)
-	if err := l.sides(ctx, in); err != nil {
+	above, err := l.sides(ctx, in)
+	if err != nil {
 		return nil, err
 	}
 	if !more.Run && !options.GetNoSnapshot() && in.Source.Dataset != nil {
 		in.Source.Snapshots = append(in.Source.Snapshots, toBeTaken(in))
 	}
-	var err error
 	if in.Token, err = l.token(ctx, in.Target.Dataset.GetResumeToken()); err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func Plan(ctx context.Context, ask Ask, s *cluster.Snapshot, job *storev1.Replic
 	if err := l.estimate(ctx, plan, in); err != nil {
 		return nil, err
 	}
-	return plan, l.fit(ctx, plan, in.Target.Dataset)
+	return plan, l.fit(ctx, plan, in.Target.Dataset, above)
 }
 
 // toBeTakenName stands for the snapshot that a run takes first, in a dry run. No
@@ -106,6 +107,8 @@ type looker struct {
 	ask      Ask
 	snapshot *cluster.Snapshot
 	job      *storev1.ReplicationJob
+	// brief: holds, clones and times are not asked for.
+	brief bool
 }
 
 // inUse is why a copy may be neither set aside nor taken back: a VM there has a disk
@@ -146,15 +149,16 @@ func (l looker) unsafe() string {
 	return ""
 }
 
-// sides asks both ends at once.
-func (l looker) sides(ctx context.Context, in *repldiff.Input) error {
+// sides asks both ends at once. above is the nearest dataset above the copy that
+// there is; nil: none is told.
+func (l looker) sides(ctx context.Context, in *repldiff.Input) (above *agentv1.ZfsDataset, err error) {
 	var group sync.WaitGroup
-	var source, target error
-	group.Go(func() { in.Source, source = l.side(ctx, l.job.GetSource(), l.job.GetDataset()) })
-	group.Go(func() { in.Target, target = l.side(ctx, l.job.GetTarget(), l.job.GetTargetDataset()) })
+	var source error
+	group.Go(func() { in.Source, _, source = l.side(ctx, l.job.GetSource(), l.job.GetDataset(), false) })
+	group.Go(func() { in.Target, above, err = l.side(ctx, l.job.GetTarget(), l.job.GetTargetDataset(), true) })
 	group.Wait()
 	if source != nil {
-		return source
+		return nil, source
 	}
 	if doomed := l.doomed(); len(doomed) > 0 {
 		kept := in.Source.Snapshots[:0]
@@ -165,7 +169,7 @@ func (l looker) sides(ctx context.Context, in *repldiff.Input) error {
 		}
 		in.Source.Snapshots = kept
 	}
-	return target
+	return above, err
 }
 
 // doomed are the source's snapshots that are just being destroyed.
@@ -183,17 +187,18 @@ func (l looker) doomed() map[uint64]bool {
 	return found
 }
 
-func (l looker) side(ctx context.Context, node, dataset string) (repldiff.Side, error) {
-	listing, err := List(ctx, l.ask, node, &agentv1.ListZfs{Datasets: []string{dataset}, Snapshots: true, Bookmarks: true})
+// side asks one end, and for the nearest dataset above where that is wanted.
+func (l looker) side(ctx context.Context, node, dataset string, wanted bool) (side repldiff.Side, above *agentv1.ZfsDataset, err error) {
+	listing, err := List(ctx, l.ask, node, &agentv1.ListZfs{Datasets: []string{dataset}, Snapshots: true, Bookmarks: true, Brief: l.brief, Above: wanted})
 	if err != nil {
-		return repldiff.Side{}, err
+		return side, nil, err
 	}
-	side := repldiff.Side{}
 	for _, d := range listing.GetDatasets() {
 		if d.GetName() == dataset {
 			side.Dataset = d
 		}
 	}
+	above = nearest(listing.GetDatasets(), dataset)
 	for _, s := range listing.GetSnapshots() {
 		if s.GetDataset() == dataset {
 			side.Snapshots = append(side.Snapshots, s)
@@ -204,7 +209,19 @@ func (l looker) side(ctx context.Context, node, dataset string) (repldiff.Side, 
 			side.Bookmarks = append(side.Bookmarks, b)
 		}
 	}
-	return side, nil
+	return side, above, nil
+}
+
+// nearest is the nearest of the datasets that the one of that name lies in; nil: it
+// lies in none.
+func nearest(datasets []*agentv1.ZfsDataset, name string) *agentv1.ZfsDataset {
+	var found *agentv1.ZfsDataset
+	for _, d := range datasets {
+		if strings.HasPrefix(name, d.GetName()+"/") && len(d.GetName()) > len(found.GetName()) {
+			found = d
+		}
+	}
+	return found
 }
 
 // List asks a node what it has.
@@ -320,35 +337,41 @@ func (l looker) stream(plan *repldiff.Plan, from, to string) *agentv1.EstimateZf
 
 // fit refuses a plan for which the target has no room: that of the copy itself,
 // or of the nearest dataset above it.
-func (l looker) fit(ctx context.Context, plan *repldiff.Plan, copied *agentv1.ZfsDataset) error {
+func (l looker) fit(ctx context.Context, plan *repldiff.Plan, copied, above *agentv1.ZfsDataset) error {
 	if copied != nil && plan.Aside == nil {
 		plan.Fit(copied.GetAvailableBytes())
 		return nil
 	}
-	var above []string
+	if above == nil {
+		// There is none, or the agent is too old to have told.
+		var err error
+		if above, err = l.askAbove(ctx); err != nil {
+			return err
+		}
+	}
+	if above == nil {
+		pool, _, _ := strings.Cut(l.job.GetTargetDataset(), "/")
+		plan.Refuse(TargetPoolNotFound, fmt.Sprintf("node %s has no pool %s", l.job.GetTarget(), pool))
+		return nil
+	}
+	plan.Fit(above.GetAvailableBytes())
+	return nil
+}
+
+// askAbove asks for the nearest dataset above the copy; nil: there is none.
+func (l looker) askAbove(ctx context.Context) (*agentv1.ZfsDataset, error) {
+	var names []string
 	for name := l.job.GetTargetDataset(); ; {
 		at := strings.LastIndexByte(name, '/')
 		if at < 0 {
 			break
 		}
 		name = name[:at]
-		above = append(above, name)
+		names = append(names, name)
 	}
-	listing, err := List(ctx, l.ask, l.job.GetTarget(), &agentv1.ListZfs{Datasets: above})
-	if err != nil {
-		return err
+	if len(names) == 0 {
+		return nil, nil
 	}
-	var nearest *agentv1.ZfsDataset
-	for _, d := range listing.GetDatasets() {
-		if len(d.GetName()) > len(nearest.GetName()) {
-			nearest = d
-		}
-	}
-	if nearest == nil {
-		pool, _, _ := strings.Cut(l.job.GetTargetDataset(), "/")
-		plan.Refuse(TargetPoolNotFound, fmt.Sprintf("node %s has no pool %s", l.job.GetTarget(), pool))
-		return nil
-	}
-	plan.Fit(nearest.GetAvailableBytes())
-	return nil
+	listing, err := List(ctx, l.ask, l.job.GetTarget(), &agentv1.ListZfs{Datasets: names})
+	return nearest(listing.GetDatasets(), l.job.GetTargetDataset()), err
 }

@@ -32,6 +32,9 @@ type ends struct {
 	bytes uint64
 	fails error
 	asked []string
+	// old: they do not know of brief listings, nor of what lies above.
+	old   bool
+	lists []string
 }
 
 func (e *ends) ask(_ context.Context, node string, q *agentv1.Ask, part func(*agentv1.Answer) error) error {
@@ -65,16 +68,20 @@ func (e *ends) list(node string, q *agentv1.ListZfs, part func(*agentv1.Answer) 
 	tell := func(l *agentv1.ZfsListing) error {
 		return part(&agentv1.Answer{More: true, Answer: &agentv1.Answer_ZfsListing{ZfsListing: l}})
 	}
+	e.lists = append(e.lists, strings.Join(append([]string{node}, q.GetDatasets()...), " "))
 	for _, d := range has.GetDatasets() {
 		for _, name := range q.GetDatasets() {
-			if d.GetName() != name {
+			if d.GetName() != name && (e.old || !q.GetAbove() || !strings.HasPrefix(name, d.GetName()+"/")) {
 				continue
 			}
 			if err := tell(&agentv1.ZfsListing{Datasets: []*agentv1.ZfsDataset{d}}); err != nil {
 				return err
 			}
 			for _, s := range has.GetSnapshots() {
-				if q.GetSnapshots() && s.GetDataset() == name {
+				if q.GetBrief() && !e.old {
+					s = &agentv1.ZfsSnapshot{Dataset: s.GetDataset(), Name: s.GetName(), Guid: s.GetGuid(), CreateTxg: s.GetCreateTxg()}
+				}
+				if q.GetSnapshots() && s.GetDataset() == name && d.GetName() == name {
 					if err := tell(&agentv1.ZfsListing{Snapshots: []*agentv1.ZfsSnapshot{s}}); err != nil {
 						return err
 					}
@@ -247,6 +254,61 @@ func TestDryRun(t *testing.T) {
 		p, err := Plan(t.Context(), c.ends.ask, cluster.Empty(), j, More{}, noon)
 		if err != nil || told(p) != c.want {
 			t.Errorf("%s: %s, want %s (%v)", c.name, told(p), c.want, err)
+		}
+	}
+}
+
+// TestADryRunAsksLess: no holds, clones and times, and once only for what lies above
+// the copy; what it decides is what it would with all of it, and with agents that are
+// too old to leave it out. A run asks for all.
+func TestADryRunAsksLess(t *testing.T) {
+	kept := func(l *agentv1.ZfsListing) *agentv1.ZfsListing {
+		for i, s := range l.GetSnapshots() {
+			s.Created, s.Holds, s.Clones = int64(1e9-i), []string{"debvisor:j", "x"}, []string{"tank/clone"}
+		}
+		return l
+	}
+	source := kept(listing("tank/vm", &agentv1.ZfsDataset{Guid: 1, WrittenBytes: 3, ReferencedBytes: 500}, 1, 2, 3))
+	target := func(written uint64, guids ...uint64) *agentv1.ZfsListing {
+		l := kept(listing("backup/x/vm", &agentv1.ZfsDataset{Guid: 2, ReplicationJob: "j", AvailableBytes: 1000, WrittenBytes: written}, guids...))
+		l.Datasets = append(l.Datasets, &agentv1.ZfsDataset{Name: "backup/x", AvailableBytes: 999}, &agentv1.ZfsDataset{Name: "backup", AvailableBytes: 5})
+		return l
+	}
+	nothing := target(0)
+	nothing.Datasets = nothing.Datasets[1:]
+	for _, c := range []struct {
+		name    string
+		target  *agentv1.ZfsListing
+		options *debvisorv1.ReplicationOptions
+		asked   int // for listings, by a leader of agents that are not too old
+	}{
+		{"no copy", nothing, nil, 2},
+		{"no pool", &agentv1.ZfsListing{}, nil, 3},
+		{"a copy", target(0, 1, 2), nil, 2},
+		{"nothing new", target(0, 1, 2, 3), &debvisorv1.ReplicationOptions{NoSnapshot: true}, 2},
+		{"written to", target(7, 1, 2), nil, 2},
+		{"newer", target(0, 1, 2, 9), nil, 2},
+		{"nothing in common", target(0, 8, 9), &debvisorv1.ReplicationOptions{RefuseDiverged: true}, 2},
+	} {
+		j := job()
+		j.Options = encode(t, c.options)
+		plan := func(old bool, more More) (*repldiff.Plan, []string) {
+			t.Helper()
+			e := &ends{source: source, target: c.target, bytes: 10, old: old}
+			p, err := Plan(t.Context(), e.ask, cluster.Empty(), j, more, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p, e.lists
+		}
+		brief, asked := plan(false, More{})
+		long, _ := plan(true, More{})
+		if !proto.Equal(brief.Decision, long.Decision) || told(brief) != told(long) || len(asked) != c.asked {
+			t.Errorf("%s: %s after %q, want %s (%d questions)\n%v\n%v", c.name, told(brief), asked, told(long), c.asked, brief.Decision, long.Decision)
+		}
+		run, _ := plan(false, More{Run: true})
+		if want, _ := plan(true, More{Run: true}); run.LastCreated != want.LastCreated || run.CommonCreated != want.CommonCreated || run.Unmarked != want.Unmarked {
+			t.Errorf("%s: a run knows less: %+v, want %+v", c.name, run, want)
 		}
 	}
 }

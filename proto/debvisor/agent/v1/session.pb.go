@@ -35,6 +35,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Inventory
 	//	*AgentMessage_Report
 	//	*AgentMessage_Answer
+	//	*AgentMessage_Trust
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -122,6 +123,15 @@ func (x *AgentMessage) GetAnswer() *Answer {
 	return nil
 }
 
+func (x *AgentMessage) GetTrust() *Trust {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Trust); ok {
+			return x.Trust
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -146,6 +156,10 @@ type AgentMessage_Answer struct {
 	Answer *Answer `protobuf:"bytes,5,opt,name=answer,proto3,oneof"`
 }
 
+type AgentMessage_Trust struct {
+	Trust *Trust `protobuf:"bytes,6,opt,name=trust,proto3,oneof"`
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -155,6 +169,8 @@ func (*AgentMessage_Inventory) isAgentMessage_Kind() {}
 func (*AgentMessage_Report) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Answer) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Trust) isAgentMessage_Kind() {}
 
 // LeaderMessage goes down.
 type LeaderMessage struct {
@@ -173,6 +189,8 @@ type LeaderMessage struct {
 	//	*LeaderMessage_PeerSide
 	//	*LeaderMessage_Ask
 	//	*LeaderMessage_AskNext
+	//	*LeaderMessage_TrustBundle
+	//	*LeaderMessage_Leaving
 	Kind          isLeaderMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -303,6 +321,24 @@ func (x *LeaderMessage) GetAskNext() *AskNext {
 	return nil
 }
 
+func (x *LeaderMessage) GetTrustBundle() *TrustBundle {
+	if x != nil {
+		if x, ok := x.Kind.(*LeaderMessage_TrustBundle); ok {
+			return x.TrustBundle
+		}
+	}
+	return nil
+}
+
+func (x *LeaderMessage) GetLeaving() *Leaving {
+	if x != nil {
+		if x, ok := x.Kind.(*LeaderMessage_Leaving); ok {
+			return x.Leaving
+		}
+	}
+	return nil
+}
+
 type isLeaderMessage_Kind interface {
 	isLeaderMessage_Kind()
 }
@@ -343,6 +379,14 @@ type LeaderMessage_AskNext struct {
 	AskNext *AskNext `protobuf:"bytes,10,opt,name=ask_next,json=askNext,proto3,oneof"`
 }
 
+type LeaderMessage_TrustBundle struct {
+	TrustBundle *TrustBundle `protobuf:"bytes,11,opt,name=trust_bundle,json=trustBundle,proto3,oneof"`
+}
+
+type LeaderMessage_Leaving struct {
+	Leaving *Leaving `protobuf:"bytes,12,opt,name=leaving,proto3,oneof"`
+}
+
 func (*LeaderMessage_Welcome) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_NotLeader) isLeaderMessage_Kind() {}
@@ -360,6 +404,10 @@ func (*LeaderMessage_PeerSide) isLeaderMessage_Kind() {}
 func (*LeaderMessage_Ask) isLeaderMessage_Kind() {}
 
 func (*LeaderMessage_AskNext) isLeaderMessage_Kind() {}
+
+func (*LeaderMessage_TrustBundle) isLeaderMessage_Kind() {}
+
+func (*LeaderMessage_Leaving) isLeaderMessage_Kind() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -467,7 +515,13 @@ type Welcome struct {
 	// Milliseconds between heartbeats, before jitter.
 	HeartbeatIntervalMs uint32 `protobuf:"varint,2,opt,name=heartbeat_interval_ms,json=heartbeatIntervalMs,proto3" json:"heartbeat_interval_ms,omitempty"`
 	// The agents' listeners of all replicas, host:port.
-	Replicas      []string `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Replicas []string `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// The last epoch that was begun by a restore from a backup and confirmed by an
+	// operator; 0: none. An agent that knew an earlier epoch obeys a later one only
+	// with that word.
+	ConfirmedEpoch uint64 `protobuf:"varint,4,opt,name=confirmed_epoch,json=confirmedEpoch,proto3" json:"confirmed_epoch,omitempty"`
+	// The CAs to trust.
+	TrustBundle   *TrustBundle `protobuf:"bytes,5,opt,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,6 +577,186 @@ func (x *Welcome) GetReplicas() []string {
 	return nil
 }
 
+func (x *Welcome) GetConfirmedEpoch() uint64 {
+	if x != nil {
+		return x.ConfirmedEpoch
+	}
+	return 0
+}
+
+func (x *Welcome) GetTrustBundle() *TrustBundle {
+	if x != nil {
+		return x.TrustBundle
+	}
+	return nil
+}
+
+// TrustBundle is the CAs to trust from now on, instead of those before.
+type TrustBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM.
+	Ca []byte `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// The leaf is to be renewed now where another CA than this one (SHA-256, hex)
+	// signed it; empty: none need be.
+	SigningCa     string `protobuf:"bytes,2,opt,name=signing_ca,json=signingCa,proto3" json:"signing_ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustBundle) Reset() {
+	*x = TrustBundle{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustBundle) ProtoMessage() {}
+
+func (x *TrustBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
+func (*TrustBundle) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TrustBundle) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *TrustBundle) GetSigningCa() string {
+	if x != nil {
+		return x.SigningCa
+	}
+	return ""
+}
+
+// Trust is what an agent trusts and shows; sent after Welcome and when it has
+// changed.
+type Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 fingerprints of CAs, hex.
+	Cas []string `protobuf:"bytes,1,rep,name=cas,proto3" json:"cas,omitempty"`
+	// Its leaf's serial (hex), CA (SHA-256, hex) and end (seconds since 1970).
+	Serial        string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	Issuer        string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	ExpiresAt     int64  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Trust) GetCas() []string {
+	if x != nil {
+		return x.Cas
+	}
+	return nil
+}
+
+func (x *Trust) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Trust) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Trust) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+// Leaving says that this leader is about to resign: the session is to be opened
+// anew at once, at whichever replica leads next.
+type Leaving struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leaving) Reset() {
+	*x = Leaving{}
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leaving) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leaving) ProtoMessage() {}
+
+func (x *Leaving) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
+func (*Leaving) Descriptor() ([]byte, []int) {
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{6}
+}
+
 // NotLeader sends the agent elsewhere.
 type NotLeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -535,7 +769,7 @@ type NotLeader struct {
 
 func (x *NotLeader) Reset() {
 	*x = NotLeader{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +781,7 @@ func (x *NotLeader) String() string {
 func (*NotLeader) ProtoMessage() {}
 
 func (x *NotLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[4]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +794,7 @@ func (x *NotLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotLeader.ProtoReflect.Descriptor instead.
 func (*NotLeader) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NotLeader) GetLeaderAddress() string {
@@ -589,7 +823,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +835,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[5]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +848,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Heartbeat) GetSeq() uint64 {
@@ -641,7 +875,7 @@ type HeartbeatAck struct {
 
 func (x *HeartbeatAck) Reset() {
 	*x = HeartbeatAck{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +887,7 @@ func (x *HeartbeatAck) String() string {
 func (*HeartbeatAck) ProtoMessage() {}
 
 func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[6]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +900,7 @@ func (x *HeartbeatAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatAck.ProtoReflect.Descriptor instead.
 func (*HeartbeatAck) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeartbeatAck) GetSeq() uint64 {
@@ -686,7 +920,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +932,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[7]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +945,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReportAck) GetTaskId() string {
@@ -731,7 +965,7 @@ type CancelTask struct {
 
 func (x *CancelTask) Reset() {
 	*x = CancelTask{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +977,7 @@ func (x *CancelTask) String() string {
 func (*CancelTask) ProtoMessage() {}
 
 func (x *CancelTask) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[8]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +990,7 @@ func (x *CancelTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTask.ProtoReflect.Descriptor instead.
 func (*CancelTask) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelTask) GetTaskId() string {
@@ -778,7 +1012,7 @@ type PeerSide struct {
 
 func (x *PeerSide) Reset() {
 	*x = PeerSide{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +1024,7 @@ func (x *PeerSide) String() string {
 func (*PeerSide) ProtoMessage() {}
 
 func (x *PeerSide) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[9]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1037,7 @@ func (x *PeerSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerSide.ProtoReflect.Descriptor instead.
 func (*PeerSide) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PeerSide) GetTaskId() string {
@@ -842,7 +1076,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1088,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[10]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1101,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -983,7 +1217,7 @@ type AskNext struct {
 
 func (x *AskNext) Reset() {
 	*x = AskNext{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1229,7 @@ func (x *AskNext) String() string {
 func (*AskNext) ProtoMessage() {}
 
 func (x *AskNext) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[11]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1242,7 @@ func (x *AskNext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskNext.ProtoReflect.Descriptor instead.
 func (*AskNext) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AskNext) GetId() uint64 {
@@ -1036,7 +1270,7 @@ type CompareCPU struct {
 
 func (x *CompareCPU) Reset() {
 	*x = CompareCPU{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1282,7 @@ func (x *CompareCPU) String() string {
 func (*CompareCPU) ProtoMessage() {}
 
 func (x *CompareCPU) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[12]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1295,7 @@ func (x *CompareCPU) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareCPU.ProtoReflect.Descriptor instead.
 func (*CompareCPU) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CompareCPU) GetCpu() *CPUDescription {
@@ -1094,7 +1328,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1340,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[13]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1353,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1248,7 +1482,7 @@ type CPUComparison struct {
 
 func (x *CPUComparison) Reset() {
 	*x = CPUComparison{}
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1494,7 @@ func (x *CPUComparison) String() string {
 func (*CPUComparison) ProtoMessage() {}
 
 func (x *CPUComparison) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_agent_v1_session_proto_msgTypes[14]
+	mi := &file_debvisor_agent_v1_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1507,7 @@ func (x *CPUComparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUComparison.ProtoReflect.Descriptor instead.
 func (*CPUComparison) Descriptor() ([]byte, []int) {
-	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_debvisor_agent_v1_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CPUComparison) GetCompatible() bool {
@@ -1294,14 +1528,15 @@ var File_debvisor_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\"\xb2\x02\n" +
+	"\x1fdebvisor/agent/v1/session.proto\x12\x11debvisor.agent.v1\x1a!debvisor/agent/v1/inventory.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/task.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\x1a\x16debvisor/v1/node.proto\"\xe4\x02\n" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.debvisor.agent.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.debvisor.agent.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
 	"\tinventory\x18\x03 \x01(\v2\x1c.debvisor.agent.v1.InventoryH\x00R\tinventory\x127\n" +
 	"\x06report\x18\x04 \x01(\v2\x1d.debvisor.agent.v1.TaskReportH\x00R\x06report\x123\n" +
-	"\x06answer\x18\x05 \x01(\v2\x19.debvisor.agent.v1.AnswerH\x00R\x06answerB\x06\n" +
-	"\x04kind\"\xd4\x04\n" +
+	"\x06answer\x18\x05 \x01(\v2\x19.debvisor.agent.v1.AnswerH\x00R\x06answer\x120\n" +
+	"\x05trust\x18\x06 \x01(\v2\x18.debvisor.agent.v1.TrustH\x00R\x05trustB\x06\n" +
+	"\x04kind\"\xd1\x05\n" +
 	"\rLeaderMessage\x12+\n" +
 	"\x04term\x18\x01 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x126\n" +
 	"\awelcome\x18\x02 \x01(\v2\x1a.debvisor.agent.v1.WelcomeH\x00R\awelcome\x12=\n" +
@@ -1316,7 +1551,9 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\tpeer_side\x18\b \x01(\v2\x1b.debvisor.agent.v1.PeerSideH\x00R\bpeerSide\x12*\n" +
 	"\x03ask\x18\t \x01(\v2\x16.debvisor.agent.v1.AskH\x00R\x03ask\x127\n" +
 	"\bask_next\x18\n" +
-	" \x01(\v2\x1a.debvisor.agent.v1.AskNextH\x00R\aaskNextB\x06\n" +
+	" \x01(\v2\x1a.debvisor.agent.v1.AskNextH\x00R\aaskNext\x12C\n" +
+	"\ftrust_bundle\x18\v \x01(\v2\x1e.debvisor.agent.v1.TrustBundleH\x00R\vtrustBundle\x126\n" +
+	"\aleaving\x18\f \x01(\v2\x1a.debvisor.agent.v1.LeavingH\x00R\aleavingB\x06\n" +
 	"\x04kind\"\x91\x02\n" +
 	"\x05Hello\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
@@ -1326,11 +1563,24 @@ const file_debvisor_agent_v1_session_proto_rawDesc = "" +
 	"\fhighest_term\x18\x04 \x01(\v2\x17.debvisor.agent.v1.TermR\vhighestTerm\x123\n" +
 	"\x05tasks\x18\x05 \x03(\v2\x1d.debvisor.agent.v1.TaskReportR\x05tasks\x12!\n" +
 	"\fpeer_address\x18\x06 \x01(\tR\vpeerAddress\x12\x17\n" +
-	"\aboot_id\x18\a \x01(\tR\x06bootId\"q\n" +
+	"\aboot_id\x18\a \x01(\tR\x06bootId\"\xdd\x01\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06leader\x18\x01 \x01(\tR\x06leader\x122\n" +
 	"\x15heartbeat_interval_ms\x18\x02 \x01(\rR\x13heartbeatIntervalMs\x12\x1a\n" +
-	"\breplicas\x18\x03 \x03(\tR\breplicas\"N\n" +
+	"\breplicas\x18\x03 \x03(\tR\breplicas\x12'\n" +
+	"\x0fconfirmed_epoch\x18\x04 \x01(\x04R\x0econfirmedEpoch\x12A\n" +
+	"\ftrust_bundle\x18\x05 \x01(\v2\x1e.debvisor.agent.v1.TrustBundleR\vtrustBundle\"<\n" +
+	"\vTrustBundle\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\fR\x02ca\x12\x1d\n" +
+	"\n" +
+	"signing_ca\x18\x02 \x01(\tR\tsigningCa\"h\n" +
+	"\x05Trust\x12\x10\n" +
+	"\x03cas\x18\x01 \x03(\tR\x03cas\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06issuer\x18\x03 \x01(\tR\x06issuer\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\x03R\texpiresAt\"\t\n" +
+	"\aLeaving\"N\n" +
 	"\tNotLeader\x12%\n" +
 	"\x0eleader_address\x18\x01 \x01(\tR\rleaderAddress\x12\x1a\n" +
 	"\breplicas\x18\x02 \x03(\tR\breplicas\"J\n" +
@@ -1399,77 +1649,84 @@ func file_debvisor_agent_v1_session_proto_rawDescGZIP() []byte {
 	return file_debvisor_agent_v1_session_proto_rawDescData
 }
 
-var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_debvisor_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_debvisor_agent_v1_session_proto_goTypes = []any{
 	(*AgentMessage)(nil),       // 0: debvisor.agent.v1.AgentMessage
 	(*LeaderMessage)(nil),      // 1: debvisor.agent.v1.LeaderMessage
 	(*Hello)(nil),              // 2: debvisor.agent.v1.Hello
 	(*Welcome)(nil),            // 3: debvisor.agent.v1.Welcome
-	(*NotLeader)(nil),          // 4: debvisor.agent.v1.NotLeader
-	(*Heartbeat)(nil),          // 5: debvisor.agent.v1.Heartbeat
-	(*HeartbeatAck)(nil),       // 6: debvisor.agent.v1.HeartbeatAck
-	(*ReportAck)(nil),          // 7: debvisor.agent.v1.ReportAck
-	(*CancelTask)(nil),         // 8: debvisor.agent.v1.CancelTask
-	(*PeerSide)(nil),           // 9: debvisor.agent.v1.PeerSide
-	(*Ask)(nil),                // 10: debvisor.agent.v1.Ask
-	(*AskNext)(nil),            // 11: debvisor.agent.v1.AskNext
-	(*CompareCPU)(nil),         // 12: debvisor.agent.v1.CompareCPU
-	(*Answer)(nil),             // 13: debvisor.agent.v1.Answer
-	(*CPUComparison)(nil),      // 14: debvisor.agent.v1.CPUComparison
-	(*Inventory)(nil),          // 15: debvisor.agent.v1.Inventory
-	(*TaskReport)(nil),         // 16: debvisor.agent.v1.TaskReport
-	(*Term)(nil),               // 17: debvisor.agent.v1.Term
-	(*Task)(nil),               // 18: debvisor.agent.v1.Task
-	(*v1.Health)(nil),          // 19: debvisor.v1.Health
-	(*Side)(nil),               // 20: debvisor.agent.v1.Side
-	(*ListZfs)(nil),            // 21: debvisor.agent.v1.ListZfs
-	(*EstimateZfsSend)(nil),    // 22: debvisor.agent.v1.EstimateZfsSend
-	(*EstimateZfsDestroy)(nil), // 23: debvisor.agent.v1.EstimateZfsDestroy
-	(*ListRbd)(nil),            // 24: debvisor.agent.v1.ListRbd
-	(*CPUDescription)(nil),     // 25: debvisor.agent.v1.CPUDescription
-	(*ZfsListing)(nil),         // 26: debvisor.agent.v1.ZfsListing
-	(*ZfsSendEstimate)(nil),    // 27: debvisor.agent.v1.ZfsSendEstimate
-	(*ZfsDestroyEstimate)(nil), // 28: debvisor.agent.v1.ZfsDestroyEstimate
-	(*RbdListing)(nil),         // 29: debvisor.agent.v1.RbdListing
+	(*TrustBundle)(nil),        // 4: debvisor.agent.v1.TrustBundle
+	(*Trust)(nil),              // 5: debvisor.agent.v1.Trust
+	(*Leaving)(nil),            // 6: debvisor.agent.v1.Leaving
+	(*NotLeader)(nil),          // 7: debvisor.agent.v1.NotLeader
+	(*Heartbeat)(nil),          // 8: debvisor.agent.v1.Heartbeat
+	(*HeartbeatAck)(nil),       // 9: debvisor.agent.v1.HeartbeatAck
+	(*ReportAck)(nil),          // 10: debvisor.agent.v1.ReportAck
+	(*CancelTask)(nil),         // 11: debvisor.agent.v1.CancelTask
+	(*PeerSide)(nil),           // 12: debvisor.agent.v1.PeerSide
+	(*Ask)(nil),                // 13: debvisor.agent.v1.Ask
+	(*AskNext)(nil),            // 14: debvisor.agent.v1.AskNext
+	(*CompareCPU)(nil),         // 15: debvisor.agent.v1.CompareCPU
+	(*Answer)(nil),             // 16: debvisor.agent.v1.Answer
+	(*CPUComparison)(nil),      // 17: debvisor.agent.v1.CPUComparison
+	(*Inventory)(nil),          // 18: debvisor.agent.v1.Inventory
+	(*TaskReport)(nil),         // 19: debvisor.agent.v1.TaskReport
+	(*Term)(nil),               // 20: debvisor.agent.v1.Term
+	(*Task)(nil),               // 21: debvisor.agent.v1.Task
+	(*v1.Health)(nil),          // 22: debvisor.v1.Health
+	(*Side)(nil),               // 23: debvisor.agent.v1.Side
+	(*ListZfs)(nil),            // 24: debvisor.agent.v1.ListZfs
+	(*EstimateZfsSend)(nil),    // 25: debvisor.agent.v1.EstimateZfsSend
+	(*EstimateZfsDestroy)(nil), // 26: debvisor.agent.v1.EstimateZfsDestroy
+	(*ListRbd)(nil),            // 27: debvisor.agent.v1.ListRbd
+	(*CPUDescription)(nil),     // 28: debvisor.agent.v1.CPUDescription
+	(*ZfsListing)(nil),         // 29: debvisor.agent.v1.ZfsListing
+	(*ZfsSendEstimate)(nil),    // 30: debvisor.agent.v1.ZfsSendEstimate
+	(*ZfsDestroyEstimate)(nil), // 31: debvisor.agent.v1.ZfsDestroyEstimate
+	(*RbdListing)(nil),         // 32: debvisor.agent.v1.RbdListing
 }
 var file_debvisor_agent_v1_session_proto_depIdxs = []int32{
 	2,  // 0: debvisor.agent.v1.AgentMessage.hello:type_name -> debvisor.agent.v1.Hello
-	5,  // 1: debvisor.agent.v1.AgentMessage.heartbeat:type_name -> debvisor.agent.v1.Heartbeat
-	15, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
-	16, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
-	13, // 4: debvisor.agent.v1.AgentMessage.answer:type_name -> debvisor.agent.v1.Answer
-	17, // 5: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
-	3,  // 6: debvisor.agent.v1.LeaderMessage.welcome:type_name -> debvisor.agent.v1.Welcome
-	4,  // 7: debvisor.agent.v1.LeaderMessage.not_leader:type_name -> debvisor.agent.v1.NotLeader
-	6,  // 8: debvisor.agent.v1.LeaderMessage.heartbeat_ack:type_name -> debvisor.agent.v1.HeartbeatAck
-	18, // 9: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
-	7,  // 10: debvisor.agent.v1.LeaderMessage.report_ack:type_name -> debvisor.agent.v1.ReportAck
-	8,  // 11: debvisor.agent.v1.LeaderMessage.cancel_task:type_name -> debvisor.agent.v1.CancelTask
-	9,  // 12: debvisor.agent.v1.LeaderMessage.peer_side:type_name -> debvisor.agent.v1.PeerSide
-	10, // 13: debvisor.agent.v1.LeaderMessage.ask:type_name -> debvisor.agent.v1.Ask
-	11, // 14: debvisor.agent.v1.LeaderMessage.ask_next:type_name -> debvisor.agent.v1.AskNext
-	17, // 15: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
-	16, // 16: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
-	19, // 17: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
-	20, // 18: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
-	12, // 19: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
-	21, // 20: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
-	22, // 21: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
-	23, // 22: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
-	24, // 23: debvisor.agent.v1.Ask.list_rbd:type_name -> debvisor.agent.v1.ListRbd
-	25, // 24: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
-	14, // 25: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
-	26, // 26: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
-	27, // 27: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
-	28, // 28: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
-	29, // 29: debvisor.agent.v1.Answer.rbd_listing:type_name -> debvisor.agent.v1.RbdListing
-	0,  // 30: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
-	1,  // 31: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
-	31, // [31:32] is the sub-list for method output_type
-	30, // [30:31] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	8,  // 1: debvisor.agent.v1.AgentMessage.heartbeat:type_name -> debvisor.agent.v1.Heartbeat
+	18, // 2: debvisor.agent.v1.AgentMessage.inventory:type_name -> debvisor.agent.v1.Inventory
+	19, // 3: debvisor.agent.v1.AgentMessage.report:type_name -> debvisor.agent.v1.TaskReport
+	16, // 4: debvisor.agent.v1.AgentMessage.answer:type_name -> debvisor.agent.v1.Answer
+	5,  // 5: debvisor.agent.v1.AgentMessage.trust:type_name -> debvisor.agent.v1.Trust
+	20, // 6: debvisor.agent.v1.LeaderMessage.term:type_name -> debvisor.agent.v1.Term
+	3,  // 7: debvisor.agent.v1.LeaderMessage.welcome:type_name -> debvisor.agent.v1.Welcome
+	7,  // 8: debvisor.agent.v1.LeaderMessage.not_leader:type_name -> debvisor.agent.v1.NotLeader
+	9,  // 9: debvisor.agent.v1.LeaderMessage.heartbeat_ack:type_name -> debvisor.agent.v1.HeartbeatAck
+	21, // 10: debvisor.agent.v1.LeaderMessage.task:type_name -> debvisor.agent.v1.Task
+	10, // 11: debvisor.agent.v1.LeaderMessage.report_ack:type_name -> debvisor.agent.v1.ReportAck
+	11, // 12: debvisor.agent.v1.LeaderMessage.cancel_task:type_name -> debvisor.agent.v1.CancelTask
+	12, // 13: debvisor.agent.v1.LeaderMessage.peer_side:type_name -> debvisor.agent.v1.PeerSide
+	13, // 14: debvisor.agent.v1.LeaderMessage.ask:type_name -> debvisor.agent.v1.Ask
+	14, // 15: debvisor.agent.v1.LeaderMessage.ask_next:type_name -> debvisor.agent.v1.AskNext
+	4,  // 16: debvisor.agent.v1.LeaderMessage.trust_bundle:type_name -> debvisor.agent.v1.TrustBundle
+	6,  // 17: debvisor.agent.v1.LeaderMessage.leaving:type_name -> debvisor.agent.v1.Leaving
+	20, // 18: debvisor.agent.v1.Hello.highest_term:type_name -> debvisor.agent.v1.Term
+	19, // 19: debvisor.agent.v1.Hello.tasks:type_name -> debvisor.agent.v1.TaskReport
+	4,  // 20: debvisor.agent.v1.Welcome.trust_bundle:type_name -> debvisor.agent.v1.TrustBundle
+	22, // 21: debvisor.agent.v1.Heartbeat.health:type_name -> debvisor.v1.Health
+	23, // 22: debvisor.agent.v1.PeerSide.side:type_name -> debvisor.agent.v1.Side
+	15, // 23: debvisor.agent.v1.Ask.compare_cpu:type_name -> debvisor.agent.v1.CompareCPU
+	24, // 24: debvisor.agent.v1.Ask.list_zfs:type_name -> debvisor.agent.v1.ListZfs
+	25, // 25: debvisor.agent.v1.Ask.estimate_zfs_send:type_name -> debvisor.agent.v1.EstimateZfsSend
+	26, // 26: debvisor.agent.v1.Ask.estimate_zfs_destroy:type_name -> debvisor.agent.v1.EstimateZfsDestroy
+	27, // 27: debvisor.agent.v1.Ask.list_rbd:type_name -> debvisor.agent.v1.ListRbd
+	28, // 28: debvisor.agent.v1.CompareCPU.cpu:type_name -> debvisor.agent.v1.CPUDescription
+	17, // 29: debvisor.agent.v1.Answer.cpu_comparison:type_name -> debvisor.agent.v1.CPUComparison
+	29, // 30: debvisor.agent.v1.Answer.zfs_listing:type_name -> debvisor.agent.v1.ZfsListing
+	30, // 31: debvisor.agent.v1.Answer.zfs_send_estimate:type_name -> debvisor.agent.v1.ZfsSendEstimate
+	31, // 32: debvisor.agent.v1.Answer.zfs_destroy_estimate:type_name -> debvisor.agent.v1.ZfsDestroyEstimate
+	32, // 33: debvisor.agent.v1.Answer.rbd_listing:type_name -> debvisor.agent.v1.RbdListing
+	0,  // 34: debvisor.agent.v1.SessionService.Connect:input_type -> debvisor.agent.v1.AgentMessage
+	1,  // 35: debvisor.agent.v1.SessionService.Connect:output_type -> debvisor.agent.v1.LeaderMessage
+	35, // [35:36] is the sub-list for method output_type
+	34, // [34:35] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_agent_v1_session_proto_init() }
@@ -1488,6 +1745,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*AgentMessage_Inventory)(nil),
 		(*AgentMessage_Report)(nil),
 		(*AgentMessage_Answer)(nil),
+		(*AgentMessage_Trust)(nil),
 	}
 	file_debvisor_agent_v1_session_proto_msgTypes[1].OneofWrappers = []any{
 		(*LeaderMessage_Welcome)(nil),
@@ -1499,15 +1757,17 @@ func file_debvisor_agent_v1_session_proto_init() {
 		(*LeaderMessage_PeerSide)(nil),
 		(*LeaderMessage_Ask)(nil),
 		(*LeaderMessage_AskNext)(nil),
+		(*LeaderMessage_TrustBundle)(nil),
+		(*LeaderMessage_Leaving)(nil),
 	}
-	file_debvisor_agent_v1_session_proto_msgTypes[10].OneofWrappers = []any{
+	file_debvisor_agent_v1_session_proto_msgTypes[13].OneofWrappers = []any{
 		(*Ask_CompareCpu)(nil),
 		(*Ask_ListZfs)(nil),
 		(*Ask_EstimateZfsSend)(nil),
 		(*Ask_EstimateZfsDestroy)(nil),
 		(*Ask_ListRbd)(nil),
 	}
-	file_debvisor_agent_v1_session_proto_msgTypes[13].OneofWrappers = []any{
+	file_debvisor_agent_v1_session_proto_msgTypes[16].OneofWrappers = []any{
 		(*Answer_CpuComparison)(nil),
 		(*Answer_ZfsListing)(nil),
 		(*Answer_ZfsSendEstimate)(nil),
@@ -1520,7 +1780,7 @@ func file_debvisor_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_agent_v1_session_proto_rawDesc), len(file_debvisor_agent_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

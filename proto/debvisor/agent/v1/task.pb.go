@@ -284,8 +284,10 @@ type Task struct {
 	Resource string `protobuf:"bytes,4,opt,name=resource,proto3" json:"resource,omitempty"`
 	// The agent's journal is not the one that had this task: look at what came
 	// of it (Observe), do nothing new.
-	ObserveOnly   bool      `protobuf:"varint,5,opt,name=observe_only,json=observeOnly,proto3" json:"observe_only,omitempty"`
-	Spec          *TaskSpec `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
+	ObserveOnly bool      `protobuf:"varint,5,opt,name=observe_only,json=observeOnly,proto3" json:"observe_only,omitempty"`
+	Spec        *TaskSpec `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
+	// W3C trace context of what asked for it; empty: it is not traced.
+	Traceparent   string `protobuf:"bytes,7,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -360,6 +362,13 @@ func (x *Task) GetSpec() *TaskSpec {
 		return x.Spec
 	}
 	return nil
+}
+
+func (x *Task) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // TaskSpec is what a task kind is told.
@@ -1970,14 +1979,15 @@ var File_debvisor_agent_v1_task_proto protoreflect.FileDescriptor
 
 const file_debvisor_agent_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\x1a debvisor/agent/v1/failover.proto\x1a\x1edebvisor/agent/v1/freeze.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xd6\x01\n" +
+	"\x1cdebvisor/agent/v1/task.proto\x12\x11debvisor.agent.v1\x1a debvisor/agent/v1/failover.proto\x1a\x1edebvisor/agent/v1/freeze.proto\x1a\x1bdebvisor/agent/v1/rbd.proto\x1a\x1cdebvisor/agent/v1/term.proto\x1a\x1bdebvisor/agent/v1/zfs.proto\"\xf8\x01\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12+\n" +
 	"\x04term\x18\x03 \x01(\v2\x17.debvisor.agent.v1.TermR\x04term\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\tR\bresource\x12!\n" +
 	"\fobserve_only\x18\x05 \x01(\bR\vobserveOnly\x12/\n" +
-	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\"\xa1\n" +
+	"\x04spec\x18\x06 \x01(\v2\x1b.debvisor.agent.v1.TaskSpecR\x04spec\x12 \n" +
+	"\vtraceparent\x18\a \x01(\tR\vtraceparent\"\xa1\n" +
 	"\n" +
 	"\bTaskSpec\x12L\n" +
 	"\x0fmigrate_receive\x18\x01 \x01(\v2!.debvisor.agent.v1.MigrateReceiveH\x00R\x0emigrateReceive\x12C\n" +

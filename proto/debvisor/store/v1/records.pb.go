@@ -751,8 +751,14 @@ type NodeStatus struct {
 	LibvirtDown bool     `protobuf:"varint,13,opt,name=libvirt_down,json=libvirtDown,proto3" json:"libvirt_down,omitempty"`
 	// The boot after which its VMs were started, or were found started.
 	StartedBootId string `protobuf:"bytes,14,opt,name=started_boot_id,json=startedBootId,proto3" json:"started_boot_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What its agent trusts and shows, as it last said: see
+	// debvisor.agent.v1.Trust. Empty: an agent that does not say so.
+	TrustedCas           []string               `protobuf:"bytes,15,rep,name=trusted_cas,json=trustedCas,proto3" json:"trusted_cas,omitempty"`
+	CertificateSerial    string                 `protobuf:"bytes,16,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
+	CertificateCa        string                 `protobuf:"bytes,17,opt,name=certificate_ca,json=certificateCa,proto3" json:"certificate_ca,omitempty"`
+	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -881,6 +887,34 @@ func (x *NodeStatus) GetStartedBootId() string {
 		return x.StartedBootId
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetTrustedCas() []string {
+	if x != nil {
+		return x.TrustedCas
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetCertificateSerial() string {
+	if x != nil {
+		return x.CertificateSerial
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetCertificateCa() string {
+	if x != nil {
+		return x.CertificateCa
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetCertificateExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return nil
 }
 
 // NodeHealth is nodehealth/<id>: what the unary Heartbeat last said.
@@ -1382,7 +1416,12 @@ type Operation struct {
 	Parent string `protobuf:"bytes,30,opt,name=parent,proto3" json:"parent,omitempty"`
 	// Whose it is: the tenant that its caller is confined to, else that of all
 	// the VMs it is about when it was asked for; empty: of none in particular.
-	Tenant        string `protobuf:"bytes,31,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Tenant string `protobuf:"bytes,31,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// W3C trace context of the call that asked for it; empty: it is not traced.
+	Traceparent string `protobuf:"bytes,32,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// It was open in the backup that the cluster was restored from: it is observed
+	// only, and ended.
+	Restored      bool `protobuf:"varint,33,opt,name=restored,proto3" json:"restored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1643,6 +1682,20 @@ func (x *Operation) GetTenant() string {
 		return x.Tenant
 	}
 	return ""
+}
+
+func (x *Operation) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *Operation) GetRestored() bool {
+	if x != nil {
+		return x.Restored
+	}
+	return false
 }
 
 type isOperation_Detail interface {
@@ -4128,8 +4181,10 @@ type Task struct {
 	JournalId string `protobuf:"bytes,12,opt,name=journal_id,json=journalId,proto3" json:"journal_id,omitempty"`
 	// Its operation wants it ended.
 	CancelRequested bool `protobuf:"varint,13,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// W3C trace context of its operation; empty: it is not traced.
+	Traceparent   string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
@@ -4251,6 +4306,13 @@ func (x *Task) GetCancelRequested() bool {
 		return x.CancelRequested
 	}
 	return false
+}
+
+func (x *Task) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // JoinToken is jointokens/<id>.
@@ -4956,6 +5018,10 @@ type Replica struct {
 	// host:port of the agents' listener.
 	AgentsAddress string `protobuf:"bytes,3,opt,name=agents_address,json=agentsAddress,proto3" json:"agents_address,omitempty"`
 	Version       string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	// X25519 public key: a new CA's key comes sealed to it.
+	SealKey []byte `protobuf:"bytes,5,opt,name=seal_key,json=sealKey,proto3" json:"seal_key,omitempty"`
+	// The highest schema that it knows.
+	Schema        uint32 `protobuf:"varint,6,opt,name=schema,proto3" json:"schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5018,6 +5084,559 @@ func (x *Replica) GetVersion() string {
 	return ""
 }
 
+func (x *Replica) GetSealKey() []byte {
+	if x != nil {
+		return x.SealKey
+	}
+	return nil
+}
+
+func (x *Replica) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+// ReplicaStatus is replicastatus/<name>: written by each replica on a change of
+// its readiness or its trust, else every 10 s.
+type ReplicaStatus struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	At                   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Ready                bool                   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	Reasons              []string               `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	EtcdMember           string                 `protobuf:"bytes,5,opt,name=etcd_member,json=etcdMember,proto3" json:"etcd_member,omitempty"`
+	Learner              bool                   `protobuf:"varint,6,opt,name=learner,proto3" json:"learner,omitempty"`
+	EtcdDbBytes          uint64                 `protobuf:"varint,7,opt,name=etcd_db_bytes,json=etcdDbBytes,proto3" json:"etcd_db_bytes,omitempty"`
+	EtcdRaftIndex        uint64                 `protobuf:"varint,8,opt,name=etcd_raft_index,json=etcdRaftIndex,proto3" json:"etcd_raft_index,omitempty"`
+	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	// SHA-256 fingerprints, hex.
+	TrustedCas    []string `protobuf:"bytes,10,rep,name=trusted_cas,json=trustedCas,proto3" json:"trusted_cas,omitempty"`
+	SigningCa     string   `protobuf:"bytes,11,opt,name=signing_ca,json=signingCa,proto3" json:"signing_ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ReplicaStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetEtcdMember() string {
+	if x != nil {
+		return x.EtcdMember
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetEtcdDbBytes() uint64 {
+	if x != nil {
+		return x.EtcdDbBytes
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetEtcdRaftIndex() uint64 {
+	if x != nil {
+		return x.EtcdRaftIndex
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetCertificateExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetTrustedCas() []string {
+	if x != nil {
+		return x.TrustedCas
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetSigningCa() string {
+	if x != nil {
+		return x.SigningCa
+	}
+	return ""
+}
+
+// Certificate is certificates/<serial>: one that was issued.
+type Certificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hex.
+	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Numbers as in debvisor.v1.CertificateHolder.
+	Holder    uint32                 `protobuf:"varint,2,opt,name=holder,proto3" json:"holder,omitempty"`
+	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	IssuedAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	IssuedBy  string                 `protobuf:"bytes,6,opt,name=issued_by,json=issuedBy,proto3" json:"issued_by,omitempty"`
+	// The CA's SHA-256 fingerprint, hex.
+	Ca            string `protobuf:"bytes,7,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Certificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Certificate) GetHolder() uint32 {
+	if x != nil {
+		return x.Holder
+	}
+	return 0
+}
+
+func (x *Certificate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Certificate) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *Certificate) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Certificate) GetIssuedBy() string {
+	if x != nil {
+		return x.IssuedBy
+	}
+	return ""
+}
+
+func (x *Certificate) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+// CARotation is ca: the cluster's CAs and how far an exchange is. Absent before
+// the first exchange: what every replica has on its disk counts.
+type CARotation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Numbers as in debvisor.v1.CAPhase.
+	Phase uint32 `protobuf:"varint,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	// PEM.
+	Current []byte `protobuf:"bytes,2,opt,name=current,proto3" json:"current,omitempty"`
+	Next    []byte `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`
+	// The new CA's certificate by the old one, and the old one's by the new, PEM.
+	NextByCurrent []byte `protobuf:"bytes,4,opt,name=next_by_current,json=nextByCurrent,proto3" json:"next_by_current,omitempty"`
+	CurrentByNext []byte `protobuf:"bytes,5,opt,name=current_by_next,json=currentByNext,proto3" json:"current_by_next,omitempty"`
+	// The keys of the CAs (PEM, concatenated), sealed to each replica's seal key,
+	// by replica, "/" and the first 16 hex digits of the seal key's SHA-256: the
+	// writer's X25519 public key, nonce, AES-256-GCM.
+	SealedKeys map[string][]byte      `protobuf:"bytes,6,rep,name=sealed_keys,json=sealedKeys,proto3" json:"sealed_keys,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	PhaseSince *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=phase_since,json=phaseSince,proto3" json:"phase_since,omitempty"`
+	ChangedBy  string                 `protobuf:"bytes,8,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	// Grows with each change.
+	Generation    uint64 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CARotation) Reset() {
+	*x = CARotation{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CARotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CARotation) ProtoMessage() {}
+
+func (x *CARotation) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CARotation.ProtoReflect.Descriptor instead.
+func (*CARotation) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CARotation) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *CARotation) GetCurrent() []byte {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
+func (x *CARotation) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *CARotation) GetNextByCurrent() []byte {
+	if x != nil {
+		return x.NextByCurrent
+	}
+	return nil
+}
+
+func (x *CARotation) GetCurrentByNext() []byte {
+	if x != nil {
+		return x.CurrentByNext
+	}
+	return nil
+}
+
+func (x *CARotation) GetSealedKeys() map[string][]byte {
+	if x != nil {
+		return x.SealedKeys
+	}
+	return nil
+}
+
+func (x *CARotation) GetPhaseSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PhaseSince
+	}
+	return nil
+}
+
+func (x *CARotation) GetChangedBy() string {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return ""
+}
+
+func (x *CARotation) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// Restore is restore: written by "debvisor-rpcd restore" into what it restores.
+type Restore struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Epoch           uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	RestoredAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=restored_at,json=restoredAt,proto3" json:"restored_at,omitempty"`
+	BackupAt        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=backup_at,json=backupAt,proto3" json:"backup_at,omitempty"`
+	BackupRevision  int64                  `protobuf:"varint,4,opt,name=backup_revision,json=backupRevision,proto3" json:"backup_revision,omitempty"`
+	ConfirmedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
+	ConfirmedBy     string                 `protobuf:"bytes,6,opt,name=confirmed_by,json=confirmedBy,proto3" json:"confirmed_by,omitempty"`
+	ConfirmedReason string                 `protobuf:"bytes,7,opt,name=confirmed_reason,json=confirmedReason,proto3" json:"confirmed_reason,omitempty"`
+	ReconciledAt    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=reconciled_at,json=reconciledAt,proto3" json:"reconciled_at,omitempty"`
+	Differences     []string               `protobuf:"bytes,9,rep,name=differences,proto3" json:"differences,omitempty"`
+	// Nodes of the backup that have been heard in this epoch, and what they run
+	// taken over.
+	HeardNodes []string `protobuf:"bytes,10,rep,name=heard_nodes,json=heardNodes,proto3" json:"heard_nodes,omitempty"`
+	// Nodes that the backup does not know and whose agents have called: they may
+	// run VMs of which nothing is known. Each with a blank and the serial of the
+	// certificate that was shown; one that was enrolled or revoked since counts no more.
+	Strangers     []string `protobuf:"bytes,11,rep,name=strangers,proto3" json:"strangers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Restore) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Restore) GetRestoredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestoredAt
+	}
+	return nil
+}
+
+func (x *Restore) GetBackupAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BackupAt
+	}
+	return nil
+}
+
+func (x *Restore) GetBackupRevision() int64 {
+	if x != nil {
+		return x.BackupRevision
+	}
+	return 0
+}
+
+func (x *Restore) GetConfirmedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmedAt
+	}
+	return nil
+}
+
+func (x *Restore) GetConfirmedBy() string {
+	if x != nil {
+		return x.ConfirmedBy
+	}
+	return ""
+}
+
+func (x *Restore) GetConfirmedReason() string {
+	if x != nil {
+		return x.ConfirmedReason
+	}
+	return ""
+}
+
+func (x *Restore) GetReconciledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReconciledAt
+	}
+	return nil
+}
+
+func (x *Restore) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *Restore) GetHeardNodes() []string {
+	if x != nil {
+		return x.HeardNodes
+	}
+	return nil
+}
+
+func (x *Restore) GetStrangers() []string {
+	if x != nil {
+		return x.Strangers
+	}
+	return nil
+}
+
+// BackupNote is lastbackup: the last backup that was taken whole.
+type BackupNote struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Principal     string                 `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupNote) Reset() {
+	*x = BackupNote{}
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupNote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupNote) ProtoMessage() {}
+
+func (x *BackupNote) ProtoReflect() protoreflect.Message {
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupNote.ProtoReflect.Descriptor instead.
+func (*BackupNote) Descriptor() ([]byte, []int) {
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *BackupNote) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *BackupNote) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *BackupNote) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *BackupNote) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
 // Leader is the value of the leader's election key.
 type Leader struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -5030,7 +5649,7 @@ type Leader struct {
 
 func (x *Leader) Reset() {
 	*x = Leader{}
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5042,7 +5661,7 @@ func (x *Leader) String() string {
 func (*Leader) ProtoMessage() {}
 
 func (x *Leader) ProtoReflect() protoreflect.Message {
-	mi := &file_debvisor_store_v1_records_proto_msgTypes[37]
+	mi := &file_debvisor_store_v1_records_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5055,7 +5674,7 @@ func (x *Leader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leader.ProtoReflect.Descriptor instead.
 func (*Leader) Descriptor() ([]byte, []int) {
-	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{37}
+	return file_debvisor_store_v1_records_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Leader) GetName() string {
@@ -5106,7 +5725,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\voff_boot_id\x18\x10 \x01(\tR\toffBootId\x12>\n" +
 	"\roff_last_seen\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\voffLastSeen\x123\n" +
 	"\x15parallel_replications\x18\x12 \x01(\rR\x14parallelReplications\x12:\n" +
-	"\x19replication_bandwidth_mib\x18\x13 \x01(\x04R\x17replicationBandwidthMib\"\x95\x04\n" +
+	"\x19replication_bandwidth_mib\x18\x13 \x01(\x04R\x17replicationBandwidthMib\"\xde\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
@@ -5124,7 +5743,12 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x11acknowledged_term\x18\v \x01(\v2\x17.debvisor.store.v1.TermR\x10acknowledgedTerm\x12\x18\n" +
 	"\adomains\x18\f \x03(\tR\adomains\x12!\n" +
 	"\flibvirt_down\x18\r \x01(\bR\vlibvirtDown\x12&\n" +
-	"\x0fstarted_boot_id\x18\x0e \x01(\tR\rstartedBootId\"q\n" +
+	"\x0fstarted_boot_id\x18\x0e \x01(\tR\rstartedBootId\x12\x1f\n" +
+	"\vtrusted_cas\x18\x0f \x03(\tR\n" +
+	"trustedCas\x12-\n" +
+	"\x12certificate_serial\x18\x10 \x01(\tR\x11certificateSerial\x12%\n" +
+	"\x0ecertificate_ca\x18\x11 \x01(\tR\rcertificateCa\x12P\n" +
+	"\x16certificate_expires_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\"q\n" +
 	"\n" +
 	"NodeHealth\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -5174,8 +5798,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"generation\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x05 \x01(\fR\n" +
-	"definition\"\xfa\n" +
-	"\n" +
+	"definition\"\xb8\v\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
@@ -5211,7 +5834,9 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\fchange_image\x18\x1b \x01(\v2\x1e.debvisor.store.v1.ChangeImageH\x00R\vchangeImage\x129\n" +
 	"\bfailover\x18\x1c \x01(\v2\x1b.debvisor.store.v1.FailoverH\x00R\bfailover\x12\x16\n" +
 	"\x06parent\x18\x1e \x01(\tR\x06parent\x12\x16\n" +
-	"\x06tenant\x18\x1f \x01(\tR\x06tenant\x1a?\n" +
+	"\x06tenant\x18\x1f \x01(\tR\x06tenant\x12 \n" +
+	"\vtraceparent\x18  \x01(\tR\vtraceparent\x12\x1a\n" +
+	"\brestored\x18! \x01(\bR\brestored\x1a?\n" +
 	"\x11ErrorContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -5482,7 +6107,7 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tinventory\x18\x02 \x01(\fR\tinventory\x12;\n" +
 	"\vreported_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"reportedAt\"\xd0\x03\n" +
+	"reportedAt\"\xf2\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
@@ -5499,7 +6124,8 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1d\n" +
 	"\n" +
 	"journal_id\x18\f \x01(\tR\tjournalId\x12)\n" +
-	"\x10cancel_requested\x18\r \x01(\bR\x0fcancelRequested\"\xb1\x03\n" +
+	"\x10cancel_requested\x18\r \x01(\bR\x0fcancelRequested\x12 \n" +
+	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\"\xb1\x03\n" +
 	"\tJoinToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x04kind\x18\x02 \x01(\x0e2 .debvisor.store.v1.JoinTokenKindR\x04kind\x12\x1f\n" +
@@ -5562,12 +6188,79 @@ const file_debvisor_store_v1_records_proto_rawDesc = "" +
 	"\tAuditHead\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12*\n" +
-	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x87\x01\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xba\x01\n" +
 	"\aReplica\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fcallers_address\x18\x02 \x01(\tR\x0ecallersAddress\x12%\n" +
 	"\x0eagents_address\x18\x03 \x01(\tR\ragentsAddress\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"l\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x19\n" +
+	"\bseal_key\x18\x05 \x01(\fR\asealKey\x12\x16\n" +
+	"\x06schema\x18\x06 \x01(\rR\x06schema\"\x98\x03\n" +
+	"\rReplicaStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
+	"\areasons\x18\x04 \x03(\tR\areasons\x12\x1f\n" +
+	"\vetcd_member\x18\x05 \x01(\tR\n" +
+	"etcdMember\x12\x18\n" +
+	"\alearner\x18\x06 \x01(\bR\alearner\x12\"\n" +
+	"\retcd_db_bytes\x18\a \x01(\x04R\vetcdDbBytes\x12&\n" +
+	"\x0fetcd_raft_index\x18\b \x01(\x04R\retcdRaftIndex\x12P\n" +
+	"\x16certificate_expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x12\x1f\n" +
+	"\vtrusted_cas\x18\n" +
+	" \x03(\tR\n" +
+	"trustedCas\x12\x1d\n" +
+	"\n" +
+	"signing_ca\x18\v \x01(\tR\tsigningCa\"\xf2\x01\n" +
+	"\vCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\rR\x06holder\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x127\n" +
+	"\tissued_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1b\n" +
+	"\tissued_by\x18\x06 \x01(\tR\bissuedBy\x12\x0e\n" +
+	"\x02ca\x18\a \x01(\tR\x02ca\"\xab\x03\n" +
+	"\n" +
+	"CARotation\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\rR\x05phase\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\fR\acurrent\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\fR\x04next\x12&\n" +
+	"\x0fnext_by_current\x18\x04 \x01(\fR\rnextByCurrent\x12&\n" +
+	"\x0fcurrent_by_next\x18\x05 \x01(\fR\rcurrentByNext\x12N\n" +
+	"\vsealed_keys\x18\x06 \x03(\v2-.debvisor.store.v1.CARotation.SealedKeysEntryR\n" +
+	"sealedKeys\x12;\n" +
+	"\vphase_since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"phaseSince\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\b \x01(\tR\tchangedBy\x12\x1e\n" +
+	"\n" +
+	"generation\x18\t \x01(\x04R\n" +
+	"generation\x1a=\n" +
+	"\x0fSealedKeysEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xed\x03\n" +
+	"\aRestore\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12;\n" +
+	"\vrestored_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"restoredAt\x127\n" +
+	"\tbackup_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bbackupAt\x12'\n" +
+	"\x0fbackup_revision\x18\x04 \x01(\x03R\x0ebackupRevision\x12=\n" +
+	"\fconfirmed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vconfirmedAt\x12!\n" +
+	"\fconfirmed_by\x18\x06 \x01(\tR\vconfirmedBy\x12)\n" +
+	"\x10confirmed_reason\x18\a \x01(\tR\x0fconfirmedReason\x12?\n" +
+	"\rreconciled_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\freconciledAt\x12 \n" +
+	"\vdifferences\x18\t \x03(\tR\vdifferences\x12\x1f\n" +
+	"\vheard_nodes\x18\n" +
+	" \x03(\tR\n" +
+	"heardNodes\x12\x1c\n" +
+	"\tstrangers\x18\v \x03(\tR\tstrangers\"\x88\x01\n" +
+	"\n" +
+	"BackupNote\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\tR\tprincipal\"l\n" +
 	"\x06Leader\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fcallers_address\x18\x02 \x01(\tR\x0ecallersAddress\x12%\n" +
@@ -5638,7 +6331,7 @@ func file_debvisor_store_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_debvisor_store_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_debvisor_store_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(NodeLiveness)(0),             // 0: debvisor.store.v1.NodeLiveness
 	(PlanState)(0),                // 1: debvisor.store.v1.PlanState
@@ -5686,86 +6379,104 @@ var file_debvisor_store_v1_records_proto_goTypes = []any{
 	(*KeyUse)(nil),                // 43: debvisor.store.v1.KeyUse
 	(*AuditHead)(nil),             // 44: debvisor.store.v1.AuditHead
 	(*Replica)(nil),               // 45: debvisor.store.v1.Replica
-	(*Leader)(nil),                // 46: debvisor.store.v1.Leader
-	nil,                           // 47: debvisor.store.v1.Operation.ErrorContextEntry
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*ReplicaStatus)(nil),         // 46: debvisor.store.v1.ReplicaStatus
+	(*Certificate)(nil),           // 47: debvisor.store.v1.Certificate
+	(*CARotation)(nil),            // 48: debvisor.store.v1.CARotation
+	(*Restore)(nil),               // 49: debvisor.store.v1.Restore
+	(*BackupNote)(nil),            // 50: debvisor.store.v1.BackupNote
+	(*Leader)(nil),                // 51: debvisor.store.v1.Leader
+	nil,                           // 52: debvisor.store.v1.Operation.ErrorContextEntry
+	nil,                           // 53: debvisor.store.v1.CARotation.SealedKeysEntry
+	(*timestamppb.Timestamp)(nil), // 54: google.protobuf.Timestamp
 }
 var file_debvisor_store_v1_records_proto_depIdxs = []int32{
-	48, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
-	48, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	48, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
-	48, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
+	54, // 0: debvisor.store.v1.Node.registered_at:type_name -> google.protobuf.Timestamp
+	54, // 1: debvisor.store.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	54, // 2: debvisor.store.v1.Node.off_confirmed_at:type_name -> google.protobuf.Timestamp
+	54, // 3: debvisor.store.v1.Node.off_last_seen:type_name -> google.protobuf.Timestamp
 	0,  // 4: debvisor.store.v1.NodeStatus.liveness:type_name -> debvisor.store.v1.NodeLiveness
-	48, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	54, // 5: debvisor.store.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
 	12, // 6: debvisor.store.v1.NodeStatus.acknowledged_term:type_name -> debvisor.store.v1.Term
-	48, // 7: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
-	48, // 8: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
-	1,  // 9: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
-	48, // 10: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
-	48, // 11: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
-	15, // 12: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
-	2,  // 13: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
-	48, // 14: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	48, // 15: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	48, // 16: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	47, // 17: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
-	20, // 18: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
-	17, // 19: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
-	19, // 20: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
-	21, // 21: debvisor.store.v1.Operation.take_snapshots:type_name -> debvisor.store.v1.TakeSnapshots
-	22, // 22: debvisor.store.v1.Operation.remove_snapshots:type_name -> debvisor.store.v1.RemoveSnapshots
-	29, // 23: debvisor.store.v1.Operation.replicate:type_name -> debvisor.store.v1.Replicate
-	23, // 24: debvisor.store.v1.Operation.clone_image:type_name -> debvisor.store.v1.CloneImage
-	24, // 25: debvisor.store.v1.Operation.change_image:type_name -> debvisor.store.v1.ChangeImage
-	25, // 26: debvisor.store.v1.Operation.failover:type_name -> debvisor.store.v1.Failover
-	18, // 27: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
-	48, // 28: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
-	3,  // 29: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
-	48, // 30: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
-	4,  // 31: debvisor.store.v1.Failover.phase:type_name -> debvisor.store.v1.FailoverPhase
-	48, // 32: debvisor.store.v1.Failover.attempt_at:type_name -> google.protobuf.Timestamp
-	48, // 33: debvisor.store.v1.Failover.source_last_seen:type_name -> google.protobuf.Timestamp
-	48, // 34: debvisor.store.v1.LostCopy.at:type_name -> google.protobuf.Timestamp
-	5,  // 35: debvisor.store.v1.LostCopy.state:type_name -> debvisor.store.v1.LostCopyState
-	48, // 36: debvisor.store.v1.LostCopy.tried_at:type_name -> google.protobuf.Timestamp
-	48, // 37: debvisor.store.v1.NodeCeph.reported_at:type_name -> google.protobuf.Timestamp
-	48, // 38: debvisor.store.v1.Definition.reported_at:type_name -> google.protobuf.Timestamp
-	6,  // 39: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
-	48, // 40: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
-	48, // 41: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
-	48, // 42: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
-	48, // 43: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
-	48, // 44: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
-	48, // 45: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
-	48, // 46: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
-	48, // 47: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
-	48, // 48: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
-	48, // 49: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
-	48, // 50: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	31, // 51: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	48, // 52: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
-	31, // 53: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
-	48, // 54: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
-	7,  // 55: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
-	12, // 56: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
-	48, // 57: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	48, // 58: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
-	8,  // 59: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
-	48, // 60: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	48, // 61: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 62: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
-	38, // 63: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
-	38, // 64: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
-	41, // 65: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
-	48, // 66: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
-	48, // 67: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 68: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	48, // 69: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	54, // 7: debvisor.store.v1.NodeStatus.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	54, // 8: debvisor.store.v1.NodeHealth.received_at:type_name -> google.protobuf.Timestamp
+	54, // 9: debvisor.store.v1.VM.gone_at:type_name -> google.protobuf.Timestamp
+	1,  // 10: debvisor.store.v1.Plan.state:type_name -> debvisor.store.v1.PlanState
+	54, // 11: debvisor.store.v1.Plan.created_at:type_name -> google.protobuf.Timestamp
+	54, // 12: debvisor.store.v1.Plan.expires_at:type_name -> google.protobuf.Timestamp
+	15, // 13: debvisor.store.v1.Plan.grounds:type_name -> debvisor.store.v1.PlanGround
+	2,  // 14: debvisor.store.v1.Operation.state:type_name -> debvisor.store.v1.OperationState
+	54, // 15: debvisor.store.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	54, // 16: debvisor.store.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	54, // 17: debvisor.store.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	52, // 18: debvisor.store.v1.Operation.error_context:type_name -> debvisor.store.v1.Operation.ErrorContextEntry
+	20, // 19: debvisor.store.v1.Operation.migrate:type_name -> debvisor.store.v1.Migrate
+	17, // 20: debvisor.store.v1.Operation.evacuate:type_name -> debvisor.store.v1.Evacuate
+	19, // 21: debvisor.store.v1.Operation.power:type_name -> debvisor.store.v1.Power
+	21, // 22: debvisor.store.v1.Operation.take_snapshots:type_name -> debvisor.store.v1.TakeSnapshots
+	22, // 23: debvisor.store.v1.Operation.remove_snapshots:type_name -> debvisor.store.v1.RemoveSnapshots
+	29, // 24: debvisor.store.v1.Operation.replicate:type_name -> debvisor.store.v1.Replicate
+	23, // 25: debvisor.store.v1.Operation.clone_image:type_name -> debvisor.store.v1.CloneImage
+	24, // 26: debvisor.store.v1.Operation.change_image:type_name -> debvisor.store.v1.ChangeImage
+	25, // 27: debvisor.store.v1.Operation.failover:type_name -> debvisor.store.v1.Failover
+	18, // 28: debvisor.store.v1.Evacuate.moves:type_name -> debvisor.store.v1.Move
+	54, // 29: debvisor.store.v1.Evacuate.blocked_since:type_name -> google.protobuf.Timestamp
+	3,  // 30: debvisor.store.v1.Move.state:type_name -> debvisor.store.v1.MoveState
+	54, // 31: debvisor.store.v1.Migrate.attempt_at:type_name -> google.protobuf.Timestamp
+	4,  // 32: debvisor.store.v1.Failover.phase:type_name -> debvisor.store.v1.FailoverPhase
+	54, // 33: debvisor.store.v1.Failover.attempt_at:type_name -> google.protobuf.Timestamp
+	54, // 34: debvisor.store.v1.Failover.source_last_seen:type_name -> google.protobuf.Timestamp
+	54, // 35: debvisor.store.v1.LostCopy.at:type_name -> google.protobuf.Timestamp
+	5,  // 36: debvisor.store.v1.LostCopy.state:type_name -> debvisor.store.v1.LostCopyState
+	54, // 37: debvisor.store.v1.LostCopy.tried_at:type_name -> google.protobuf.Timestamp
+	54, // 38: debvisor.store.v1.NodeCeph.reported_at:type_name -> google.protobuf.Timestamp
+	54, // 39: debvisor.store.v1.Definition.reported_at:type_name -> google.protobuf.Timestamp
+	6,  // 40: debvisor.store.v1.Replicate.phase:type_name -> debvisor.store.v1.ReplicatePhase
+	54, // 41: debvisor.store.v1.Replicate.attempt_at:type_name -> google.protobuf.Timestamp
+	54, // 42: debvisor.store.v1.Replicate.to_created:type_name -> google.protobuf.Timestamp
+	54, // 43: debvisor.store.v1.ReplicationJob.created_at:type_name -> google.protobuf.Timestamp
+	54, // 44: debvisor.store.v1.ReplicationJob.cursor_created:type_name -> google.protobuf.Timestamp
+	54, // 45: debvisor.store.v1.ReplicationJob.decision_expires:type_name -> google.protobuf.Timestamp
+	54, // 46: debvisor.store.v1.ReplicationJob.last_success:type_name -> google.protobuf.Timestamp
+	54, // 47: debvisor.store.v1.ReplicationJob.last_end:type_name -> google.protobuf.Timestamp
+	54, // 48: debvisor.store.v1.ReplicationJob.rpo_missed_since:type_name -> google.protobuf.Timestamp
+	54, // 49: debvisor.store.v1.StoragePolicyRun.last_due:type_name -> google.protobuf.Timestamp
+	54, // 50: debvisor.store.v1.StoragePolicyRun.last_fired:type_name -> google.protobuf.Timestamp
+	54, // 51: debvisor.store.v1.RetentionPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 52: debvisor.store.v1.RetentionPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	54, // 53: debvisor.store.v1.ReplicationPolicy.changed_at:type_name -> google.protobuf.Timestamp
+	31, // 54: debvisor.store.v1.ReplicationPolicy.run:type_name -> debvisor.store.v1.StoragePolicyRun
+	54, // 55: debvisor.store.v1.NodeZFS.reported_at:type_name -> google.protobuf.Timestamp
+	7,  // 56: debvisor.store.v1.Task.state:type_name -> debvisor.store.v1.TaskState
+	12, // 57: debvisor.store.v1.Task.term:type_name -> debvisor.store.v1.Term
+	54, // 58: debvisor.store.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	54, // 59: debvisor.store.v1.Task.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 60: debvisor.store.v1.JoinToken.kind:type_name -> debvisor.store.v1.JoinTokenKind
+	54, // 61: debvisor.store.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	54, // 62: debvisor.store.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 63: debvisor.store.v1.JoinToken.used_at:type_name -> google.protobuf.Timestamp
+	38, // 64: debvisor.store.v1.Principal.limit:type_name -> debvisor.store.v1.RateLimit
+	38, // 65: debvisor.store.v1.Role.limit:type_name -> debvisor.store.v1.RateLimit
+	41, // 66: debvisor.store.v1.Tenant.storage:type_name -> debvisor.store.v1.TenantStorage
+	54, // 67: debvisor.store.v1.APIKey.created_at:type_name -> google.protobuf.Timestamp
+	54, // 68: debvisor.store.v1.APIKey.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 69: debvisor.store.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	54, // 70: debvisor.store.v1.AuditHead.at:type_name -> google.protobuf.Timestamp
+	54, // 71: debvisor.store.v1.ReplicaStatus.at:type_name -> google.protobuf.Timestamp
+	54, // 72: debvisor.store.v1.ReplicaStatus.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	54, // 73: debvisor.store.v1.Certificate.issued_at:type_name -> google.protobuf.Timestamp
+	54, // 74: debvisor.store.v1.Certificate.expires_at:type_name -> google.protobuf.Timestamp
+	53, // 75: debvisor.store.v1.CARotation.sealed_keys:type_name -> debvisor.store.v1.CARotation.SealedKeysEntry
+	54, // 76: debvisor.store.v1.CARotation.phase_since:type_name -> google.protobuf.Timestamp
+	54, // 77: debvisor.store.v1.Restore.restored_at:type_name -> google.protobuf.Timestamp
+	54, // 78: debvisor.store.v1.Restore.backup_at:type_name -> google.protobuf.Timestamp
+	54, // 79: debvisor.store.v1.Restore.confirmed_at:type_name -> google.protobuf.Timestamp
+	54, // 80: debvisor.store.v1.Restore.reconciled_at:type_name -> google.protobuf.Timestamp
+	54, // 81: debvisor.store.v1.BackupNote.at:type_name -> google.protobuf.Timestamp
+	82, // [82:82] is the sub-list for method output_type
+	82, // [82:82] is the sub-list for method input_type
+	82, // [82:82] is the sub-list for extension type_name
+	82, // [82:82] is the sub-list for extension extendee
+	0,  // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_debvisor_store_v1_records_proto_init() }
@@ -5790,7 +6501,7 @@ func file_debvisor_store_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_debvisor_store_v1_records_proto_rawDesc), len(file_debvisor_store_v1_records_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   39,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
