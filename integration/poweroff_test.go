@@ -113,14 +113,7 @@ func (o outage) run(c *cluster) {
 	if err := points.AwaitHit(c.within(45*time.Second), point); err != nil {
 		c.t.Fatal(err)
 	}
-	if o.side == "target" && o.phase == switched {
-		c.eventually(10*time.Second, "the source has let go", func() error {
-			if d, err := g.from.Domain(g.UUID); err != nil || d.State != lab.DomainAbsent {
-				return fmt.Errorf("it is %v: %w", d, err)
-			}
-			return nil
-		})
-	}
+	c.eventually(10*time.Second, "the other side knows what the phase says", func() error { return o.told(g) })
 	before, err := other.Domain(g.UUID)
 	c.must(err)
 	c.must(off.PowerOff(c.within(10 * time.Second)))
@@ -138,6 +131,23 @@ func (o outage) run(c *cluster) {
 	o.settle(c, a, off)
 	op := c.ended(2*time.Minute, a, id)
 	o.check(g, op, off, said)
+}
+
+// told tells whether what makes the phase has come to the other side, too: it is a moment behind the one that is held.
+func (o outage) told(g *mover) error {
+	n, want := g.from, lab.DomainAbsent
+	switch o.side + " " + o.phase {
+	case "target switched-over": // the source has let go
+	case "source before-outcome": // the target has heard so
+		n, want = g.to, lab.DomainRunning
+	default:
+		return nil
+	}
+	d, err := n.Domain(g.UUID)
+	if err == nil && d.State != want {
+		err = fmt.Errorf("%s has it %v, not %v", n.Name, d.State, want)
+	}
+	return err
 }
 
 // watchGuess watches a node until what it gives is called, which says whether the node let a guest run that it did not before.
