@@ -19,7 +19,7 @@ import (
 )
 
 // formerCommit is the last one before the version at work: replicas and agents of both must get on with each other.
-const formerCommit = "de6a645c9180f1ff629e67db4506d271853464b3"
+const formerCommit = "06c66debefb98424935a025d8cd6368ae74210c2"
 
 // formerBin gives the directory of the programs of formerCommit, which are built once on a host.
 func formerBin(t *testing.T) string {
