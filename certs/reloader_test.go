@@ -3,15 +3,9 @@ package certs_test
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"net"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/hashicorp/go-hclog"
 
 	"github.com/debvisor/debvisor/certs"
 )
@@ -76,61 +70,6 @@ func TestRunFollowsTheFiles(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-}
-
-func TestRenewalAtTwoThirds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca, err := certs.NewAuthority("ca", time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := certs.NewKey()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var current atomic.Pointer[x509.Certificate]
-		next := func() {
-			certPEM, err := ca.Issue(key.Public(), certs.AgentLeaf(cluster, "n", 0), time.Now())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			list, err := certs.ParseCertificates(certPEM)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			current.Store(list[0])
-		}
-		next()
-		tries, renewals := 0, 0
-		r := certs.Renewal{
-			Leaf: current.Load,
-			Log:  hclog.NewNullLogger(),
-			Renew: func(context.Context) error {
-				life := current.Load().NotAfter.Sub(current.Load().NotBefore)
-				part := float64(time.Since(current.Load().NotBefore)) / float64(life)
-				tries++
-				if tries%3 != 0 {
-					return errors.New("the replica is away")
-				}
-				if part < 0.61 || part > 0.73 {
-					t.Errorf("renewed at %.2f of the life", part)
-				}
-				renewals++
-				next()
-				return nil
-			},
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 100*24*time.Hour)
-		defer cancel()
-		if err := r.Run(ctx); err != nil {
-			t.Error(err)
-		}
-		if renewals != 4 && renewals != 5 {
-			t.Errorf("%d renewals in 100 days", renewals)
-		}
-	})
 }
 
 func dial(t *testing.T, listener net.Listener, cfg *tls.Config) *tls.Conn {

@@ -158,7 +158,7 @@ func (r *receiver) prepare(ctx context.Context) (out *agentv1.TaskOutcome, ok bo
 		r.fault = broken(codeTunnel, "the target's end of the tunnel has ended")
 		return nil, r.seal(ctx)
 	case time.Now().Unix() >= r.right.GetExpiresAt():
-		r.fault = failure(codeExpired, "the right to migrate VM %s has expired", r.right.GetVmName())
+		r.fault = failure(codeExpired, "the right to migrate VM %s %s", r.right.GetVmName(), worker.Lapsed(r.right.GetExpiresAt()))
 		return nil, r.seal(ctx)
 	}
 	if err := r.makeDisks(ctx); err != nil {

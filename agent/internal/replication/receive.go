@@ -129,9 +129,9 @@ func (c *receiver) do(ctx context.Context) *agentv1.TaskOutcome {
 	case isCancelled(c.run):
 		return c.unlessWhole(c.retreat(ctx, cancelled()))
 	case c.expired() && c.have == len(c.steps()):
-		return c.unlessWhole(c.retreat(ctx, broken(CodeExpired, "the right to replicate into %s has expired", c.dataset())))
+		return c.unlessWhole(c.retreat(ctx, broken(CodeExpired, "the right to replicate into %s %s", c.dataset(), worker.Lapsed(c.right.GetExpiresAt()))))
 	case c.expired():
-		return broken(CodeExpired, "the right to replicate into %s has expired; what has arrived can be resumed", c.dataset())
+		return broken(CodeExpired, "the right to replicate into %s %s; what has arrived can be resumed", c.dataset(), worker.Lapsed(c.right.GetExpiresAt()))
 	}
 	return outcomeOf(ctx, err)
 }

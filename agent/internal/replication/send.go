@@ -119,7 +119,7 @@ func (s *sender) do(ctx context.Context) *agentv1.TaskOutcome {
 	case isCancelled(s.run):
 		return s.retreat(ctx, cancelled())
 	case time.Now().Unix() >= s.right.GetExpiresAt():
-		return broken(CodeExpired, "the right to replicate %s has expired; what has arrived can be resumed", s.right.GetSourceDataset())
+		return broken(CodeExpired, "the right to replicate %s %s; what has arrived can be resumed", s.right.GetSourceDataset(), worker.Lapsed(s.right.GetExpiresAt()))
 	}
 	return outcomeOf(ctx, err)
 }

@@ -107,14 +107,19 @@ func announce() {
 	_ = pipe.Close()
 }
 
-// writeFile replaces a file of the tunnel's directory in one step.
+// writeFile replaces a file of the tunnel's directory in one step, also where
+// several streams have the same to say at once.
 func writeFile(path, content string) error {
-	temporary := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
-	if err := os.WriteFile(temporary, []byte(content), 0o600); err != nil {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	if err := os.Rename(temporary, path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+	_, err = f.WriteString(content)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }

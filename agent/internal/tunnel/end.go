@@ -321,25 +321,40 @@ func (e *end) notePending(pending bool) error {
 }
 
 // hearing notes when the target's QEMU hangs up: to the source it looks like one
-// of many ways in which a connection breaks. A stream of memory is QEMU's to end
-// when it is whole; one for disks may end on either side.
+// of many ways in which a connection breaks, so that it is told of an ordinary
+// end. A stream of memory is QEMU's to end when it is whole; one for disks may
+// end on either side.
 func (e *end) hearing(c channel, there copying) (copying, copying) {
 	var ended atomic.Bool // by the source
-	note := func(err error) error { return errors.Join(err, writeFile(e.layout.hungUp(), c.String())) }
+	note := func() error { return writeFile(e.layout.hungUp(), c.String()) }
 	return func(dst io.Writer, src io.Reader) error {
 			err := there(dst, src)
 			if hungUp(err) {
-				return note(err)
+				err = errors.Join(err, note())
+				drain(src)
+				return err
 			}
 			ended.Store(true)
 			return err
 		}, func(dst io.Writer, src io.Reader) error {
 			err := transfer(dst, src)
 			if hungUp(err) || err == nil && c == memoryChannel && !ended.Load() {
-				return note(err)
+				return note() // and the source is told of the end, before drain is over
 			}
 			return err
 		}
+}
+
+// drainFor is how long the source has to hear that the target's QEMU has hung up.
+const drainFor = time.Second
+
+// drain throws away what still comes until the source has ended, for drainFor:
+// bytes that are unread when a connection is closed reset it, and what the other
+// side has not read yet, the end that it was told of, is lost.
+func drain(src io.Reader) {
+	if c, ok := src.(net.Conn); ok && c.SetReadDeadline(time.Now().Add(drainFor)) == nil {
+		_, _ = io.Copy(io.Discard, src)
+	}
 }
 
 // hungUp picks out errors of a connection to the target's QEMU that this end has

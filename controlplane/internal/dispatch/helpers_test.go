@@ -135,6 +135,7 @@ func (r *replica) lead(t *testing.T) term {
 	l.Fence = &store.Fence{Key: key, Term: l.Term}
 	l.Fresh = l.fresh.Load
 	l.stop = run(t, func(ctx context.Context) error { return r.Lead(ctx, l.Leadership) })
+	r.eventually(t, "leads", func() bool { _, leads := r.Sessions(); return leads }) // else who calls hears of no leader
 	return l
 }
 
