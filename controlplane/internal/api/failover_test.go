@@ -224,9 +224,7 @@ func TestReverseReplication(t *testing.T) {
 	c.State = storev1.LostCopyState_LOST_COPY_STATE_GONE
 	r.put(store.PutProto(store.LostCopyKey(onReplica, "a"), c))
 	refused(ref, "REPLICATION_LOOP") // the job that it was brought back from is still there
-	if _, err := r.store.Commit(t.Context(), store.Change{Deletes: []string{store.ReplicationKey("j")}}); err != nil {
-		t.Fatal(err)
-	}
+	r.remove(store.ReplicationKey("j"))
 	list, err := migrations.ListLostCopies(t.Context(), &debvisorv1.Empty{})
 	if err != nil || len(list.GetCopies()) != 2 || list.GetCopies()[0].GetVmName() != "db" || !list.GetCopies()[0].GetReverseOffered() || list.GetCopies()[1].GetReverseOffered() {
 		t.Fatalf("%v: %v", list, err)

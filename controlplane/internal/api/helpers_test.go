@@ -284,7 +284,19 @@ func (r *replica) anonymous() *grpc.ClientConn {
 // put writes records and waits until the replica sees them.
 func (r *replica) put(puts ...store.Put) {
 	r.t.Helper()
-	revision, err := r.store.Commit(r.t.Context(), store.Change{Puts: puts})
+	r.commit(store.Change{Puts: puts})
+}
+
+// remove takes records away.
+func (r *replica) remove(keys ...string) {
+	r.t.Helper()
+	r.commit(store.Change{Deletes: keys})
+}
+
+// commit changes records; the replica has seen it when it returns.
+func (r *replica) commit(c store.Change) {
+	r.t.Helper()
+	revision, err := r.store.Commit(r.t.Context(), c)
 	if err != nil {
 		r.t.Fatal(err)
 	}
