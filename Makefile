@@ -6,7 +6,8 @@ export GOTOOLCHAIN := auto
 # pacific: go-ceph for Ceph 16 and later; ceph_preview: progress of flattening.
 export GOFLAGS := -buildvcs=false -tags=pacific,ceph_preview
 VERSION := $(shell git describe --tags --always --dirty --abbrev=10 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION)
+COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := -s -w -X github.com/debvisor/debvisor/shared/obs.Version=$(VERSION) -X github.com/debvisor/debvisor/shared/obs.Commit=$(COMMIT)
 PROGRAMS := ./controlplane/cmd/debvisor-rpcd ./controlplane/cmd/hvctl ./agent/cmd/debvisor-agent
 TOOLS := $(CURDIR)/build/tools
 EVERYBODYS := /var/cache/debvisor# as in integration/machine/cache.go

@@ -26,11 +26,11 @@ func (c Config) Check() error {
 	return errors.Join(errs...)
 }
 
-// Look reads what a configuration names, the identity that enroll made, and
-// starts nothing.
+// Look reads what a configuration names, the identity that enroll made and what
+// the collector of traces is known by, and starts nothing.
 func Look(c Config) error {
 	_, _, err := enroll.Home{Dir: c.DataDir}.Open(hclog.NewNullLogger())
-	return err
+	return errors.Join(err, c.Trace.Look())
 }
 
 // hangUps reads anew what SIGHUP asks for, until ctx ends: the log goes on in
@@ -48,8 +48,9 @@ func hangUps(ctx context.Context, cfg Config, own *certs.Reloader) error {
 }
 
 func hangUp(cfg Config, own *certs.Reloader) {
-	if err := cfg.ReopenLog(); err != nil {
-		cfg.Log.Error("the log goes on in the file that it had", "error", err)
+	reopened := cfg.ReopenLog()
+	if reopened != nil {
+		cfg.Log.Error("the log goes on in the file that it had", "error", reopened)
 	}
 	changes, err := cfg.Reload()
 	if err != nil {
@@ -72,6 +73,11 @@ func hangUp(cfg Config, own *certs.Reloader) {
 		return
 	}
 	cfg.Log.Debug("the certificate's files were read anew", "serial", certs.Serial(own.Leaf()))
+	if reopened != nil {
+		cfg.Log.Warn("reload ended: not all was taken over", "error", reopened)
+		cfg.Notify.Remark("the last reload left the log in the file that it had: " + config.Brief(reopened))
+		return
+	}
 	cfg.Log.Info("reload ended: all was taken over that needs no restart")
 	cfg.Notify.Remark("")
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // Look reads what a configuration names: the data directory's certificates and
-// keys, the listener's, the access file, the keys of tokens' issuer. It starts
-// and writes nothing. The error joins all that would stop a start, one line
+// keys, the listener's, the access file, the keys of tokens' issuer, what the
+// collector of traces is known by. It starts and writes nothing. The error joins all that would stop a start, one line
 // each.
 func Look(cfg Config) error {
 	log := hclog.NewNullLogger()
@@ -28,6 +28,7 @@ func Look(cfg Config) error {
 	}
 	_, err := accessfile.Open(accessfile.Config{Path: cfg.AccessFile, Log: log})
 	errs = append(errs, err)
+	errs = append(errs, cfg.Trace.Look())
 	r := &replica{cfg: cfg}
 	r.cfg.Log = log
 	return errors.Join(append(errs, r.openTokens())...)

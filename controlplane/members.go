@@ -12,12 +12,14 @@ import (
 type membership struct {
 	*members.Archive
 	*members.Removal
+	*members.Hearing
 }
 
 func (r *replica) members(log hclog.Logger) membership {
 	m := membership{
 		Archive: &members.Archive{Member: r.member, Etcd: r.client, View: r.view, Store: r.store, Log: log},
-		Removal: &members.Removal{Self: r.member.Record().Name, View: r.view, Store: r.store, Log: log},
+		Removal: &members.Removal{Self: r.member.Record().Name, View: r.view, Store: r.store, Hearing: r.hearing, Log: log},
+		Hearing: r.hearing,
 	}
 	if r.embedded != nil {
 		m.Removal.Etcd = r.client

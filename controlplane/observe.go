@@ -15,6 +15,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/debvisor/debvisor/controlplane/internal/audit"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/health"
 	"github.com/debvisor/debvisor/controlplane/internal/store"
 	"github.com/debvisor/debvisor/shared/obs"
@@ -110,7 +111,7 @@ var (
 )
 
 // leaderKnown tells whether anybody leads, or did a moment ago.
-func leaderKnown(view *store.View) func() error {
+func leaderKnown(view interface{ Current() *cluster.Snapshot }) func() error {
 	var mu sync.Mutex
 	var known time.Time
 	return func() error {

@@ -8,12 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/debvisor/debvisor/certs"
+	"github.com/debvisor/debvisor/controlplane/internal/cluster"
 	"github.com/debvisor/debvisor/controlplane/internal/store/storetest"
+	storev1 "github.com/debvisor/debvisor/proto/debvisor/store/v1"
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/obs"
 )
@@ -133,4 +136,41 @@ func TestHowAReplicaReachesItself(t *testing.T) {
 			t.Errorf("%s is reached at %s, want %s", addr, got, want)
 		}
 	}
+}
+
+// ledView is a view in which somebody leads, or nobody.
+type ledView struct{ at *cluster.Snapshot }
+
+func (v *ledView) Current() *cluster.Snapshot { return v.at }
+
+// TestNoLeaderIsNotReady: a replica that knows of no leader is not ready, and a change of leaders is no reason to say so.
+func TestNoLeaderIsNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nobody := cluster.Empty()
+		d := nobody.Draft()
+		d.PutCandidate("e", &storev1.Leader{Name: "r2"}, 1)
+		somebody := d.Snapshot(1)
+		view := &ledView{nobody}
+		why := leaderKnown(view)
+		if why() == nil {
+			t.Error("ready before anybody was known to lead")
+		}
+		view.at = somebody
+		if err := why(); err != nil {
+			t.Errorf("somebody leads: %v", err)
+		}
+		view.at = nobody
+		time.Sleep(leaderless)
+		if err := why(); err != nil {
+			t.Errorf("%s after the last leader: %v", leaderless, err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := why(); err == nil || !strings.Contains(err.Error(), "no replica is known to lead") {
+			t.Errorf("longer than %s after the last leader: %v", leaderless, err)
+		}
+		view.at = somebody
+		if err := why(); err != nil {
+			t.Errorf("somebody leads again: %v", err)
+		}
+	})
 }

@@ -50,14 +50,18 @@ func (r *replica) hangUps(ctx context.Context) error {
 // configuration has none of the others read.
 func (r *replica) hangUp() {
 	r.audit.Reopen()
+	var reopened error
 	if r.cfg.ReopenLog != nil {
-		if err := r.cfg.ReopenLog(); err != nil {
-			r.cfg.Log.Error("the log goes on in the file that it had", "error", err)
+		if reopened = r.cfg.ReopenLog(); reopened != nil {
+			r.cfg.Log.Error("the log goes on in the file that it had", "error", reopened)
 		}
 	}
 	err := r.reloadConfig()
 	if err == nil {
 		err = r.reloadFiles()
+	}
+	if err == nil {
+		err = reopened
 	}
 	r.reloads.broken.Store(err != nil)
 	if err != nil {

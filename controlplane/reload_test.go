@@ -13,6 +13,7 @@ import (
 	debvisorv1 "github.com/debvisor/debvisor/proto/debvisor/v1"
 	"github.com/debvisor/debvisor/shared/config"
 	"github.com/debvisor/debvisor/shared/errdefs"
+	"github.com/debvisor/debvisor/shared/obs"
 )
 
 // configuration is what a reload finds.
@@ -37,9 +38,17 @@ func TestSIGHUP(t *testing.T) {
 	write("principals:\n  ci: {roles: [viewer]}\n")
 	var next atomic.Pointer[configuration]
 	var reopened atomic.Int32
+	var stuck atomic.Bool // the log's file cannot be opened anew
+	stuck.Store(true)
 	hangUps := make(chan os.Signal, 1)
 	r.cfg.HangUps = hangUps
-	r.cfg.ReopenLog = func() error { reopened.Add(1); return errors.New("no such directory") }
+	r.cfg.ReopenLog = func() error {
+		reopened.Add(1)
+		if stuck.Load() {
+			return errors.New("no such directory")
+		}
+		return nil
+	}
 	r.cfg.Reload = func() (Config, []config.Change, error) {
 		n := next.Load()
 		return Config{PerMinute: n.perMinute}, n.changes, n.err
@@ -83,6 +92,12 @@ func TestSIGHUP(t *testing.T) {
 		}
 	}
 
+	hangUp(configuration{perMinute: 100000})
+	if want := "not all was taken over: error=\"no such directory\""; !strings.Contains(r.log.String(), want) {
+		t.Errorf("a log that stays in its file is no failure: the log lacks %q", want)
+	}
+	stuck.Store(false)
+
 	changes := []config.Change{{Key: "rate_limit", Old: "100000", New: "1", Live: true}, {Key: "listen", Old: "a:1", New: "b:1"}}
 	hangUp(configuration{perMinute: 1, changes: changes})
 	r.auditHas(map[string]string{"event": "config_changed", "principal": "system:config", "args": `key=rate_limit old="100000" new="1"`, "reason": "applied"})
@@ -105,8 +120,8 @@ func TestSIGHUP(t *testing.T) {
 	if !strings.Contains(r.log.String(), "the access file is refused") {
 		t.Error("a broken access file is not told of")
 	}
-	if reopened.Load() != 4 {
-		t.Errorf("the log was opened anew %d times of 4", reopened.Load())
+	if reopened.Load() != 5 {
+		t.Errorf("the log was opened anew %d times of 5", reopened.Load())
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -127,8 +142,9 @@ func TestLook(t *testing.T) {
 	bad.JWT.Key = filepath.Join(r.home.Dir, "none.pem")
 	bad.TLSCert, bad.TLSKey, bad.TLSCA = r.home.Server().Cert, r.home.EtcdPeer().Key, r.home.Server().CA
 	bad.EtcdEndpoints = []string{"http://192.0.2.1:2379"}
+	bad.Trace = obs.TraceConfig{Endpoint: "https://192.0.2.1:4317", CA: filepath.Join(r.home.Dir, "no-ca.pem")}
 	mistakes := config.Each(Look(bad))
-	for _, want := range []string{"access.yaml:1: keys is a list", "--jwt-key", "does not match", "--etcd-endpoints"} {
+	for _, want := range []string{"access.yaml:1: keys is a list", "--jwt-key", "does not match", "--etcd-endpoints", "trace-ca"} {
 		found := 0
 		for _, m := range mistakes {
 			if strings.Contains(m.Error(), want) && !strings.Contains(m.Error(), "\n") {

@@ -63,6 +63,7 @@ type replica struct {
 	lines *relay.Lines
 	// reloads counts SIGHUPs.
 	reloads  reloads
+	hearing  *members.Hearing
 	measured *measured
 	// tracing is nil where there is no collector.
 	tracing *obs.Tracing
@@ -89,6 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	group.Add("etcd's state", r.askEtcd)
 	group.Add("view", r.view.Run)
+	group.Add("who is heard", r.hearing.Run)
 	group.Add("events", r.events.Run)
 	recorder := audit.Recorder{
 		Log: r.audit, Replica: r.member.Record().Name, View: r.view, Store: r.store, Logger: cfg.Log.Named("audit"),
@@ -148,6 +150,7 @@ func (r *replica) open(ctx context.Context, group *run.Group) error {
 		return fmt.Errorf("taking over the cluster's CAs: %w", err)
 	}
 	r.view = store.NewView(r.client, r.cfg.Log.Named("view"))
+	r.hearing = &members.Hearing{View: r.view}
 	r.view.OnEnd(r.measured.endings.Take)
 	r.ops = operations.New(r.view, r.store)
 	r.events = events.New(store.NewHistory(r.client), r.cfg.Log.Named("events"))

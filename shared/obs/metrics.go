@@ -33,8 +33,15 @@ func NewRegistry(program string) Registry {
 	return r
 }
 
-// commit is the commit that was built, as Go noted it; empty: it did not.
+// Commit is the commit that was built, set by the linker.
+var Commit string
+
+// commit is the commit that was built, as the Makefile or Go noted it; empty:
+// neither did.
 func commit() string {
+	if Commit != "" {
+		return Commit
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""

@@ -94,6 +94,18 @@ func (c TraceConfig) target() (address, host string, err error) {
 	return net.JoinHostPort(u.Hostname(), port), u.Hostname(), nil
 }
 
+// Look reads the files that a good configuration names, as a start does.
+func (c TraceConfig) Look() error {
+	if c.Endpoint == "" {
+		return nil
+	}
+	_, host, err := c.target()
+	if err == nil {
+		_, err = c.transport(host)
+	}
+	return err
+}
+
 // transport is how the collector is spoken to.
 func (c TraceConfig) transport(host string) (otlptracegrpc.Option, error) {
 	if host == "" {

@@ -21,6 +21,9 @@ type Members interface {
 	Backup(ctx context.Context, recoveryKey []byte, by string, send func(*debvisorv1.BackupPart) error) error
 	// Remove takes a replica out for good.
 	Remove(ctx context.Context, name string, evenIfRunning bool) error
+	// Silence is for how long a replica has said nothing; ever is false for one
+	// that never has.
+	Silence(name string) (silence time.Duration, ever bool)
 }
 
 // errNoMembers is of a replica that was assembled without them.

@@ -32,11 +32,20 @@ func (s *clusterService) GetClusterStatus(ctx context.Context, _ *debvisorv1.Emp
 		return nil, err
 	}
 	snapshot := s.view.Current()
-	return statusOf(snapshot, known, time.Now()), nil
+	return statusOf(snapshot, known, s.silence, time.Now()), nil
 }
 
-// statusOf tells how the control plane is. It is pure.
-func statusOf(s *cluster.Snapshot, known *debvisorv1.Cluster, now time.Time) *debvisorv1.ClusterStatus {
+// silence is for how long a replica has said nothing, as far as this one knows.
+func (s *clusterService) silence(name string) (silence time.Duration, ever bool) {
+	if s.members == nil {
+		return 0, false
+	}
+	return s.members.Silence(name)
+}
+
+// statusOf tells how the control plane is. It is pure. Silence is for how long a
+// replica has said nothing.
+func statusOf(s *cluster.Snapshot, known *debvisorv1.Cluster, silence func(name string) (time.Duration, bool), now time.Time) *debvisorv1.ClusterStatus {
 	answer := &debvisorv1.ClusterStatus{Cluster: known, Schema: store.SchemaVersion, Restore: restoreStatus(s)}
 	if note := s.LastBackup.Value; note != nil {
 		answer.LastBackupAt = timestamp(note.GetAt())
@@ -52,23 +61,24 @@ func statusOf(s *cluster.Snapshot, known *debvisorv1.Cluster, now time.Time) *de
 		}
 	}
 	for _, r := range known.GetReplicas() {
-		answer.Replicas = append(answer.Replicas, replicaStatus(r, s.ReplicaStatuses[r.GetName()].Value, known.GetLeader(), now))
+		silent, _ := silence(r.GetName())
+		answer.Replicas = append(answer.Replicas, replicaStatus(r, s.ReplicaStatuses[r.GetName()].Value, known.GetLeader(), silent))
 	}
 	answer.MayFail = mayFail(answer.GetReplicas())
 	answer.Problems = problems(s, answer, now)
 	return answer
 }
 
-func replicaStatus(r *debvisorv1.Replica, said *storev1.ReplicaStatus, leader string, now time.Time) *debvisorv1.ReplicaStatus {
+func replicaStatus(r *debvisorv1.Replica, said *storev1.ReplicaStatus, leader string, silent time.Duration) *debvisorv1.ReplicaStatus {
 	status := &debvisorv1.ReplicaStatus{Replica: r, Leader: r.GetName() == leader}
 	if said == nil {
 		status.Reasons = []string{"it has never said how it is: it was not started since it joined, or runs a version that does not say"}
 		return status
 	}
 	status.ReportedAt, status.Ready, status.Reasons = timestamp(said.GetAt()), said.GetReady(), said.GetReasons()
-	if silence := now.Sub(said.GetAt().AsTime()); silence >= replicaSilence {
+	if silent >= replicaSilence {
 		status.Ready = false
-		status.Reasons = []string{fmt.Sprintf("it has not been heard for %s", silence.Truncate(time.Second))}
+		status.Reasons = []string{fmt.Sprintf("it has not been heard for %s", silent.Truncate(time.Second))}
 	}
 	status.EtcdMember, status.Learner = said.GetEtcdMember(), said.GetLearner()
 	status.EtcdDbBytes, status.EtcdRaftIndex = said.GetEtcdDbBytes(), said.GetEtcdRaftIndex()

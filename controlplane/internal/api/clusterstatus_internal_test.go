@@ -54,7 +54,11 @@ func TestStatus(t *testing.T) {
 		}
 		d.SetLastBackup(c.backup, 1)
 		d.SetRestore(c.restore, 1)
-		status := statusOf(d.Snapshot(2), known, now)
+		silence := func(name string) (time.Duration, bool) {
+			said, ever := d.Snapshot(2).ReplicaStatuses[name]
+			return now.Sub(said.Value.GetAt().AsTime()), ever
+		}
+		status := statusOf(d.Snapshot(2), known, silence, now)
 		if status.GetMayFail() != c.mayFail || len(status.GetProblems()) != len(c.problems) {
 			t.Errorf("%s: %d may fail, want %d; problems %q, want %q", c.name, status.GetMayFail(), c.mayFail, status.GetProblems(), c.problems)
 			continue

@@ -152,3 +152,21 @@ func TestAuthorize(t *testing.T) {
 		}
 	}
 }
+
+// TestFormerRolesDoNotBecomeOperators: what lets a caller be anybody is not covered by what roles were given when it did not exist.
+func TestFormerRolesDoNotBecomeOperators(t *testing.T) {
+	d := cluster.Empty().Draft()
+	d.Principals.Put("revoker", &storev1.Principal{Permissions: []string{"certificate:*", "cluster:*"}}, 1)
+	s := d.Snapshot(1)
+	a := authz.New(authz.Config{})
+	for method, want := range map[string]bool{
+		debvisorv1.CertificateService_RevokeHolder_FullMethodName:     true,
+		debvisorv1.CertificateService_IssueCertificate_FullMethodName: false,
+		debvisorv1.CertificateService_RotateCA_FullMethodName:         false,
+		debvisorv1.ClusterService_Backup_FullMethodName:               false,
+	} {
+		if err := a.Authorize(s, principal("revoker"), method, time.Now()); (err == nil) != want {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
+}

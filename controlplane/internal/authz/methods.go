@@ -115,7 +115,8 @@ func clusterMethods() map[string]Rule {
 		debvisorv1.ClusterService_RemoveReplica_FullMethodName:  change("cluster:member:remove"),
 		debvisorv1.ClusterService_ConfirmRestore_FullMethodName: change("cluster:restore:confirm"),
 
-		debvisorv1.CertificateService_IssueCertificate_FullMethodName: change("certificate:issue"),
+		// Who issues certificates is whoever they like: not for roles of "certificate:*" that were made when it was to revoke and list.
+		debvisorv1.CertificateService_IssueCertificate_FullMethodName: change("ca:issue"),
 		debvisorv1.CertificateService_ListCertificates_FullMethodName: read("certificate:list"),
 		debvisorv1.CertificateService_RevokeHolder_FullMethodName:     change("certificate:revoke"),
 		debvisorv1.CertificateService_GetCA_FullMethodName:            read("ca:get"),

@@ -23,6 +23,8 @@ type Removal struct {
 	Self  string
 	View  *store.View
 	Store *store.Store
+	// Hearing tells who is heard.
+	Hearing *Hearing
 	// Etcd is the embedded cluster's membership; nil with an outside cluster,
 	// whose members are not ours to remove.
 	Etcd clientv3.Cluster
@@ -97,14 +99,13 @@ func (r *Removal) refuse(s *cluster.Snapshot, list []*etcdserverpb.Member, name 
 	no := func(code, format string, args ...any) error {
 		return errdefs.New(errdefs.FailedPrecondition, code, format, args...).With("replica", name)
 	}
-	now := time.Now()
 	_, known := s.Replicas[name]
 	switch {
 	case name == r.Self:
 		return no("ASKED_ITSELF", "replica %s is the one that was asked: ask another one to remove it", name)
 	case known && len(s.Replicas) <= 1: // others were let in at most, and stand in the way of those who are to come
 		return no("LAST_REPLICA", "replica %s is the last one", name)
-	case Heard(s, name, now) && !evenIfRunning:
+	case r.Hearing.Heard(name) && !evenIfRunning:
 		return no("REPLICA_IS_HEARD", "replica %s is heard: stop it first, or ask for its removal even if it runs", name)
 	case member == nil || member.IsLearner:
 		return nil
@@ -116,7 +117,7 @@ func (r *Removal) refuse(s *cluster.Snapshot, list []*etcdserverpb.Member, name 
 			continue
 		}
 		voters++
-		if m.Name == r.Self || Heard(s, m.Name, now) {
+		if m.Name == r.Self || r.Hearing.Heard(m.Name) {
 			heard++
 		} else {
 			silent = append(silent, m.Name)
@@ -127,10 +128,4 @@ func (r *Removal) refuse(s *cluster.Snapshot, list []*etcdserverpb.Member, name 
 			name, heard, voters, strings.Join(silent, ", "))
 	}
 	return nil
-}
-
-// Heard tells whether a replica has lately said how it is.
-func Heard(s *cluster.Snapshot, name string, now time.Time) bool {
-	status, ok := s.ReplicaStatuses[name]
-	return ok && now.Sub(status.Value.GetAt().AsTime()) < SilentAfter
 }

@@ -3,6 +3,7 @@ package members_test
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,7 +43,9 @@ func TestRemoval(t *testing.T) {
 		store.PutProto(store.CertificateKey("AB"), &storev1.Certificate{Serial: "AB", Name: "r3", Holder: uint32(pki.Replica), ExpiresAt: timestamppb.New(time.Now().Add(time.Hour))}),
 		store.PutProto(store.CertificateKey("CD"), &storev1.Certificate{Serial: "CD", Name: "r3", Holder: uint32(pki.Principal), ExpiresAt: timestamppb.New(time.Now().Add(time.Hour))}),
 	)
-	r := members.Removal{Self: "r1", View: v, Store: s, Etcd: client, Log: hclog.NewNullLogger()}
+	var later atomic.Int64 // by which this replica's own clock has gone on
+	hearing := &members.Hearing{View: v, Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }}
+	r := members.Removal{Self: "r1", View: v, Store: s, Etcd: client, Hearing: hearing, Log: hclog.NewNullLogger()}
 	refused := func(name string, even bool, want string) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -57,7 +60,8 @@ func TestRemoval(t *testing.T) {
 	commit(say("r2", 0), say("r3", 0))
 	refused("r3", false, "is heard")
 	all[2].Close()
-	commit(say("r3", time.Minute))
+	later.Store(int64(time.Minute))
+	commit(say("r1", 0), say("r2", 0))
 	if err := r.Remove(t.Context(), "r3", false); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +101,7 @@ func TestRemovalOfOneThatNeverStarted(t *testing.T) {
 	if _, err := client.MemberAddAsLearner(t.Context(), []string{url}); err != nil {
 		t.Fatal(err)
 	}
-	r := members.Removal{Self: "r1", View: v, Store: s, Etcd: client, Log: hclog.NewNullLogger()}
+	r := members.Removal{Self: "r1", View: v, Store: s, Etcd: client, Hearing: &members.Hearing{View: v}, Log: hclog.NewNullLogger()}
 	if err := r.Remove(t.Context(), url, false); err != nil {
 		t.Error(err)
 	}

@@ -120,7 +120,8 @@ func vms(s *cluster.Snapshot, out chan<- prometheus.Metric) {
 }
 
 // certificates tells which ends first, of those that count: the latest that each
-// holder has and that is not revoked. Others were renewed.
+// holder has and that is not revoked. Others were renewed. One of an agent counts
+// after its end as well: its node is there, and cannot be reached with it.
 func certificates(s *cluster.Snapshot, now time.Time, out chan<- prometheus.Metric) {
 	type holder struct {
 		kind uint32
@@ -129,7 +130,8 @@ func certificates(s *cluster.Snapshot, now time.Time, out chan<- prometheus.Metr
 	latest := map[holder]time.Time{}
 	for serial, c := range s.Certificates {
 		ends := c.Value.GetExpiresAt().AsTime()
-		if _, revoked := s.Revoked[serial]; revoked || now.After(ends) || removed(s, c.Value) {
+		over := now.After(ends) && c.Value.GetHolder() != uint32(debvisorv1.CertificateHolder_CERTIFICATE_HOLDER_AGENT)
+		if _, revoked := s.Revoked[serial]; revoked || over || removed(s, c.Value) {
 			continue
 		}
 		of := holder{c.Value.GetHolder(), c.Value.GetName()}

@@ -111,7 +111,7 @@ func busy(t *testing.T) *cluster.Snapshot {
 	for serial, c := range map[string]*storev1.Certificate{
 		"1": {Holder: agent, Name: "hv1", ExpiresAt: ago(-time.Hour)},
 		"2": {Holder: agent, Name: "hv1", ExpiresAt: ago(-48 * time.Hour)}, // the renewed one counts
-		"3": {Holder: agent, Name: "hv2", ExpiresAt: ago(-36 * time.Hour)},
+		"3": {Holder: agent, Name: "hv2", ExpiresAt: ago(2 * time.Hour)},   // nobody renewed it
 		"4": {Holder: agent, Name: "gone", ExpiresAt: ago(-time.Minute)},
 		"5": {Holder: principal, Name: "p", ExpiresAt: ago(-time.Minute)}, // revoked
 		"6": {Holder: principal, Name: "p", ExpiresAt: ago(time.Minute)},

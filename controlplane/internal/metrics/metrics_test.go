@@ -75,7 +75,7 @@ func TestWhatTheSnapshotSays(t *testing.T) {
 		"replication_failing":     {"hv1 hv2": 1, "hv1 other": 0},
 		"replication_jobs":        {"hv1 hv2": 2, "hv1 other": 1},
 		"certificates_soonest_expiry_timestamp_seconds": {
-			"agent": float64(noon.Add(36 * time.Hour).Unix()), "principal": float64(noon.Add(5 * time.Hour).Unix()),
+			"agent": float64(noon.Add(-2 * time.Hour).Unix()), "principal": float64(noon.Add(5 * time.Hour).Unix()),
 		},
 		"last_backup_timestamp_seconds": {"": float64(noon.Add(-time.Hour).Unix())},
 		"node_heartbeat_age_seconds":    {"hv1": 1},

@@ -92,7 +92,7 @@ func (c *Controller) round(ctx context.Context, l election.Leadership, w *watch)
 		if err := c.commit(ctx, l, change); err != nil {
 			return err
 		}
-		c.log.Warn("an operation of the backup is ended", "operation", entry.Value.GetId(), "kind", entry.Value.GetKind(), "seen", why)
+		c.log.Warn("an operation of the backup is ended", "operation_id", entry.Value.GetId(), "kind", entry.Value.GetKind(), "seen", why)
 	}
 	s = c.view.Current()
 	if !w.over(s, time.Now()) {
