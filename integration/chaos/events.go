@@ -38,22 +38,56 @@ func (r *reader) take(line []byte) error {
 		if strings.TrimSpace(e.Output) != "" {
 			r.said = strings.TrimSpace(e.Output)
 		}
+		return r.whole(e)
 	case e.Action == "output":
 		r.lines[e.Test] = append(r.lines[e.Test], e.Output)
 		if _, outcome, ok := strings.Cut(e.Output, "outcome: "); ok {
 			r.outcomes[e.Test] = strings.TrimSpace(strings.ReplaceAll(outcome, "OPERATION_STATE_", ""))
 		}
 	case e.Action == "pass", e.Action == "fail":
-		one := result{Seed: r.seed, Test: test, Case: name, Passed: e.Action == "pass", Seconds: e.Elapsed, Outcome: r.outcomes[e.Test]}
-		r.results = append(r.results, one)
-		fmt.Printf("%s %s %.1fs %s\n", e.Action, name, e.Elapsed, one.Outcome)
-		if !one.Passed {
-			fmt.Print(strings.Join(r.lines[e.Test], ""))
+		return r.ended(test, name, e)
+	}
+	return nil
+}
+
+// ended keeps what came of a case.
+func (r *reader) ended(test, name string, e event) error {
+	one := result{Seed: r.seed, Test: test, Case: name, Passed: e.Action == "pass", Seconds: e.Elapsed, Outcome: r.outcomes[e.Test]}
+	r.results = append(r.results, one)
+	fmt.Printf("%s %s %.1fs %s\n", e.Action, name, e.Elapsed, one.Outcome)
+	if !one.Passed {
+		fmt.Print(strings.Join(r.lines[e.Test], ""))
+	}
+	delete(r.lines, e.Test)
+	if err := r.keep.Encode(one); err != nil {
+		return fmt.Errorf("keeping a result: %w", err)
+	}
+	return nil
+}
+
+// theWhole is the case of a test that has none of its own, or that fails though
+// each of its cases has passed.
+const theWhole = "the whole"
+
+// whole keeps what came of a test that its cases do not tell.
+func (r *reader) whole(e event) error {
+	if e.Test == "" || strings.Contains(e.Test, "/") {
+		return nil
+	}
+	if e.Action == "output" {
+		r.lines[e.Test] = append(r.lines[e.Test], e.Output)
+	}
+	cases, failed := 0, 0
+	for _, one := range r.results {
+		if one.Test == e.Test {
+			cases++
+			if !one.Passed {
+				failed++
+			}
 		}
-		delete(r.lines, e.Test)
-		if err := r.keep.Encode(one); err != nil {
-			return fmt.Errorf("keeping a result: %w", err)
-		}
+	}
+	if e.Action == "pass" && cases == 0 || e.Action == "fail" && failed == 0 {
+		return r.ended(e.Test, theWhole, e)
 	}
 	return nil
 }

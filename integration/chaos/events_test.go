@@ -16,6 +16,10 @@ const said = `{"Action":"run","Test":"TestMatrix/lab#01/leader,killed,accepted,s
 {"Action":"fail","Test":"TestMatrix/lab/source-qemu,killed,copying,copied","Elapsed":2}
 {"Action":"output","Test":"TestMatrix","Output":"--- FAIL: TestMatrix (0.00s)\n"}
 {"Action":"fail","Test":"TestMatrix","Elapsed":0}
+{"Action":"pass","Test":"TestPowerOff/lab/source,copying,back","Elapsed":3}
+{"Action":"fail","Test":"TestPowerOff","Elapsed":0}
+{"Action":"output","Test":"TestHistoriesOfZFS","Output":"    zfs_histories_test.go:1: the last common snapshot is gone\n"}
+{"Action":"fail","Test":"TestHistoriesOfZFS","Elapsed":4}
 `
 
 // TestResults follows results from what go test says to the tables, and back out of the file of results.
@@ -33,7 +37,7 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	loaded, err := s.load()
-	if err != nil || len(loaded) != 2 || loaded[0] != r.results[0] || loaded[1] != r.results[1] {
+	if err != nil || len(loaded) != 5 || loaded[0] != r.results[0] || loaded[1] != r.results[1] {
 		t.Fatalf("kept %v, loaded %v: %v", r.results, loaded, err)
 	}
 	if err := s.write(loaded); err != nil {
@@ -44,9 +48,11 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"Seeds 7 to 7: 1 runs begun, 2 cases run, 1 passed",
+		"Seeds 7 to 7: 1 runs begun, 5 cases run, 2 passed",
 		"| leader, killed, accepted, shared | 1 | 1 | 10.5 | SUCCEEDED × 1 |",
 		"| source-qemu, killed, copying, copied | 1 | 0 | 2.0 | FAILED MIGRATION_FAILED × 1 |",
+		"| source, copying, back | 1 | 1 | 3.0 |",
+		"- seed 7, TestHistoriesOfZFS: it did not come to an end", "- seed 7, TestPowerOff: ",
 		"- seed 7, source-qemu,killed,copying,copied: FAILED MIGRATION_FAILED, attempt 1: it stopped",
 	} {
 		if !strings.Contains(string(table), want) {

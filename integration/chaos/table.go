@@ -70,7 +70,11 @@ func (s settings) write(results []result) error {
 		b.WriteString("\n## What failed\n\n")
 		for _, r := range results {
 			if !r.Passed {
-				fmt.Fprintf(&b, "- seed %d, %s: %s\n", r.Seed, r.Case, cmp.Or(r.Outcome, "it did not come to an end"))
+				name := r.Case
+				if name == theWhole {
+					name = r.Test
+				}
+				fmt.Fprintf(&b, "- seed %d, %s: %s\n", r.Seed, name, cmp.Or(r.Outcome, "it did not come to an end"))
 			}
 		}
 	}

@@ -419,3 +419,19 @@ func TestListStorage(t *testing.T) {
 	_, err = r.storage.ListStorage(t.Context(), &debvisorv1.StorageFilter{Node: nodeRef("none")})
 	refusedAs(t, "a node", err, "NODE_NOT_FOUND")
 }
+
+// TestTooManyToGoTogether: what one task of an agent cannot destroy together is refused whole, not done in parts.
+func TestTooManyToGoTogether(t *testing.T) {
+	const most = 500
+	r := startStorage(t)
+	req := &debvisorv1.DeleteSnapshotsRequest{}
+	for i := range most + 1 {
+		req.Snapshots = append(req.Snapshots, snap("tank/x", fmt.Sprint("s", i)))
+	}
+	if _, err := r.storage.DeleteSnapshots(t.Context(), req); err == nil || !strings.Contains(err.Error(), "at most 500 of ZFS at once") {
+		t.Errorf("%d snapshots: %v", len(req.GetSnapshots()), err)
+	}
+	req.Snapshots = req.Snapshots[:most]
+	_, err := r.storage.DeleteSnapshots(t.Context(), req)
+	refusedAs(t, "they are not there", err, "SNAPSHOT_NOT_FOUND")
+}

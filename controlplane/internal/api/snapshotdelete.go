@@ -22,6 +22,10 @@ import (
 // shownKept is how many snapshots an error or an answer names.
 const shownKept = 20
 
+// maxDeleted is how many snapshots of ZFS are deleted at once: what an agent does
+// in one task, so that none goes where one must stay.
+const maxDeleted = 500
+
 // maxListText keeps a list in an error within what a header takes, bytes.
 const maxListText = 3072
 
@@ -36,6 +40,9 @@ func (s *storageService) DeleteSnapshots(ctx context.Context, req *debvisorv1.De
 		node, names, err := s.namedSnapshots(ctx, scope, req.GetSnapshots())
 		if err != nil {
 			return err
+		}
+		if n := len(names.order); n > maxDeleted {
+			return errdefs.Field("snapshots", fmt.Sprintf("%d of them", n), fmt.Sprintf("at most %d of ZFS at once: all or none of them go", maxDeleted))
 		}
 		detail := &storev1.RemoveSnapshots{Node: node}
 		found, err := s.removable(ctx, scope, node, names)

@@ -222,10 +222,15 @@ func (v *Verdict) elsewhere(s *cluster.Snapshot) {
 
 // place finds where the VM goes.
 func (v *Verdict) place(s *cluster.Snapshot, r Request) {
-	v.plan = planner.Plan(s, planner.Request{
+	ask := planner.Request{
 		VM: r.VM, Target: r.Target, TargetOnly: r.Operation != "", Operation: r.Operation, Tenant: r.Tenant,
 		Recovery: &planner.Recovery{Starts: v.Start, Disk: func(node string, d *debvisorv1.VMDisk) (string, string) { return v.fits(s, r, node, d) }},
-	})
+	}
+	v.plan = planner.Plan(s, ask)
+	if newest := v.newest(s, r); newest != "" && newest != v.plan.Target {
+		ask.Target = newest
+		v.plan = planner.Plan(s, ask)
+	}
 	v.Reasons = append(v.Reasons, v.plan.Reasons...)
 	v.Nodes, v.Target = v.plan.Nodes, v.plan.Target
 	if v.plan.Allowed || v.Target != "" || len(v.plan.Reasons) > 0 {
@@ -236,6 +241,37 @@ func (v *Verdict) place(s *cluster.Snapshot, r Request) {
 	if len(v.Nodes) > 0 {
 		v.choose(s, r, v.Nodes[0].Node)
 	}
+}
+
+// newest is, of the nodes that the VM can be brought back to, the one whose
+// replicas lose the least, the better one of two that lose as much; "": it is not
+// for this to say, or there are no replicas.
+func (v *Verdict) newest(s *cluster.Snapshot, r Request) string {
+	if r.Target != "" || !v.plan.Allowed {
+		return ""
+	}
+	newest, least := "", time.Duration(0)
+	for _, n := range v.plan.Nodes {
+		if !n.Allowed {
+			continue
+		}
+		v.choose(s, r, n.Node)
+		if oldest := v.oldest(); oldest != nil && (newest == "" || oldest.Age < least) {
+			newest, least = n.Node, oldest.Age
+		}
+	}
+	return newest
+}
+
+// oldest is the disk that loses the most; nil: none is a replica.
+func (v *Verdict) oldest() *Disk {
+	var oldest *Disk
+	for i, d := range v.Disks {
+		if d.Dataset != "" && (oldest == nil || d.Age > oldest.Age) {
+			oldest = &v.Disks[i]
+		}
+	}
+	return oldest
 }
 
 // proof tells what keeps the former copy from writing.
@@ -272,12 +308,7 @@ func (v *Verdict) proof(s *cluster.Snapshot, r Request) {
 
 // age refuses replicas that are older than may be lost.
 func (v *Verdict) age(_ *cluster.Snapshot, r Request) {
-	var oldest *Disk
-	for i, d := range v.Disks {
-		if d.Dataset != "" && (oldest == nil || d.Age > oldest.Age) {
-			oldest = &v.Disks[i]
-		}
-	}
+	oldest := v.oldest()
 	if oldest == nil {
 		return
 	}

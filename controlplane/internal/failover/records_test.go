@@ -218,6 +218,16 @@ func (x *facts) thing(what, arg string) {
 		x.job = nil
 	case "other":
 		x.also = &storev1.ReplicationJob{Id: "k", Source: "a", Dataset: "tank/web", Target: "c", TargetDataset: "back/web", Policy: "p"}
+	case "second": // another replica, on c, of a snapshot that is as old before noon
+		age, err := time.ParseDuration(arg)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		x.also = &storev1.ReplicationJob{
+			Id: "k", Source: "a", Dataset: "tank/web", Target: "c", TargetDataset: "back/web", DatasetGuid: 7, CursorName: "s3", CursorGuid: 13,
+			CursorCreated: timestamppb.New(noon.Add(-age)),
+		}
+		x.d.ZFS.Put("c", &storev1.NodeZFS{Node: "c", Inventory: encoded(&agentv1.ZfsInventory{Datasets: []*agentv1.ZfsDataset{{Name: "back/web", ReplicationJob: "k"}}})}, 3)
 	case "receiving":
 		x.d.InUse.Put("replication/j", "op-run", 6)
 		x.d.Tasks.Put("op-run/1/replicate-receive", &storev1.Task{Id: "op-run/1/replicate-receive", OperationId: "op-run", Node: "b", State: task.Recorded(task.Running)}, 6)

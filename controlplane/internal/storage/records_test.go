@@ -139,6 +139,7 @@ func (w *world) fact(f []string) {
 		if f[0] == "arriving" {
 			run = &storev1.Replicate{Source: "c", Target: "b"}
 		}
+		w.d.Statuses.Put("c", &storev1.NodeStatus{Id: "c", Liveness: storev1.NodeLiveness_NODE_LIVENESS_ONLINE}, 3)
 		for i := range n(1) {
 			id := fmt.Sprint("op-", f[0], "-", i)
 			w.d.Operations.Put(id, &storev1.Operation{Id: id, Kind: KindRun, State: task.OpRunning, Detail: &storev1.Operation_Replicate{Replicate: run}}, 3)

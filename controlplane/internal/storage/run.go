@@ -88,12 +88,16 @@ func (d *decision) beginRun(job cluster.Entry[*storev1.ReplicationJob]) *step {
 }
 
 // full tells, for people, that no further run may begin between two nodes now;
-// empty: it may.
+// empty: it may. A run whose other node is not heard stands still, for as long as
+// that stays so, and takes nobody's turn.
 func (d *decision) full(source, target string) string {
 	leaving, arriving := 0, 0
 	for _, entry := range d.snapshot.ActiveOperations() {
 		other := entry.Value.GetReplicate()
 		if entry.Value.GetKind() != KindRun || entry.Value.GetId() == d.op.GetId() || entry.Value.GetState() != task.OpRunning {
+			continue
+		}
+		if d.unheard(other.GetSource())+d.unheard(other.GetTarget()) != "" {
 			continue
 		}
 		if other.GetSource() == source {

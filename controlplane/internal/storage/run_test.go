@@ -23,6 +23,8 @@ func TestRuns(t *testing.T) {
 		"other 2":  "note waiting for its turn: 2 replications leave a already, as many as may at once",
 		// The limit is each node's own, one for either direction.
 		"arriving 1":                   "begin",
+		"other 2,down c":               "begin",
+		"arriving 2,down c":            "begin",
 		"arriving 2":                   "note waiting for its turn: 2 replications arrive on b already, as many as may at once",
 		"arriving 1,other 1":           "begin",
 		"other 2,limit a 3":            "begin",
