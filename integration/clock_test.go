@@ -216,15 +216,16 @@ func (r *clocked) hvctl(args ...string) (string, error) {
 	return out.String(), err
 }
 
-// term is the leader's, as its cluster shows it.
+// term is the leader's, as its cluster shows it; while nobody leads there is none.
 func (r *clocked) term() (string, error) {
 	out, err := r.hvctl("cluster", "show")
 	for line := range strings.Lines(out) {
-		if name, term, _ := strings.Cut(line, ":"); name == "term" && err == nil {
-			return strings.TrimSpace(term), nil
+		name, term, _ := strings.Cut(line, ":")
+		if term = strings.TrimSpace(term); name == "term" && err == nil && !strings.HasSuffix(term, ".0") {
+			return term, nil
 		}
 	}
-	return "", errors.Join(fmt.Errorf("no term in %q", out), err)
+	return "", errors.Join(fmt.Errorf("nobody leads: %q", out), err)
 }
 
 // ready asks whether the replica says of itself that it is.
