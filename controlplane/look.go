@@ -13,8 +13,8 @@ import (
 
 // Look reads what a configuration names: the data directory's certificates and
 // keys, the listener's, the access file, the keys of tokens' issuer, what the
-// collector of traces is known by. It starts and writes nothing. The error joins all that would stop a start, one line
-// each.
+// collector of traces is known by. It starts and writes nothing. The error joins
+// all that would stop a start, one line each.
 func Look(cfg Config) error {
 	log := hclog.NewNullLogger()
 	errs := []error{members.Look(members.Home{Dir: cfg.DataDir, WrapKey: cfg.WrapKey})}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -21,7 +22,8 @@ type reader struct {
 	lines    map[string][]string // what tests that run have said, by full name
 	keep     *json.Encoder
 	results  []result
-	said     string // the last that go test said outside of cases
+	parts    map[string]bool // tests that have parts
+	said     string          // the last that go test said outside of cases
 }
 
 // take takes in one line of `go test -json`. What is no event is what go says
@@ -65,28 +67,21 @@ func (r *reader) ended(test, name string, e event) error {
 	return nil
 }
 
-// theWhole is the case of a test that has none of its own, or that fails though
-// each of its cases has passed.
+// theWhole is the case of a test that has no parts, or that fails though each of
+// its cases has passed. One with parts of which none was run says nothing.
 const theWhole = "the whole"
 
 // whole keeps what came of a test that its cases do not tell.
 func (r *reader) whole(e event) error {
-	if e.Test == "" || strings.Contains(e.Test, "/") {
+	if top, _, part := strings.Cut(e.Test, "/"); part || e.Test == "" {
+		r.parts[top] = true
 		return nil
 	}
 	if e.Action == "output" {
 		r.lines[e.Test] = append(r.lines[e.Test], e.Output)
 	}
-	cases, failed := 0, 0
-	for _, one := range r.results {
-		if one.Test == e.Test {
-			cases++
-			if !one.Passed {
-				failed++
-			}
-		}
-	}
-	if e.Action == "pass" && cases == 0 || e.Action == "fail" && failed == 0 {
+	told := slices.ContainsFunc(r.results, func(one result) bool { return one.Test == e.Test && !one.Passed })
+	if e.Action == "pass" && !r.parts[e.Test] || e.Action == "fail" && !told {
 		return r.ended(e.Test, theWhole, e)
 	}
 	return nil

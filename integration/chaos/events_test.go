@@ -18,6 +18,10 @@ const said = `{"Action":"run","Test":"TestMatrix/lab#01/leader,killed,accepted,s
 {"Action":"fail","Test":"TestMatrix","Elapsed":0}
 {"Action":"pass","Test":"TestPowerOff/lab/source,copying,back","Elapsed":3}
 {"Action":"fail","Test":"TestPowerOff","Elapsed":0}
+{"Action":"run","Test":"TestFailoverFaults/lab"}
+{"Action":"skip","Test":"TestFailoverFaults/lab"}
+{"Action":"pass","Test":"TestFailoverFaults","Elapsed":0}
+{"Action":"pass","Test":"TestAlone","Elapsed":5}
 {"Action":"output","Test":"TestHistoriesOfZFS","Output":"    zfs_histories_test.go:1: the last common snapshot is gone\n"}
 {"Action":"fail","Test":"TestHistoriesOfZFS","Elapsed":4}
 `
@@ -27,7 +31,7 @@ func TestResults(t *testing.T) {
 	dir := t.TempDir()
 	s := settings{runs: 1, seed: 7, resume: true, kept: filepath.Join(dir, "results"), out: filepath.Join(dir, "table.md")}
 	var kept bytes.Buffer
-	r := &reader{seed: 7, outcomes: map[string]string{}, lines: map[string][]string{}, keep: json.NewEncoder(&kept)}
+	r := &reader{seed: 7, outcomes: map[string]string{}, lines: map[string][]string{}, parts: map[string]bool{}, keep: json.NewEncoder(&kept)}
 	for line := range strings.Lines(said) {
 		if err := r.take([]byte(line)); err != nil {
 			t.Fatal(err)
@@ -37,7 +41,7 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	loaded, err := s.load()
-	if err != nil || len(loaded) != 5 || loaded[0] != r.results[0] || loaded[1] != r.results[1] {
+	if err != nil || len(loaded) != 6 || loaded[0] != r.results[0] || loaded[1] != r.results[1] {
 		t.Fatalf("kept %v, loaded %v: %v", r.results, loaded, err)
 	}
 	if err := s.write(loaded); err != nil {
@@ -48,10 +52,10 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"Seeds 7 to 7: 1 runs begun, 5 cases run, 2 passed",
+		"Seeds 7 to 7: 1 runs begun, 6 cases run, 3 passed",
 		"| leader, killed, accepted, shared | 1 | 1 | 10.5 | SUCCEEDED × 1 |",
 		"| source-qemu, killed, copying, copied | 1 | 0 | 2.0 | FAILED MIGRATION_FAILED × 1 |",
-		"| source, copying, back | 1 | 1 | 3.0 |",
+		"| source, copying, back | 1 | 1 | 3.0 |", "| the whole | 1 | 1 | 5.0 |",
 		"- seed 7, TestHistoriesOfZFS: it did not come to an end", "- seed 7, TestPowerOff: ",
 		"- seed 7, source-qemu,killed,copying,copied: FAILED MIGRATION_FAILED, attempt 1: it stopped",
 	} {

@@ -150,7 +150,7 @@ func (s settings) run(seed uint64, until time.Time, have []result) ([]result, er
 		return nil, fmt.Errorf("keeping results: %w", err)
 	}
 	defer func() { _ = kept.Close() }()
-	reader := &reader{seed: seed, outcomes: map[string]string{}, lines: map[string][]string{}, keep: json.NewEncoder(kept)}
+	reader := &reader{seed: seed, outcomes: map[string]string{}, lines: map[string][]string{}, parts: map[string]bool{}, keep: json.NewEncoder(kept)}
 	lines := bufio.NewScanner(pipe)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {

@@ -36,15 +36,9 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 	if isCancelled(run) {
 		return cancelled()
 	}
-	cut := false // by the end of the freeze
-	freeze, err := k.r.cfg.Freezer.Frozen(ctx, spec.GetFreeze(), func(frozen context.Context) error {
-		err := k.take(frozen, spec)
-		cut = err != nil && frozen.Err() != nil && ctx.Err() == nil
-		return err
-	})
-	if cut {
-		return k.thawed(ctx, spec)
-	}
+	// To its own end, not to the freeze's: the guest is thawed in time nevertheless, and
+	// a command that was abandoned might take the snapshots after they were looked for.
+	freeze, err := k.r.cfg.Freezer.Frozen(ctx, spec.GetFreeze(), func(context.Context) error { return k.take(ctx, spec) })
 	if err != nil {
 		left, looked := k.find(ctx, spec)
 		switch {
@@ -64,31 +58,6 @@ func (k snapshotKind) Do(ctx context.Context, t *agentv1.Task, run worker.Run) *
 		}
 	}
 	made, err = k.find(ctx, spec)
-	return k.end(ctx, made, freeze, err)
-}
-
-// codeFreezeExpired is package freeze's: the guest was not frozen to the end.
-const codeFreezeExpired = "FREEZE_EXPIRED"
-
-// thawed goes on where ZFS was still at the snapshots when the freeze had used up
-// its budget. Where a freeze was only preferred they are taken without one, if
-// they were not after all; where it is required, nothing stays of them.
-func (k snapshotKind) thawed(ctx context.Context, spec *agentv1.ZfsSnapshotCreate) *agentv1.TaskOutcome {
-	freeze := &agentv1.FreezeOutcome{Reason: "ZFS did not take the snapshots within the freeze's budget: the guest was thawed before"}
-	made, err := k.find(ctx, spec)
-	switch {
-	case err != nil:
-		return k.end(ctx, nil, freeze, err)
-	case spec.GetFreeze().GetRequired():
-		expired := errdefs.New(errdefs.FailedPrecondition, codeFreezeExpired, "%s", freeze.GetReason())
-		return k.end(ctx, nil, freeze, errors.Join(expired, k.undo(ctx, made)))
-	case len(made) > 0:
-		return k.end(ctx, made, freeze, nil)
-	}
-	taken := k.take(ctx, spec) // it may fail of the one that was cut, which ends late
-	if made, err = k.find(ctx, spec); err == nil && len(made) == 0 {
-		err = taken
-	}
 	return k.end(ctx, made, freeze, err)
 }
 

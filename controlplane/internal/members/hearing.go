@@ -43,8 +43,8 @@ func (h *Hearing) Run(ctx context.Context) error {
 	}
 }
 
-// listen notes what has come since. What was there before anybody listened came
-// when it says, in the future as little as possible.
+// listen notes what has come since. What was there before anybody listened is as
+// old as its date says, for want of better, and not newer than now.
 func (h *Hearing) listen() {
 	now := h.now()
 	h.mu.Lock()
